@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records between the processes, packed and unpacked by datapath.h itself: cffi reads the same text as the compiler.
+
+Called by control (commands, replies, punts, events). Sans-io: bytes in and out; who sends them is control.py.
+Adversary: a worker that the guest has broken. Each record's length is checked before it is looked into; one that does
+not fit is None, for the caller to count.
+
+Invariants: addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d, unset as zeros, and stay so; text is made of them only where
+something is shown.
+"""
+
+from __future__ import annotations
+
+from lockgate.core._datapath import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+REPLY_BYTES_MAX: int = ffi.sizeof("struct lg_flow_page")
+
+_UP_SIZE: int = ffi.sizeof("struct lg_up")
+UP_RECORD_MAX = _UP_SIZE + lib.LG_UP_BYTES_MAX
+
+
+def copied(structure: str, data: bytes) -> Any:
+    """The structure at the head of `data`, in memory of its own (a view would not keep `data` alive)."""
+    record = ffi.new(f"struct {structure} *")
+    ffi.memmove(record, data, ffi.sizeof(f"struct {structure}"))
+    return record
+
+
+class Command:
+    """One record for the worker, complete but for its number, which is given when it is sent."""
+
+    __slots__ = ("_record", "_header", "kind")
+
+    def __init__(self, kind: int, record: Any) -> None:
+        self.kind = kind
+        self._record = record
+        self._header = ffi.cast("struct lg_cmd_header *", record)
+
+    def fill(self, field: str, data: bytes) -> None:
+        """A part that is packed already; its size is checked against the structure."""
+        part = ffi.buffer(ffi.addressof(self._record, field))
+        part[:] = data
+
+    def numbered(self, seq: int) -> bytes:
+        self._header.seq = seq
+        return bytes(ffi.buffer(self._record))
+
+
+def bare(kind: int, port: int = 0) -> Command:
+    """LG_CMD_LINK_RESET: a header and nothing else."""
+    return Command(kind, ffi.new("struct lg_cmd_header *", {"type": kind, "port": port}))
+
+
+def _command(structure: str, kind: int, port: int, **fields: Any) -> Command:
+    return Command(kind, ffi.new(f"struct {structure} *", {"header": {"type": kind, "port": port}, **fields}))
+
+
+def value(kind: int, number: int, port: int = 0) -> Command:
+    return _command("lg_cmd_value", kind, port, value=number)
+
+
+def net_view(view: bytes, port: int = 0) -> Command:
+    """`view` is a whole lg_net_view."""
+    command = _command("lg_cmd_net_view", lib.LG_CMD_NET_VIEW, port)
+    command.fill("view", view)
+    return command
+
+
+def memory(kind: int, regions: Iterable[tuple[int, int, int, int]], port: int = 0) -> Command:
+    """LG_CMD_MEM_*; a region is (guest_addr, size, user_addr, mmap_offset), the order of lg_mem_region."""
+    listed = [tuple(region) for region in regions]
+    return _command("lg_cmd_mem", kind, port, count=len(listed), region=listed)
+
+
+def vring(port: int = 0, **fields: int) -> Command:
+    """LG_CMD_VRING_START; the fields of lg_cmd_vring."""
+    return _command("lg_cmd_vring", lib.LG_CMD_VRING_START, port, **fields)
+
+
+def dirty_log(size: int, offset: int, port: int = 0) -> Command:
+    return _command("lg_cmd_log", lib.LG_CMD_DIRTY_LOG, port, size=size, offset=offset)
+
+
+class Reply:
+    """What the worker answered. `result` is 0 or a negative errno."""
+
+    __slots__ = ("kind", "seq", "result", "value", "record")
+
+    def __init__(self, record: bytes) -> None:
+        reply = copied("lg_reply", record)
+        self.kind = int(reply.type)
+        self.seq = int(reply.seq)
+        self.result = int(reply.result)
+        self.value = int(reply.value)
+        self.record = record  # of LG_CMD_FLOWS: the whole page
+
+
+def parse_reply(record: bytes) -> Reply | None:
+    if len(record) not in (ffi.sizeof("struct lg_reply"), REPLY_BYTES_MAX):
+        return None
+    return Reply(record)
+
+
+class Up:
+    """One record of the lossy channel; frozen by convention."""
+
+    __slots__ = ("kind", "port", "payload")
+
+    def __init__(self, kind: int, port: int, payload: bytes) -> None:
+        self.kind = kind
+        self.port = port
+        self.payload = payload
+
+
+def parse_up(record: bytes) -> Up | None:
+    if len(record) < _UP_SIZE:
+        return None
+    head = copied("lg_up", record)
+    if head.length != len(record) - _UP_SIZE:
+        return None
+    return Up(int(head.type), int(head.port), record[_UP_SIZE:])
+
+
+def pack_up(kind: int, payload: bytes, port: int = 0) -> bytes:
+    head = ffi.new("struct lg_up *", {"type": kind, "port": port, "length": len(payload)})
+    return bytes(ffi.buffer(head)) + payload
+
+
+class Seen:
+    """What the worker has seen of the guest; frozen by convention."""
+
+    __slots__ = ("mac", "addr4", "addr6", "link_local")
+
+    def __init__(self, payload: bytes) -> None:
+        seen = copied("lg_seen", payload)
+        self.mac = bytes(seen.mac)
+        self.addr4 = bytes(seen.addr4)
+        self.addr6 = bytes(seen.addr6)
+        self.link_local = bytes(seen.link_local)
+
+
+def parse_seen(payload: bytes) -> Seen | None:
+    return Seen(payload) if len(payload) == ffi.sizeof("struct lg_seen") else None
+
+
+def parse_event(payload: bytes) -> Any | None:
+    """The lg_event itself, which is only read: it has as many fields as it has readers."""
+    if len(payload) != ffi.sizeof("struct lg_event"):
+        return None
+    return copied("lg_event", payload)

@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * command.c: what control asks of the worker, between two batches. Each command has one row in a table that says how
+ * long it is and how many descriptors it may bring; what does not fit its row is refused before its function sees it.
+ * Descriptors that a command does not keep are closed here.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "sys.h"
+#include "worker.h"
+
+union command {
+    struct lg_cmd_header header;
+    struct lg_cmd_value value;
+    struct lg_cmd_net_view net_view;
+    struct lg_cmd_mem mem;
+    struct lg_cmd_vring vring;
+    struct lg_cmd_log log;
+};
+
+struct request {
+    const union command *command;
+    int fd[LG_MEM_SLOTS]; /* -1: taken over by the command, or never there */
+    unsigned fd_count;
+    uint64_t value; /* for the reply */
+};
+
+static int take_fd(struct request *request, unsigned index)
+{
+    int fd = index < request->fd_count ? request->fd[index] : -1;
+
+    if (fd >= 0)
+        request->fd[index] = -1;
+    return fd;
+}
+
+static int run_net_view(struct worker *worker, struct request *request)
+{
+    const struct lg_net_view *view = &request->command->net_view.view;
+
+    if (view->mtu < 68 || view->mtu > 65535) /* RFC 791, 3.2; a frame's length field */
+        return -EINVAL;
+    worker->engine.view = *view;
+    return 0;
+}
+
+static bool rings_running(const struct worker *worker)
+{
+    return worker->vhost.ring[RECEIVEQ].desc || worker->vhost.ring[TRANSMITQ].desc;
+}
+
+static int run_mem_table(struct worker *worker, struct request *request)
+{
+    const struct lg_cmd_mem *mem = &request->command->mem;
+    int err = 0;
+
+    if (mem->count > LG_MEM_SLOTS || mem->count != request->fd_count)
+        return -EINVAL;
+    if (rings_running(worker))
+        return -EBUSY;
+    memory_clear(&worker->vhost.memory);
+    for (unsigned i = 0; i < mem->count && !err; i++)
+        err = memory_add(&worker->vhost.memory, &mem->region[i], request->fd[i]);
+    if (err)
+        memory_clear(&worker->vhost.memory);
+    return err;
+}
+
+static int run_mem_add(struct worker *worker, struct request *request)
+{
+    if (request->command->mem.count != 1)
+        return -EINVAL;
+    return memory_add(&worker->vhost.memory, &request->command->mem.region[0], request->fd[0]);
+}
+
+static int run_mem_remove(struct worker *worker, struct request *request)
+{
+    if (request->command->mem.count != 1)
+        return -EINVAL;
+    return link_vhost_memory_remove(&worker->vhost, &request->command->mem.region[0]);
+}
+
+static int run_features(struct worker *worker, struct request *request)
+{
+    link_vhost_features(&worker->vhost, request->command->value.value);
+    return 0;
+}
+
+static int run_link_reset(struct worker *worker, struct request *request)
+{
+    (void)request;
+    link_vhost_reset(&worker->vhost);
+    worker->faults_told = 0;
+    return 0;
+}
+
+static int run_vring_start(struct worker *worker, struct request *request)
+{
+    const struct lg_cmd_vring *setup = &request->command->vring;
+    int fd[3] = {-1, -1, -1};
+    unsigned next = 0;
+
+    if (setup->index >= VHOST_QUEUES ||
+        request->fd_count != (unsigned)__builtin_popcount(setup->flags & (LG_VRING_HAS_KICK | LG_VRING_HAS_CALL |
+                                                                          LG_VRING_HAS_ERR)))
+        return -EINVAL;
+    for (unsigned i = 0; i < 3; i++) {
+        if (setup->flags >> i & 1)
+            fd[i] = request->fd[next++];
+    }
+    int err = link_vhost_start(&worker->vhost, setup, fd[0], fd[1], fd[2]);
+    if (err)
+        return err;
+    for (unsigned i = 0; i < next; i++)
+        take_fd(request, i);
+    worker_ring_started(worker, setup->index);
+    return 0;
+}
+
+static int run_vring_stop(struct worker *worker, struct request *request)
+{
+    uint64_t index = request->command->value.value;
+    uint16_t next_avail;
+
+    if (index >= VHOST_QUEUES)
+        return -EINVAL;
+    int err = link_vhost_stop(&worker->vhost, (unsigned)index, &next_avail);
+    request->value = err ? 0 : next_avail;
+    worker->faults_told &= ~(1u << index);
+    return err;
+}
+
+static int run_vring_enable(struct worker *worker, struct request *request)
+{
+    uint32_t index = (uint32_t)request->command->value.value;
+
+    if (index >= VHOST_QUEUES)
+        return -EINVAL;
+    worker->vhost.ring[index].enabled = request->command->value.value >> 32;
+    worker_ring_started(worker, index);
+    return 0;
+}
+
+static int replace_fd(struct worker *worker, struct request *request, int *(*slot)(struct vring *))
+{
+    uint64_t index = request->command->value.value;
+
+    if (index >= VHOST_QUEUES)
+        return -EINVAL;
+    int *fd = slot(&worker->vhost.ring[index]);
+    if (*fd >= 0)
+        close(*fd);
+    *fd = take_fd(request, 0);
+    return 0;
+}
+
+static int *slot_call(struct vring *ring)
+{
+    return &ring->call_fd;
+}
+
+static int *slot_err(struct vring *ring)
+{
+    return &ring->err_fd;
+}
+
+static int run_vring_call(struct worker *worker, struct request *request)
+{
+    int err = replace_fd(worker, request, slot_call);
+
+    if (!err) /* a call on the old descriptor may have been missed */
+        vring_call(&worker->vhost.ring[request->command->value.value]);
+    return err;
+}
+
+static int run_vring_err(struct worker *worker, struct request *request)
+{
+    return replace_fd(worker, request, slot_err);
+}
+
+static int run_dirty_log(struct worker *worker, struct request *request)
+{
+    const struct lg_cmd_log *log = &request->command->log;
+    void *table = NULL;
+
+    if (request->fd_count) {
+        if (!log->size || log->size > SIZE_MAX / 2)
+            return -EINVAL;
+        table = mmap(NULL, log->size, PROT_READ | PROT_WRITE, MAP_SHARED, request->fd[0], (off_t)log->offset);
+        if (table == MAP_FAILED)
+            return -errno;
+    }
+    link_vhost_log(&worker->vhost, table, log->size, take_fd(request, 1));
+    return 0;
+}
+
+static int run_events(struct worker *worker, struct request *request)
+{
+    worker->sink.level = (unsigned)request->command->value.value;
+    return 0;
+}
+
+static int run_pcap(struct worker *worker, struct request *request)
+{
+    if (!worker->pcap.head)
+        return -ENODEV;
+    worker->pcap.on = request->command->value.value;
+    return 0;
+}
+
+static const struct {
+    int (*run)(struct worker *worker, struct request *request);
+    uint16_t length;
+    uint8_t fds_min, fds_max;
+} commands[] = {
+    [LG_CMD_NET_VIEW] = {run_net_view, sizeof(struct lg_cmd_net_view), 0, 0},
+    [LG_CMD_MEM_TABLE] = {run_mem_table, sizeof(struct lg_cmd_mem), 0, LG_MEM_SLOTS},
+    [LG_CMD_MEM_ADD] = {run_mem_add, sizeof(struct lg_cmd_mem), 1, 1},
+    [LG_CMD_MEM_REMOVE] = {run_mem_remove, sizeof(struct lg_cmd_mem), 0, 0},
+    [LG_CMD_LINK_FEATURES] = {run_features, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_LINK_RESET] = {run_link_reset, sizeof(struct lg_cmd_header), 0, 0},
+    [LG_CMD_VRING_START] = {run_vring_start, sizeof(struct lg_cmd_vring), 0, 3},
+    [LG_CMD_VRING_STOP] = {run_vring_stop, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_VRING_ENABLE] = {run_vring_enable, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_VRING_CALL] = {run_vring_call, sizeof(struct lg_cmd_value), 0, 1},
+    [LG_CMD_VRING_ERR] = {run_vring_err, sizeof(struct lg_cmd_value), 0, 1},
+    [LG_CMD_DIRTY_LOG] = {run_dirty_log, sizeof(struct lg_cmd_log), 0, 2},
+    [LG_CMD_EVENTS] = {run_events, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
+};
+
+/* ---- the flow snapshot, whose reply is longer than the others ---- */
+
+static void describe(const struct flow *flow, struct lg_flow_info *info)
+{
+    const struct tcp *tcp = &flow->tcp;
+
+    *info = (struct lg_flow_info){
+        .id = flow_handle(flow),
+        .port = flow->key.port,
+        .protocol = flow->key.protocol,
+        .to_guest = tcp->to_guest,
+        .to_host = tcp->to_host,
+        .stall = tcp->stall,
+        .guest_port = flow->key.guest_port,
+        .remote_port = flow->key.remote_port,
+        .rtt_us = tcp->srtt_us,
+        .bytes_to_guest = flow->bytes_to_guest,
+        .bytes_from_guest = flow->bytes_from_guest,
+        .in_flight = tcp->snd_max - tcp->snd_una,
+        .guest_window = tcp->snd_window,
+    };
+    memcpy(info->guest_addr, flow->key.guest.byte, sizeof(info->guest_addr));
+    memcpy(info->remote_addr, flow->key.remote.byte, sizeof(info->remote_addr));
+}
+
+static void reply_flows(struct worker *worker, const struct lg_cmd_value *command)
+{
+    struct flow_table *table = &worker->engine.flows;
+    struct lg_flow_page page = {.reply = {.type = command->header.type, .seq = command->header.seq}};
+    uint32_t cursor = (uint32_t)command->value;
+
+    for (struct flow *flow; page.count < LG_FLOW_PAGE && (flow = flow_next(table, &cursor));)
+        describe(flow, &page.flow[page.count++]);
+    page.reply.value = page.count == LG_FLOW_PAGE ? cursor : 0;
+    struct iovec iov = {.iov_base = &page, .iov_len = sizeof(page)};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    sys_sendmsg(worker->cmd_fd, &msg, MSG_NOSIGNAL);
+}
+
+/* ---- one command ---- */
+
+static void collect_fds(struct msghdr *msg, struct request *request)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR(msg, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t there = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < there; i++) {
+            int fd;
+            memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+            if (request->fd_count < LG_MEM_SLOTS)
+                request->fd[request->fd_count++] = fd;
+            else
+                close(fd);
+        }
+    }
+}
+
+static int dispatch(struct worker *worker, struct request *request, size_t length)
+{
+    uint32_t type = request->command->header.type;
+
+    if (type >= sizeof(commands) / sizeof(commands[0]) || !commands[type].run)
+        return -ENOSYS;
+    if (length != commands[type].length || request->fd_count < commands[type].fds_min ||
+        request->fd_count > commands[type].fds_max)
+        return -EBADMSG;
+    return commands[type].run(worker, request);
+}
+
+bool command_run(struct worker *worker)
+{
+    union command command;
+    union {
+        char bytes[CMSG_SPACE(LG_MEM_SLOTS * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct request request = {.command = &command};
+    struct iovec iov = {.iov_base = &command, .iov_len = sizeof(command)};
+    struct msghdr msg = {
+        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control.bytes)};
+    ssize_t n;
+
+    memset(&command, 0, sizeof(command));
+    n = sys_recvmsg(worker->cmd_fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n <= 0)
+        return n == -EAGAIN;
+    collect_fds(&msg, &request);
+    if (command.header.type == LG_CMD_FLOWS && n == sizeof(struct lg_cmd_value)) {
+        reply_flows(worker, &command.value);
+    } else {
+        struct lg_reply reply = {.type = command.header.type, .seq = command.header.seq};
+        reply.result = dispatch(worker, &request, (size_t)n);
+        reply.value = request.value;
+        struct iovec answer = {.iov_base = &reply, .iov_len = sizeof(reply)};
+        struct msghdr out = {.msg_iov = &answer, .msg_iovlen = 1};
+        sys_sendmsg(worker->cmd_fd, &out, MSG_NOSIGNAL);
+    }
+    for (unsigned i = 0; i < request.fd_count; i++) {
+        if (request.fd[i] >= 0)
+            close(request.fd[i]);
+    }
+    return true;
+}

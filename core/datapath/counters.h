@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * counters.h: every counter of the data path, once. The list makes the enum, the names that Python shows, and the layout
+ * of the shared page: one uint64_t each, in this order, written by the worker alone.
+ */
+#ifndef LOCKGATE_COUNTERS_H
+#define LOCKGATE_COUNTERS_H
+
+#include <stdint.h>
+
+#define COUNTERS(apply)                                                                                                \
+    /* the loop */                                                                                                     \
+    apply(wakeups)                /* returns of epoll_wait */                                                          \
+    apply(wakeup_events)          /* events that they carried */                                                       \
+    apply(wakeups_idle)           /* flow events that moved no byte and changed no state */                            \
+    apply(timers_fired)                                                                                                \
+    /* the link */                                                                                                     \
+    apply(frames_from_guest)                                                                                           \
+    apply(bytes_from_guest)                                                                                            \
+    apply(frames_to_guest)                                                                                             \
+    apply(bytes_to_guest)                                                                                              \
+    apply(kicks)                  /* the guest told us of buffers */                                                   \
+    apply(calls)                  /* we told the guest */                                                              \
+    apply(link_full)              /* a frame for the guest waited for room */                                          \
+    apply(ring_faults)            /* a ring was stopped for what the guest wrote into it */                            \
+    /* frames that went nowhere, by reason */                                                                          \
+    apply(drop_short)             /* shorter than its headers say */                                                   \
+    apply(drop_length)            /* longer than a frame may be, or than its chain can carry */                        \
+    apply(drop_ethertype)         /* neither ARP, IPv4 nor IPv6 */                                                     \
+    apply(drop_ip_header)                                                                                              \
+    apply(drop_fragment)                                                                                               \
+    apply(drop_protocol)          /* of a protocol that nobody here answers, or that is switched off */                \
+    apply(drop_address)           /* loopback, multicast or unspecified where it may not be */                         \
+    apply(drop_tcp_header)                                                                                             \
+    apply(drop_no_room)           /* an answer of ours that nobody repeats found the link full */                      \
+    apply(drop_disconnected)      /* for the guest, while no link is attached */                                       \
+    apply(punts)                  /* frames handed to control */                                                       \
+    apply(punts_lost)             /* control did not keep up */                                                        \
+    apply(frames_injected)        /* frames that control sent to the guest */                                          \
+    apply(frames_injected_lost)                                                                                        \
+    apply(events_lost)                                                                                                 \
+    /* what we answer ourselves */                                                                                     \
+    apply(arp_replies)                                                                                                 \
+    apply(ns_replies)                                                                                                  \
+    apply(echo_replies)                                                                                                \
+    /* TCP */                                                                                                          \
+    apply(tcp_opened)                                                                                                  \
+    apply(tcp_refused)            /* connect() failed */                                                               \
+    apply(tcp_closed)                                                                                                  \
+    apply(tcp_resets_from_guest)                                                                                       \
+    apply(tcp_resets_from_peer)                                                                                        \
+    apply(tcp_resets_sent)        /* to the guest, for whatever reason */                                              \
+    apply(tcp_flow_limit)         /* a SYN was refused because the table was full */                                   \
+    apply(tcp_evicted)            /* an idle flow made room for a new one */                                           \
+    apply(tcp_retransmits)                                                                                             \
+    apply(tcp_timeouts)           /* the retransmission timer fired */                                                 \
+    apply(tcp_fast_retransmits)                                                                                        \
+    apply(tcp_window_probes)                                                                                           \
+    apply(tcp_out_of_order)       /* segments from the guest ahead of what we expect */                                \
+    apply(tcp_duplicate)          /* segments from the guest that we had already */                                    \
+    apply(tcp_challenge_acks)                                                                                          \
+    apply(tcp_short_sends)        /* the peer's queue took less than the guest had sent */                             \
+    apply(tcp_tail_full)          /* no buffer was left for the rest of a short send: the guest repeats it */          \
+    apply(tcp_bytes_to_guest)     /* payload, sent for the first time */                                               \
+    apply(tcp_bytes_from_guest)   /* payload that the peer's queue took */                                             \
+    apply(stall_window)                                                                                                \
+    apply(stall_link)                                                                                                  \
+    apply(interest_changes)       /* EPOLL_CTL_MOD */                                                                  \
+    apply(flows)                  /* now in the table */                                                               \
+    apply(pcap_dropped)
+
+enum counter {
+#define COUNTER_ENUM(name) C_##name,
+    COUNTERS(COUNTER_ENUM)
+#undef COUNTER_ENUM
+        C_COUNT
+};
+
+#endif

@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * datapath.h: all that Python sees of the C core.
+ *
+ * The lines between "cdef: begin" and "cdef: end" are given to cffi as they stand: plain C declarations, defines of
+ * one integer, no conditionals. Records that cross a process boundary are defined here once; Python packs and
+ * unpacks them through cffi, so that there is no second description that could differ.
+ *
+ * Two channels join the worker and the control process:
+ *   cmd  SEQPACKET. Control sends one `struct lg_cmd_*`, with descriptors; the worker runs it between two batches and
+ *        answers one `struct lg_reply` with the same seq. Never dropped.
+ *   up   SEQPACKET. `struct lg_up` and its bytes: punted frames and events upwards, frames for the guest downwards.
+ *        Lossy, and counted.
+ * All integers in host byte order, all addresses 16 bytes in network order, IPv4 as ::ffff:a.b.c.d, unset as zeros.
+ */
+#ifndef LOCKGATE_DATAPATH_H
+#define LOCKGATE_DATAPATH_H
+
+#include <stdint.h>
+
+/* cdef: begin */
+
+/* ---- What is assigned: one view of the network, replaced as a whole between two batches. ---- */
+
+#define LG_VIEW_IPV4 1
+#define LG_VIEW_IPV6 2
+#define LG_VIEW_TCP 4
+#define LG_VIEW_UDP 8
+#define LG_VIEW_ICMP 16
+#define LG_VIEW_NDP 32
+#define LG_VIEW_DHCP 64
+#define LG_VIEW_RA 128
+#define LG_VIEW_DHCPV6 256
+
+struct lg_net_view {
+    uint32_t version; /* counts up with each change */
+    uint32_t flags;   /* LG_VIEW_* */
+    uint32_t mtu;     /* of the guest's interface, bytes of IP packet; never 0 */
+    uint8_t our_mac[6];
+    uint8_t padding[2];
+    uint8_t guest4[16];         /* assigned to the guest */
+    uint8_t guest6[16];         /* assigned to the guest */
+    uint8_t gateway4[16];       /* ours: ARP, echo; also the source of what has no better address */
+    uint8_t gateway6[16];       /* ours: echo (often our_link_local) */
+    uint8_t our_link_local[16]; /* source of RA and NA */
+    uint8_t map_host4[16];      /* guest -> this address becomes 127.0.0.1 */
+    uint8_t map_host6[16];      /* guest -> this address becomes ::1 */
+};
+
+/* ---- cmd: control -> worker ---- */
+
+#define LG_CMD_NET_VIEW 1      /* lg_cmd_net_view */
+#define LG_CMD_MEM_TABLE 2     /* lg_cmd_mem, one descriptor a region: replaces all; rings are stopped before */
+#define LG_CMD_MEM_ADD 3       /* lg_cmd_mem with one region and its descriptor */
+#define LG_CMD_MEM_REMOVE 4    /* lg_cmd_mem with one region, no descriptor */
+#define LG_CMD_LINK_FEATURES 5 /* lg_cmd_value: the virtio feature bits that were acknowledged */
+#define LG_CMD_LINK_RESET 6    /* lg_cmd_header: stops the rings, unmaps memory, forgets features; flows stay */
+#define LG_CMD_VRING_START 7   /* lg_cmd_vring; descriptors kick, call, err, those that its flags name, in order. On a ring
+                                * that runs already: takes the descriptors, enabled and log settings, and goes on. */
+#define LG_CMD_VRING_STOP 8    /* lg_cmd_value: ring index; reply.value is the next avail index */
+#define LG_CMD_VRING_ENABLE 9  /* lg_cmd_value: ring index | enabled << 32 */
+#define LG_CMD_VRING_CALL 10   /* lg_cmd_value: ring index; 0 or 1 descriptor */
+#define LG_CMD_VRING_ERR 11    /* lg_cmd_value: ring index; 0 or 1 descriptor */
+#define LG_CMD_DIRTY_LOG 12    /* lg_cmd_log; descriptors: the table (none: log off), then perhaps the log eventfd */
+#define LG_CMD_EVENTS 13       /* lg_cmd_value: 0 none, 1 events, 2 events and one for each frame */
+#define LG_CMD_PCAP 14         /* lg_cmd_value: 1 copies frames into the ring, 0 stops */
+#define LG_CMD_FLOWS 15        /* lg_cmd_value: cursor; reply is lg_flow_page */
+
+#define LG_MEM_SLOTS 64
+
+struct lg_cmd_header {
+    uint32_t type; /* LG_CMD_* */
+    uint32_t seq;
+    uint32_t port;
+    uint32_t reserved;
+};
+
+struct lg_cmd_value {
+    struct lg_cmd_header header;
+    uint64_t value;
+};
+
+struct lg_cmd_net_view {
+    struct lg_cmd_header header;
+    struct lg_net_view view;
+};
+
+struct lg_mem_region {
+    uint64_t guest_addr;  /* guest physical */
+    uint64_t size;        /* bytes */
+    uint64_t user_addr;   /* the front end's own mapping; ring addresses are in these terms */
+    uint64_t mmap_offset; /* where the region starts in its descriptor */
+};
+
+struct lg_cmd_mem {
+    struct lg_cmd_header header;
+    uint32_t count;
+    uint32_t reserved;
+    struct lg_mem_region region[LG_MEM_SLOTS];
+};
+
+#define LG_VRING_HAS_KICK 1
+#define LG_VRING_HAS_CALL 2
+#define LG_VRING_HAS_ERR 4
+#define LG_VRING_ENABLED 8
+#define LG_VRING_LOG 16            /* VHOST_VRING_F_LOG: writes to the used ring are logged at log_addr */
+#define LG_VRING_BASE_FROM_USED 32 /* a replaced worker: go on at used->idx, base is not known */
+
+struct lg_cmd_vring {
+    struct lg_cmd_header header;
+    uint32_t index; /* 0 receiveq (to the guest), 1 transmitq (from the guest) */
+    uint32_t size;  /* descriptors */
+    uint32_t base;  /* next avail index */
+    uint32_t flags; /* LG_VRING_* */
+    uint64_t desc;  /* user addresses, as in VHOST_USER_SET_VRING_ADDR */
+    uint64_t avail;
+    uint64_t used;
+    uint64_t log_addr; /* guest physical address of the used ring, for the dirty log */
+};
+
+struct lg_cmd_log {
+    struct lg_cmd_header header;
+    uint64_t size;
+    uint64_t offset;
+};
+
+struct lg_reply {
+    uint32_t type; /* of the command */
+    uint32_t seq;
+    int32_t result; /* 0 or a negative errno */
+    uint32_t reserved;
+    uint64_t value;
+};
+
+#define LG_FLOW_PAGE 64
+
+struct lg_flow_info {
+    uint64_t id;
+    uint32_t port;
+    uint8_t protocol;       /* IPPROTO_* */
+    uint8_t to_guest;       /* enum half_state, named by lg_half_name() */
+    uint8_t to_host;        /* enum half_state */
+    uint8_t stall;          /* enum stall, named by lg_stall_name() */
+    uint8_t guest_addr[16]; /* what the guest's socket is bound to */
+    uint8_t remote_addr[16]; /* as the guest addresses it */
+    uint16_t guest_port;
+    uint16_t remote_port;
+    uint32_t rtt_us;         /* of the guest's side; 0 unknown */
+    uint64_t bytes_to_guest; /* acknowledged */
+    uint64_t bytes_from_guest;
+    uint32_t in_flight; /* bytes to the guest that it has not acknowledged */
+    uint32_t guest_window;
+};
+
+struct lg_flow_page {
+    struct lg_reply reply; /* reply.value: the next cursor, 0 at the end */
+    uint32_t count;
+    uint32_t reserved;
+    struct lg_flow_info flow[LG_FLOW_PAGE];
+};
+
+/* ---- up: worker <-> control ---- */
+
+#define LG_UP_PUNT 1  /* worker -> control: an Ethernet frame that control answers (DHCP, RS) */
+#define LG_UP_FRAME 2 /* control -> worker: an Ethernet frame for the guest */
+#define LG_UP_EVENT 3 /* worker -> control: struct lg_event */
+#define LG_UP_SEEN 4  /* worker -> control: struct lg_seen; sent again until it fits */
+
+#define LG_UP_BYTES_MAX 65600 /* a record with the largest frame */
+
+struct lg_up {
+    uint32_t type; /* LG_UP_* */
+    uint32_t port;
+    uint32_t length; /* bytes that follow */
+    uint32_t reserved;
+};
+
+struct lg_seen {
+    uint8_t mac[6];
+    uint8_t padding[2];
+    uint8_t addr4[16];
+    uint8_t addr6[16];
+    uint8_t link_local[16];
+};
+
+#define LG_EVENT_FLOW_OPEN 1     /* the guest's SYN was taken; reason: none */
+#define LG_EVENT_FLOW_CONNECT 2  /* the peer answered, SYN-ACK sent */
+#define LG_EVENT_FLOW_STALL 3    /* reason: enum stall */
+#define LG_EVENT_FLOW_RESUME 4   /* reason: the enum stall that ended */
+#define LG_EVENT_FLOW_CLOSE 5    /* reason: enum close_reason, named by lg_close_name(); error: errno */
+#define LG_EVENT_FLOW_REFUSED 6  /* error: errno of connect() */
+#define LG_EVENT_RETRANSMIT 7    /* value: bytes that are sent again */
+#define LG_EVENT_RING_STOPPED 8  /* value: ring index; reason: enum vring_fault, named by lg_fault_name() */
+#define LG_EVENT_FRAME_DROPPED 9 /* reason: index of the counter that counted it */
+
+struct lg_event {
+    uint32_t kind;   /* LG_EVENT_* */
+    uint32_t reason; /* see the kind */
+    uint64_t flow;   /* id, 0 none */
+    uint64_t value;
+    int32_t error; /* errno, 0 none */
+    uint32_t reserved;
+    uint8_t guest_addr[16];
+    uint8_t remote_addr[16];
+    uint16_t guest_port;
+    uint16_t remote_port;
+    uint32_t reserved2;
+    uint64_t bytes_to_guest;
+    uint64_t bytes_from_guest;
+};
+
+/* ---- the pcap ring: a memfd that the worker fills and control drains ---- */
+
+#define LG_PCAP_RING_BYTES 4194304 /* of data, behind the head page; a power of two */
+#define LG_PCAP_HEAD_BYTES 4096
+
+struct lg_pcap_head {
+    uint64_t written; /* bytes ever written; the worker's, stored with release order */
+    uint64_t read;    /* bytes ever read; control's, stored with release order */
+    uint64_t dropped; /* frames that found no room */
+};
+
+struct lg_pcap_record { /* each record starts at a multiple of 8, and may wrap around the end of the data */
+    uint64_t time_ns;   /* CLOCK_REALTIME */
+    uint32_t length;    /* bytes of frame that follow */
+    uint16_t port;
+    uint16_t to_guest; /* 1: sent to the guest, 0: received from it */
+};
+
+/* ---- counters: a memfd of uint64_t, one for each name ---- */
+
+#define LG_COUNTER_BYTES 4096
+
+unsigned lg_counter_count(void);
+const char *lg_counter_name(unsigned index); /* NULL past the end */
+const char *lg_half_name(unsigned half);
+const char *lg_stall_name(unsigned stall);
+const char *lg_close_name(unsigned reason);
+const char *lg_fault_name(unsigned fault);
+
+/* ---- the worker's life ---- */
+
+#define LG_WORKER_NO_PEEK_OFF 1 /* act as on a kernel before 6.9, whose TCP has no SO_PEEK_OFF */
+
+struct lg_worker_config {
+    int cmd_fd;
+    int up_fd;
+    int keeper_fd;     /* READY is one byte 'R' sent here; EOF here ends the worker */
+    int counters_fd;   /* memfd, LG_COUNTER_BYTES */
+    int pcap_fd;       /* memfd, LG_PCAP_HEAD_BYTES + LG_PCAP_RING_BYTES; -1 none */
+    int pcap_event_fd; /* eventfd, signalled when the ring was empty; -1 none */
+    uint32_t flags;    /* LG_WORKER_* */
+    uint32_t flow_limit;
+};
+
+/* Runs the data path until keeper_fd or cmd_fd closes (returns 0) or something of ours fails (a negative errno). */
+int lg_worker_run(const struct lg_worker_config *config);
+
+/* ---- the other processes: isolation.c ---- */
+
+/* Layers of the worker's isolation, in the order in which they are put on. */
+#define LG_LAYER_USER 0         /* a user namespace */
+#define LG_LAYER_NAMESPACES 1   /* mount, PID, IPC and UTS namespaces */
+#define LG_LAYER_ROOT 2         /* an empty read-only root */
+#define LG_LAYER_CAPABILITIES 3 /* none, nor in the bounding set */
+#define LG_LAYER_PRIVILEGES 4   /* no_new_privs; not dumpable */
+#define LG_LAYER_COUNT 5
+
+#define LG_KEEPER_READY 82     /* 'R', alone in its record */
+#define LG_KEEPER_ISOLATION 73 /* 'I', first byte of lg_isolation; sent before READY */
+
+struct lg_isolation {
+    uint8_t kind; /* LG_KEEPER_ISOLATION */
+    uint8_t padding[3];
+    int32_t error[LG_LAYER_COUNT]; /* of each layer: 0 reached, else the errno of its refusal */
+};
+
+const char *lg_layer_name(unsigned layer); /* NULL past the end */
+
+/* Makes the worker: the child isolates itself as far as the machine allows, sends lg_isolation on keeper_fd, runs
+ * lg_worker_run() and exits with 0 or the errno of its failure. It keeps the descriptors of the configuration and, if
+ * stderr_fd is 2, the standard error. Returns its pid, or a negative errno. Single-threaded callers only. */
+int lg_worker_spawn(const struct lg_worker_config *config, const char *name, int stderr_fd);
+
+/* In the child that becomes control, after any setuid: no capabilities, no_new_privs, dies with its parent. */
+int lg_control_confine(const char *name);
+
+int lg_process_name(const char *name);
+
+/* Blocks SIGTERM, SIGQUIT and SIGCHLD and returns a signalfd for them; SIGINT gets its default back. */
+int lg_signals_open(void);
+
+#define LG_KEEP_MAX 64
+
+/* Closes every descriptor from 3 up, but those named (-1 names none). -E2BIG above LG_KEEP_MAX names. */
+int lg_close_all_but(const int *keep, unsigned count);
+
+void lg_release_memory(void); /* gives the free part of the C heap back to the kernel */
+
+/* cdef: end */
+#endif

@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * engine.c: frames from the guest to whoever they concern, and the order of work in one step.
+ *
+ * A batch of frames is looked at as a whole before anything is sent: each frame only leaves its facts with its flow, then
+ * every flow that was touched is settled once. Only then the guest gets its buffers back.
+ */
+#include "engine.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "sys.h"
+#include "tcp.h"
+
+enum {
+    DHCP_SERVER_PORT = 67,
+    UDP_HEADER = 8,
+};
+
+void engine_set_time(struct engine *engine, uint64_t now_ns)
+{
+    engine->now_ns = now_ns;
+    engine->now_ms = now_ns / 1000000;
+}
+
+static void *reserve_memory(size_t bytes)
+{
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+int engine_init(struct engine *engine, uint64_t *counters, uint32_t flow_limit, bool peek_off, const uint8_t random[32])
+{
+    struct siphash_key table_key;
+
+    memset(engine, 0, sizeof(*engine));
+    engine->epoll_fd = -1;
+    engine->counters = counters;
+    engine->peek_off = peek_off;
+    memcpy(&table_key, random, sizeof(table_key));
+    memcpy(&engine->secret, random + sizeof(table_key), sizeof(engine->secret));
+    list_init(&engine->ready);
+    list_init(&engine->waiting);
+    engine_set_time(engine, sys_monotonic_ns());
+    wheel_init(&engine->wheel, engine->now_ms);
+    engine->view.mtu = 1500;
+    memset(engine->seen.mac, 0xff, sizeof(engine->seen.mac)); /* until the guest has spoken */
+
+    engine->tails.memory = reserve_memory((size_t)TCP_TAILS * TCP_TAIL_BYTES);
+    engine->discard = peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
+    if (!engine->tails.memory || (!peek_off && !engine->discard))
+        return -ENOMEM;
+    return flow_table_init(&engine->flows, flow_limit < FLOWS_MAX ? flow_limit : FLOWS_MAX, table_key);
+}
+
+void engine_free(struct engine *engine)
+{
+    uint32_t cursor = 0;
+
+    for (struct flow *flow; (flow = flow_next(&engine->flows, &cursor));) {
+        tcp_close(engine, flow, CLOSE_shutdown, 0);
+        flow_remove(&engine->flows, flow);
+    }
+    flow_table_free(&engine->flows);
+    munmap(engine->tails.memory, (size_t)TCP_TAILS * TCP_TAIL_BYTES);
+    if (engine->discard)
+        munmap(engine->discard, TCP_REREAD_MAX);
+}
+
+void engine_path(const struct engine *engine, const address *source, const address *destination,
+                 struct packet_path *ret_path)
+{
+    memcpy(ret_path->guest_mac, engine->seen.mac, ADDRESS_MAC);
+    memcpy(ret_path->our_mac, engine->view.our_mac, ADDRESS_MAC);
+    ret_path->source = *source;
+    ret_path->destination = *destination;
+}
+
+int engine_send_frame(struct engine *engine, const uint8_t *frame, size_t length)
+{
+    static const struct offload none;
+    const struct link_operations *link = engine->link->operations;
+    struct guest_room room;
+    int err;
+
+    engine->pieces.count = 0;
+    err = link->reserve(engine->link, ETHERNET_HEADER, length - ETHERNET_HEADER, &engine->pieces, &room);
+    if (err)
+        return err;
+    if (room.payload < length - ETHERNET_HEADER) {
+        link->rollback(engine->link);
+        return -EAGAIN;
+    }
+    for (unsigned i = 0; i < room.header_count; i++) {
+        memcpy(room.header[i].iov_base, frame, room.header[i].iov_len);
+        frame += room.header[i].iov_len;
+    }
+    for (unsigned i = 0; i < engine->pieces.count; i++) {
+        memcpy(engine->pieces.iov[i].iov_base, frame, engine->pieces.iov[i].iov_len);
+        frame += engine->pieces.iov[i].iov_len;
+    }
+    link->commit(engine->link, length, &none);
+    return 0;
+}
+
+/* ---- what is seen of the guest ---- */
+
+static void see_bytes(struct engine *engine, uint8_t *known, const uint8_t *now, size_t length)
+{
+    if (!memcmp(known, now, length))
+        return;
+    memcpy(known, now, length);
+    engine->seen_changed = true;
+}
+
+static void see_addresses(struct engine *engine, const struct packet *packet)
+{
+    const address *source = &packet->source;
+    uint8_t *known;
+
+    if (address_is_unset(source) || address_is_multicast(source) || address_is_loopback(source))
+        return;
+    if (address_is_ipv4(source)) {
+        if (!source->byte[12])
+            return; /* 0.0.0.0, before the guest has an address */
+        known = engine->seen.addr4;
+    } else {
+        known = address_is_link_local(source) ? engine->seen.link_local : engine->seen.addr6;
+    }
+    see_bytes(engine, known, source->byte, sizeof(source->byte));
+}
+
+/* ---- one frame ---- */
+
+static void take_udp(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    const uint8_t *udp = frame->head + packet->l4_offset;
+
+    if (packet->l4_length < UDP_HEADER || packet->l4_offset + UDP_HEADER > frame->head_length)
+        count(engine, C_drop_short);
+    else if (!packet->ipv6 && load_be16(udp + 2) == DHCP_SERVER_PORT && engine->view.flags & LG_VIEW_DHCP)
+        engine->punt(engine, frame);
+    else
+        count(engine, C_drop_protocol);
+}
+
+static void take_ip(struct engine *engine, const struct guest_frame *frame)
+{
+    struct packet packet;
+    enum counter drop = packet_parse(frame, &packet);
+
+    if (drop) {
+        count(engine, drop);
+        return;
+    }
+    if (!(engine->view.flags & (packet.ipv6 ? LG_VIEW_IPV6 : LG_VIEW_IPV4))) {
+        count(engine, C_drop_protocol);
+        return;
+    }
+    see_addresses(engine, &packet);
+    if (packet.protocol == IPPROTO_TCP)
+        tcp_from_guest(engine, frame, &packet);
+    else if (packet.protocol == IPPROTO_UDP)
+        take_udp(engine, frame, &packet);
+    else if (packet.protocol == IPPROTO_ICMP && !packet.ipv6)
+        neighbour_icmpv4(engine, frame, &packet);
+    else if (packet.protocol == IPPROTO_ICMPV6 && packet.ipv6)
+        neighbour_icmpv6(engine, frame, &packet);
+    else
+        count(engine, C_drop_protocol);
+}
+
+static void take_frame(struct engine *engine, const struct guest_frame *frame)
+{
+    if (frame->length < ETHERNET_HEADER) {
+        count(engine, C_drop_short);
+        return;
+    }
+    const uint8_t *source_mac = frame->head + ADDRESS_MAC;
+    if (!(source_mac[0] & 1)) /* a group address is nobody's */
+        see_bytes(engine, engine->seen.mac, source_mac, ADDRESS_MAC);
+    if (frame_ethertype(frame) == ETHERTYPE_ARP_FRAME)
+        neighbour_arp(engine, frame);
+    else
+        take_ip(engine, frame);
+}
+
+/* ---- one step ---- */
+
+static void settle_ready(struct engine *engine)
+{
+    struct list now;
+    struct node *node;
+
+    list_move(&engine->ready, &now);
+    while ((node = list_pop(&now)))
+        tcp_settle(engine, container_of(node, struct flow, ready));
+}
+
+bool engine_from_guest(struct engine *engine)
+{
+    const struct link_operations *link = engine->link->operations;
+    bool more = true;
+
+    for (unsigned batch = 0; batch < BATCHES_PER_STEP && more; batch++) {
+        unsigned frames = link->from_guest(engine->link, engine->frame, &more);
+
+        engine->segment_count = 0;
+        for (unsigned i = 0; i < frames; i++)
+            take_frame(engine, &engine->frame[i]);
+        settle_ready(engine); /* after it no flow holds a piece of the batch any more */
+        link->release(engine->link);
+        link->flush(engine->link);
+    }
+    return more;
+}
+
+void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events)
+{
+    struct flow *flow = flow_from_handle(&engine->flows, handle);
+
+    if (flow && !flow->tcp.done)
+        tcp_event(engine, flow, events);
+}
+
+void engine_link_room(struct engine *engine)
+{
+    struct node *node;
+
+    engine->link_full = false;
+    while ((node = list_pop(&engine->waiting)))
+        list_append(&engine->ready, &container_of(node, struct flow, waiting)->ready);
+}
+
+static void fire_timers(struct engine *engine)
+{
+    struct timer *timer;
+
+    wheel_advance(&engine->wheel, engine->now_ms);
+    while ((timer = wheel_pop(&engine->wheel))) {
+        count(engine, C_timers_fired);
+        tcp_timer_fired(engine, container_of(timer, struct flow, timer));
+    }
+}
+
+void engine_settle(struct engine *engine)
+{
+    fire_timers(engine);
+    settle_ready(engine);
+    /* Room may have come between "full" and our asking for the room event; one more try is enough for a step. */
+    if (engine->link_full && !engine->link->operations->wait_room(engine->link)) {
+        engine_link_room(engine);
+        settle_ready(engine);
+        if (engine->link_full && !engine->link->operations->wait_room(engine->link))
+            engine_link_room(engine);
+    }
+    engine->link->operations->flush(engine->link);
+}
+
+uint64_t engine_next_ms(const struct engine *engine)
+{
+    return list_empty(&engine->ready) ? wheel_next(&engine->wheel) : engine->now_ms;
+}

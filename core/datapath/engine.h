@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * engine.h: the worker's state, and what its parts say to each other. One thread; nothing here is global.
+ */
+#ifndef LOCKGATE_ENGINE_H
+#define LOCKGATE_ENGINE_H
+
+#include "counters.h"
+#include "datapath.h"
+#include "flow.h"
+#include "link.h"
+#include "packet.h"
+#include "timer.h"
+
+enum engine_limits {
+    EVENTS_PER_WAIT = 64,
+    BATCHES_PER_STEP = 8, /* then the sockets have their turn */
+    UNREACHABLE_SLOTS = 64,
+    ICMP_PER_SECOND = 100, /* errors that we send to the guest (RFC 4443, 2.4 (f)) */
+};
+
+/* A TCP segment with data that waits for the end of its batch. */
+struct batch_segment {
+    const struct guest_frame *frame;
+    uint32_t offset; /* of the payload that is new, from the start of the frame */
+    uint32_t length;
+    uint16_t next; /* of the same flow, index + 1; 0 the last */
+};
+
+/* Whom an unreachable peer's first SYN was answered by ICMP, so that the next gets a RST. */
+struct unreachable_memory {
+    uint64_t tag[UNREACHABLE_SLOTS]; /* hash of the flow's key; 0 free */
+};
+
+struct tail_pool {
+    uint8_t *memory;
+    uint64_t used; /* a bit for each tail */
+};
+
+/* What a person may want to see; sent to control, rendered there. */
+struct event_sink {
+    void (*emit)(struct event_sink *sink, const struct lg_event *event);
+    unsigned level; /* 0 none, 1 events, 2 and one for each frame that is dropped */
+};
+
+struct engine {
+    uint64_t now_ns, now_ms;
+    int epoll_fd;
+    struct link *link;
+    struct lg_net_view view;
+    struct lg_seen seen;
+    bool seen_changed;
+    uint64_t *counters;
+    struct wheel wheel;
+    struct flow_table flows;
+    struct list ready;   /* flows that will be settled in this step or the next */
+    struct list waiting; /* flows that wait for room on the link */
+    bool link_full;      /* reserve() said so, and the room event has not come */
+    bool peek_off;       /* the kernel has SO_PEEK_OFF for TCP */
+    bool memory_fault;   /* a system call met guest memory that is gone: this worker ends */
+    struct siphash_key secret;
+    struct unreachable_memory unreachable;
+    struct tail_pool tails;
+    struct event_sink *events;
+    void (*punt)(struct engine *engine, const struct guest_frame *frame);
+    uint8_t *discard; /* TCP_REREAD_MAX bytes that nobody reads; only without SO_PEEK_OFF */
+
+    struct guest_frame frame[LINK_BATCH];
+    struct batch_segment segment[LINK_BATCH];
+    unsigned segment_count;
+    struct payload_pieces pieces;
+};
+
+/* Everything but the link and the channels. Random bytes make the hash and the sequence numbers unforeseeable. */
+int engine_init(struct engine *engine, uint64_t *counters, uint32_t flow_limit, bool peek_off, const uint8_t random[32]);
+void engine_free(struct engine *engine); /* closes all flows */
+
+/* Frames from the guest, up to a budget. True: there are more. */
+bool engine_from_guest(struct engine *engine);
+
+/* A flow's socket has something to say. */
+void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events);
+
+/* The link has room again, or a guest behind it. */
+void engine_link_room(struct engine *engine);
+
+/* Flows that are ready, timers that are due; what was committed goes out. To be called once at the end of each step. */
+void engine_settle(struct engine *engine);
+
+/* When engine_settle() must be called again without any event: UINT64_MAX never; now or earlier: at once. */
+uint64_t engine_next_ms(const struct engine *engine);
+
+/* A complete frame to the guest. 0 or -EAGAIN (full), -ENOTCONN. */
+int engine_send_frame(struct engine *engine, const uint8_t *frame, size_t length);
+
+void engine_set_time(struct engine *engine, uint64_t now_ns);
+
+static inline void count(struct engine *engine, enum counter counter)
+{
+    engine->counters[counter]++;
+}
+
+static inline bool engine_shows_events(const struct engine *engine)
+{
+    return __builtin_expect(engine->events->level != 0, 0);
+}
+
+/* ---- between the parts ---- */
+
+/* neighbour.c: ARP, NS and echo to the gateway, answered from the view. True: the frame was for it. */
+void neighbour_arp(struct engine *engine, const struct guest_frame *frame);
+void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+
+/* The addresses of a packet from `source`, which the guest knows the peer by, to `destination`. */
+void engine_path(const struct engine *engine, const address *source, const address *destination,
+                 struct packet_path *ret_path);
+
+#endif

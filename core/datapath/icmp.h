@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * icmp.h: ICMP and ICMPv6 messages that we write for the guest.
+ */
+#ifndef LOCKGATE_ICMP_H
+#define LOCKGATE_ICMP_H
+
+#include "engine.h"
+
+enum icmp_types { /* RFC 792, RFC 4443, RFC 4861 */
+    ICMPV4_ECHO_REPLY = 0,
+    ICMPV4_UNREACHABLE = 3,
+    ICMPV4_ECHO_REQUEST = 8,
+    ICMPV6_UNREACHABLE = 1,
+    ICMPV6_ECHO_REQUEST = 128,
+    ICMPV6_ECHO_REPLY = 129,
+    ICMPV6_ROUTER_SOLICITATION = 133,
+    ICMPV6_NEIGHBOUR_SOLICITATION = 135,
+    ICMPV6_NEIGHBOUR_ADVERTISEMENT = 136,
+};
+
+/* Tells the guest that the SYN of this flow met `error` (an errno of connect()). False: the link is full. */
+bool icmp_send_unreachable(struct engine *engine, const struct flow *flow, int error);
+
+/* Sends `length` bytes of ICMP message, whose checksum field is filled in here, from source to destination. */
+bool icmp_send(struct engine *engine, const address *source, const address *destination, uint8_t *message,
+               size_t length);
+
+#endif

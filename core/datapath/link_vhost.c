@@ -1,0 +1,572 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * link_vhost.c: frames over virtqueues, without a copy of ours: the pieces that are lent are the guest's own memory.
+ *
+ * Adversary: the guest. What is in its memory may change while we look. Of a frame from it, the head is copied once and
+ * only the copy is parsed; the payload is passed on without being looked at.
+ */
+#include "link_vhost.h"
+
+#include <errno.h>
+#include <stdalign.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "counters.h"
+#include "sys.h"
+
+struct virtio_net_header { /* virtio 1.2, 5.1.6; with VERSION_1 always 12 bytes, mergeable buffers or not */
+    uint8_t flags;
+    uint8_t gso_type;
+    uint16_t header_length;
+    uint16_t gso_size;
+    uint16_t csum_start;
+    uint16_t csum_offset;
+    uint16_t num_buffers;
+};
+
+enum {
+    NET_HEADER = sizeof(struct virtio_net_header),
+    NET_HEADER_NEEDS_CSUM = 1,
+};
+
+_Static_assert(sizeof(struct virtio_net_header) == 12, "the header has no padding");
+
+static struct link_vhost *vhost_of(struct link *link)
+{
+    return (struct link_vhost *)link; /* the link is the first member */
+}
+
+static bool feature(const struct link_vhost *vhost, unsigned bit)
+{
+    return vhost->features >> bit & 1;
+}
+
+/* A fault is told once: to the front end by the err eventfd, to people by a counter. The ring stays down. */
+static void fault_report(struct link_vhost *vhost, unsigned queue)
+{
+    struct vring *ring = &vhost->ring[queue];
+
+    if (ring->fault == VRING_FAULT_none || vhost->faults_reported >> queue & 1)
+        return;
+    vhost->faults_reported |= 1u << queue;
+    vhost->counters[C_ring_faults]++;
+    if (ring->err_fd >= 0)
+        sys_eventfd_signal(ring->err_fd);
+}
+
+/* ---- from the guest ---- */
+
+static size_t copy_out(uint8_t *to, size_t max, const struct iovec *iov, unsigned count, size_t skip)
+{
+    size_t copied = 0;
+
+    for (unsigned i = 0; i < count && copied < max; i++) {
+        size_t length = iov[i].iov_len;
+        if (skip >= length) {
+            skip -= length;
+            continue;
+        }
+        length -= skip;
+        if (length > max - copied)
+            length = max - copied;
+        memcpy(to + copied, (const uint8_t *)iov[i].iov_base + skip, length);
+        copied += length;
+        skip = 0;
+    }
+    return copied;
+}
+
+/* Drops the first `skip` bytes from a list of pieces; returns how many whole pieces went. */
+static unsigned pieces_skip(struct iovec *iov, unsigned count, size_t skip)
+{
+    unsigned gone = 0;
+
+    while (gone < count && skip >= iov[gone].iov_len)
+        skip -= iov[gone++].iov_len;
+    if (gone < count) {
+        iov[gone].iov_base = (uint8_t *)iov[gone].iov_base + skip;
+        iov[gone].iov_len -= skip;
+    }
+    return gone;
+}
+
+static bool frame_from_chain(struct link_vhost *vhost, struct guest_frame *frame, struct iovec *iov, unsigned count,
+                             size_t bytes)
+{
+    if (bytes < NET_HEADER || bytes - NET_HEADER > FRAME_BYTES_MAX) {
+        vhost->counters[bytes < NET_HEADER ? C_drop_short : C_drop_length]++;
+        return false;
+    }
+    /* Our header of the frame's offloads is not read: nothing that we do depends on it. Checksums of TCP payload end
+     * here, and the kernel makes segments of its own. */
+    unsigned gone = pieces_skip(iov, count, NET_HEADER);
+    frame->iov = iov + gone;
+    frame->iov_count = count - gone;
+    frame->length = (uint32_t)(bytes - NET_HEADER);
+    frame->head_length = (uint16_t)copy_out(frame->head, FRAME_HEAD_MAX, frame->iov, frame->iov_count, 0);
+    vhost->counters[C_frames_from_guest]++;
+    vhost->counters[C_bytes_from_guest] += frame->length;
+    if (vhost->pcap->on)
+        pcap_ring_put(vhost->pcap, frame->iov, frame->iov_count, frame->length, false);
+    return true;
+}
+
+static unsigned vhost_from_guest(struct link *link, struct guest_frame *frames, bool *ret_more)
+{
+    struct link_vhost *vhost = vhost_of(link);
+    struct vring *ring = &vhost->ring[TRANSMITQ];
+    struct vring_pieces pieces = {.iov = vhost->batch_piece, .max = LINK_PIECES};
+    unsigned count = 0;
+
+    *ret_more = false;
+    vhost->batch_count = 0;
+    if (!vring_usable(ring))
+        return 0;
+    vring_spare_kick(ring);
+    while (vhost->batch_count < LINK_BATCH) {
+        unsigned first = pieces.count;
+        size_t bytes = pieces.bytes;
+
+        if (!vring_waiting(ring)) {
+            *ret_more = ring->fault == VRING_FAULT_none && vring_ask_kick(ring);
+            break;
+        }
+        if (vring_take(ring, &pieces, &vhost->batch_head[vhost->batch_count])) {
+            *ret_more = ring->fault == VRING_FAULT_none; /* no room for its pieces: the next batch has it */
+            break;
+        }
+        vhost->batch_count++;
+        if (frame_from_chain(vhost, &frames[count], pieces.iov + first, pieces.count - first, pieces.bytes - bytes))
+            count++;
+    }
+    if (vhost->batch_count == LINK_BATCH)
+        *ret_more = true;
+    fault_report(vhost, TRANSMITQ);
+    return count;
+}
+
+static void vhost_release(struct link *link)
+{
+    struct link_vhost *vhost = vhost_of(link);
+    struct vring *ring = &vhost->ring[TRANSMITQ];
+
+    for (unsigned i = 0; i < vhost->batch_count; i++)
+        vring_finish(ring, vhost->batch_head[i], 0);
+    vhost->batch_count = 0;
+}
+
+/* ---- to the guest ---- */
+
+/* Takes chains until they hold `wanted` bytes, or until one has, where the guest does not merge buffers. */
+static int chains_take(struct link_vhost *vhost, struct vhost_reservation *reservation, size_t wanted, size_t *ret_bytes)
+{
+    struct vring *ring = &vhost->ring[RECEIVEQ];
+    struct vring_pieces pieces = {.iov = vhost->piece,
+                                  .guest_addr = vhost->piece_guest_addr,
+                                  .count = vhost->piece_count,
+                                  .max = LINK_PIECES};
+    int err = 0;
+
+    while (pieces.bytes < wanted) {
+        size_t before = pieces.bytes;
+
+        if (!vring_waiting(ring)) {
+            err = -EAGAIN;
+            break;
+        }
+        if (vhost->chain_count == VHOST_CHAINS_MAX || vring_take(ring, &pieces, &vhost->chain_head[vhost->chain_count])) {
+            err = -ENOBUFS;
+            break;
+        }
+        vhost->chain_bytes[vhost->chain_count++] = (uint32_t)(pieces.bytes - before);
+        if (!feature(vhost, VIRTIO_NET_F_MRG_RXBUF))
+            break;
+    }
+    reservation->chain_count = vhost->chain_count - reservation->first_chain;
+    reservation->piece_count = pieces.count - reservation->first_piece;
+    vhost->piece_count = pieces.count;
+    *ret_bytes = pieces.bytes;
+    return ring->fault == VRING_FAULT_none ? err : -EAGAIN;
+}
+
+static void chains_untake(struct link_vhost *vhost, unsigned first_chain, unsigned first_piece)
+{
+    vring_untake(&vhost->ring[RECEIVEQ], vhost->chain_count - first_chain);
+    vhost->chain_count = first_chain;
+    vhost->piece_count = first_piece;
+}
+
+/* Splits the pieces of a reservation into the frame's headers and its payload. */
+static bool pieces_split(const struct link_vhost *vhost, const struct vhost_reservation *reservation, size_t header,
+                         size_t payload, struct payload_pieces *pieces, struct guest_room *room)
+{
+    size_t skip = NET_HEADER;
+
+    room->header_count = 0;
+    for (unsigned i = 0; i < reservation->piece_count && (header || payload); i++) {
+        struct iovec piece = vhost->piece[reservation->first_piece + i];
+
+        size_t skipped = skip < piece.iov_len ? skip : piece.iov_len;
+        piece.iov_base = (uint8_t *)piece.iov_base + skipped;
+        piece.iov_len -= skipped;
+        skip -= skipped;
+        if (header && piece.iov_len) {
+            size_t part = header < piece.iov_len ? header : piece.iov_len;
+            if (room->header_count == LINK_HEADER_PIECES)
+                return false;
+            room->header[room->header_count++] = (struct iovec){piece.iov_base, part};
+            piece.iov_base = (uint8_t *)piece.iov_base + part;
+            piece.iov_len -= part;
+            header -= part;
+        }
+        if (payload && piece.iov_len) {
+            size_t part = payload < piece.iov_len ? payload : piece.iov_len;
+            if (pieces->count == LINK_PIECES)
+                return false;
+            pieces->iov[pieces->count++] = (struct iovec){piece.iov_base, part};
+            payload -= part;
+        }
+    }
+    return true;
+}
+
+static int vhost_reserve(struct link *link, size_t header, size_t payload, struct payload_pieces *pieces,
+                         struct guest_room *ret_room)
+{
+    struct link_vhost *vhost = vhost_of(link);
+    size_t frame = header + payload < FRAME_BYTES_MIN ? FRAME_BYTES_MIN : header + payload;
+    size_t bytes;
+    unsigned payload_count = pieces ? pieces->count : 0;
+    int err;
+
+    if (!vring_usable(&vhost->ring[RECEIVEQ]))
+        return -ENOTCONN;
+    if (vhost->reserved_first == vhost->reserved_end) {
+        vhost->reserved_first = vhost->reserved_end = 0;
+        vhost->chain_count = vhost->piece_count = 0;
+    }
+    if (vhost->reserved_end == VHOST_RESERVED_MAX)
+        return -ENOBUFS;
+
+    struct vhost_reservation *reservation = &vhost->reserved[vhost->reserved_end];
+    *reservation = (struct vhost_reservation){.first_chain = vhost->chain_count, .first_piece = vhost->piece_count};
+    err = chains_take(vhost, reservation, NET_HEADER + frame, &bytes);
+    if (bytes < NET_HEADER + (header + !!payload < FRAME_BYTES_MIN ? FRAME_BYTES_MIN : header + !!payload)) {
+        chains_untake(vhost, reservation->first_chain, reservation->first_piece);
+        fault_report(vhost, RECEIVEQ);
+        if (!err) /* one buffer that does not hold even this: no later one need be larger, but the guest chose it */
+            vhost->counters[C_drop_length]++;
+        return err == -ENOBUFS && vhost->reserved_end ? -ENOBUFS : -EAGAIN;
+    }
+    if (payload > bytes - NET_HEADER - header)
+        payload = bytes - NET_HEADER - header;
+    ret_room->payload = payload;
+    if (!pieces_split(vhost, reservation, header, payload, pieces, ret_room)) {
+        if (pieces)
+            pieces->count = payload_count;
+        chains_untake(vhost, reservation->first_chain, reservation->first_piece);
+        return vhost->reserved_end ? -ENOBUFS : -EAGAIN;
+    }
+    vhost->reserved_end++;
+    return 0;
+}
+
+static void vhost_rollback(struct link *link)
+{
+    struct link_vhost *vhost = vhost_of(link);
+
+    if (vhost->reserved_first == vhost->reserved_end)
+        return;
+    const struct vhost_reservation *oldest = &vhost->reserved[vhost->reserved_first];
+    chains_untake(vhost, oldest->first_chain, oldest->first_piece);
+    vhost->reserved_end = vhost->reserved_first;
+}
+
+static void scatter(const struct iovec *iov, size_t offset, const void *bytes, size_t length)
+{
+    const uint8_t *from = bytes;
+
+    for (; length; iov++) {
+        if (offset >= iov->iov_len) {
+            offset -= iov->iov_len;
+            continue;
+        }
+        size_t part = iov->iov_len - offset < length ? iov->iov_len - offset : length;
+        memcpy((uint8_t *)iov->iov_base + offset, from, part);
+        from += part;
+        length -= part;
+        offset = 0;
+    }
+}
+
+static void pieces_log(struct link_vhost *vhost, const struct vhost_reservation *reservation, size_t written)
+{
+    for (unsigned i = reservation->first_piece; written; i++) {
+        size_t part = vhost->piece[i].iov_len < written ? vhost->piece[i].iov_len : written;
+        dirty_log_mark(&vhost->log, vhost->piece_guest_addr[i], part);
+        written -= part;
+    }
+}
+
+static void pcap_committed(struct link_vhost *vhost, const struct vhost_reservation *reservation, size_t length)
+{
+    struct iovec iov[LINK_PIECES];
+
+    memcpy(iov, &vhost->piece[reservation->first_piece], reservation->piece_count * sizeof(iov[0]));
+    unsigned gone = pieces_skip(iov, reservation->piece_count, NET_HEADER);
+    pcap_ring_put(vhost->pcap, iov + gone, reservation->piece_count - gone, (uint32_t)length, true);
+}
+
+static void vhost_commit(struct link *link, size_t length, const struct offload *offload)
+{
+    static const uint8_t zeros[FRAME_BYTES_MIN];
+    struct link_vhost *vhost = vhost_of(link);
+    const struct vhost_reservation *reservation = &vhost->reserved[vhost->reserved_first++];
+    const struct iovec *piece = &vhost->piece[reservation->first_piece];
+    struct virtio_net_header header = {
+        .flags = offload->needs_csum ? NET_HEADER_NEEDS_CSUM : 0,
+        .gso_type = offload->gso_type,
+        .header_length = offload->header_length,
+        .gso_size = offload->gso_size,
+        .csum_start = offload->csum_start,
+        .csum_offset = offload->csum_offset,
+    };
+
+    if (vhost->pcap->on)
+        pcap_committed(vhost, reservation, length);
+    vhost->counters[C_frames_to_guest]++;
+    vhost->counters[C_bytes_to_guest] += length;
+    if (length < FRAME_BYTES_MIN) {
+        scatter(piece, NET_HEADER + length, zeros, FRAME_BYTES_MIN - length);
+        length = FRAME_BYTES_MIN;
+    }
+
+    size_t left = NET_HEADER + length;
+    unsigned end = reservation->first_chain + reservation->chain_count;
+    for (unsigned i = reservation->first_chain; i < end && left; i++) {
+        uint32_t part = vhost->chain_bytes[i] < left ? vhost->chain_bytes[i] : (uint32_t)left;
+        vring_finish(&vhost->ring[RECEIVEQ], vhost->chain_head[i], part);
+        left -= part;
+        header.num_buffers++;
+    }
+    scatter(piece, 0, &header, sizeof(header));
+    if (vhost->log.table && feature(vhost, VHOST_F_LOG_ALL))
+        pieces_log(vhost, reservation, NET_HEADER + length);
+
+    unsigned used = reservation->first_chain + header.num_buffers;
+    if (used < end) {
+        chains_untake(vhost, used, vhost->piece_count);
+        vhost->reserved_end = vhost->reserved_first;
+    }
+}
+
+static void vhost_flush(struct link *link)
+{
+    struct link_vhost *vhost = vhost_of(link);
+
+    for (unsigned queue = 0; queue < VHOST_QUEUES; queue++) {
+        struct vring *ring = &vhost->ring[queue];
+        if (ring->desc && vring_publish(ring)) {
+            vhost->counters[C_calls]++;
+            vring_call(ring);
+        }
+    }
+    if (vhost->log.dirtied) {
+        vhost->log.dirtied = false;
+        if (vhost->log.event_fd >= 0)
+            sys_eventfd_signal(vhost->log.event_fd);
+    }
+    pcap_ring_flush(vhost->pcap);
+}
+
+static bool vhost_wait_room(struct link *link)
+{
+    struct link_vhost *vhost = vhost_of(link);
+    struct vring *ring = &vhost->ring[RECEIVEQ];
+
+    if (!vring_usable(ring))
+        return true; /* the room event is then the ring's start */
+    bool more = vring_ask_kick(ring);
+    fault_report(vhost, RECEIVEQ);
+    return !more;
+}
+
+static const struct link_operations operations = {
+    .from_guest = vhost_from_guest,
+    .release = vhost_release,
+    .reserve = vhost_reserve,
+    .commit = vhost_commit,
+    .rollback = vhost_rollback,
+    .flush = vhost_flush,
+    .wait_room = vhost_wait_room,
+};
+
+/* ---- attached by the front end, through control ---- */
+
+void link_vhost_init(struct link_vhost *vhost, uint64_t *counters, struct pcap_ring *pcap, int epoll_fd,
+                     uint64_t kick_source)
+{
+    memset(vhost, 0, sizeof(*vhost));
+    vhost->link.operations = &operations;
+    vhost->counters = counters;
+    vhost->pcap = pcap;
+    vhost->epoll_fd = epoll_fd;
+    vhost->kick_source = kick_source;
+    vhost->log.event_fd = -1;
+    vring_init(&vhost->ring[RECEIVEQ], &vhost->memory, true);
+    vring_init(&vhost->ring[TRANSMITQ], &vhost->memory, false);
+}
+
+static void ring_apply_features(const struct link_vhost *vhost, struct vring *ring)
+{
+    ring->event_idx = feature(vhost, VIRTIO_RING_F_EVENT_IDX);
+    ring->indirect = feature(vhost, VIRTIO_RING_F_INDIRECT_DESC);
+}
+
+void link_vhost_features(struct link_vhost *vhost, uint64_t features)
+{
+    vhost->features = features;
+    vhost->link.csum = feature(vhost, VIRTIO_NET_F_GUEST_CSUM);
+    /* TSO without partial checksums makes no sense to virtio 1.2, 5.1.3.1 either. */
+    vhost->link.tso4 = vhost->link.csum && feature(vhost, VIRTIO_NET_F_GUEST_TSO4);
+    vhost->link.tso6 = vhost->link.csum && feature(vhost, VIRTIO_NET_F_GUEST_TSO6);
+    for (unsigned queue = 0; queue < VHOST_QUEUES; queue++)
+        ring_apply_features(vhost, &vhost->ring[queue]);
+}
+
+static void descriptor_take(int *fd, int replacement)
+{
+    if (replacement < 0)
+        return;
+    if (*fd >= 0)
+        close(*fd);
+    *fd = replacement;
+}
+
+/* The front end holds the same eventfd: closing ours alone would leave it in epoll (epoll(7), questions 1 and 6). */
+static void kick_unwatch(struct link_vhost *vhost, struct vring *ring)
+{
+    if (ring->kick_fd >= 0)
+        sys_epoll_ctl(vhost->epoll_fd, EPOLL_CTL_DEL, ring->kick_fd, 0, 0);
+}
+
+/* 0, or what epoll said: a front end may send a file that cannot be watched. */
+static int kick_take(struct link_vhost *vhost, unsigned queue, int kick_fd)
+{
+    struct vring *ring = &vhost->ring[queue];
+    int err;
+
+    if (kick_fd < 0)
+        return 0;
+    err = sys_epoll_ctl(vhost->epoll_fd, EPOLL_CTL_ADD, kick_fd, EPOLLIN | EPOLLET, vhost->kick_source + queue);
+    if (err)
+        return err;
+    kick_unwatch(vhost, ring);
+    descriptor_take(&ring->kick_fd, kick_fd);
+    return 0;
+}
+
+static void ring_stop(struct link_vhost *vhost, unsigned queue)
+{
+    kick_unwatch(vhost, &vhost->ring[queue]);
+    vring_stop(&vhost->ring[queue]);
+    vhost->faults_reported &= ~(1u << queue);
+}
+
+/* Finds the three parts of the ring in the guest's memory; sizes and alignments by virtio 1.2, 2.7. */
+static int ring_map(struct link_vhost *vhost, struct vring *ring, const struct lg_cmd_vring *setup)
+{
+    size_t size = setup->size;
+
+    if (!size || size > VRING_SIZE_MAX || size & (size - 1))
+        return -EINVAL;
+    void *desc = memory_from_user(&vhost->memory, setup->desc, 16 * size);
+    void *avail = memory_from_user(&vhost->memory, setup->avail, 6 + 2 * size);
+    void *used = memory_from_user(&vhost->memory, setup->used, 6 + 8 * size);
+
+    if (!desc || !avail || !used)
+        return -EFAULT;
+    if ((uintptr_t)desc % 16 || (uintptr_t)avail % 2 || (uintptr_t)used % 4)
+        return -EINVAL;
+    ring->desc = desc;
+    ring->avail = avail;
+    ring->used = used;
+    ring->size = setup->size;
+    ring->next_used = ring->published = __atomic_load_n(&ring->used->index, __ATOMIC_RELAXED);
+    ring->next_avail = setup->flags & LG_VRING_BASE_FROM_USED ? ring->next_used : (uint16_t)setup->base;
+    ring->avail_seen = ring->next_avail;
+    return 0;
+}
+
+int link_vhost_start(struct link_vhost *vhost, const struct lg_cmd_vring *setup, int kick_fd, int call_fd, int err_fd)
+{
+    struct vring *ring = &vhost->ring[setup->index];
+    bool running = ring->desc;
+    int err = running ? 0 : ring_map(vhost, ring, setup);
+
+    if (!err)
+        err = kick_take(vhost, setup->index, kick_fd);
+    if (err) {
+        if (!running)
+            ring->desc = NULL;
+        return err;
+    }
+    ring_apply_features(vhost, ring);
+    ring->enabled = setup->flags & LG_VRING_ENABLED;
+    ring->log = setup->flags & LG_VRING_LOG ? &vhost->log : NULL;
+    ring->used_guest_addr = setup->log_addr;
+    descriptor_take(&ring->call_fd, call_fd);
+    descriptor_take(&ring->err_fd, err_fd);
+    return 0;
+}
+
+int link_vhost_stop(struct link_vhost *vhost, unsigned queue, uint16_t *ret_next_avail)
+{
+    if (!vhost->ring[queue].desc)
+        return -EINVAL;
+    *ret_next_avail = vhost->ring[queue].next_avail;
+    ring_stop(vhost, queue);
+    return 0;
+}
+
+static bool lies_in(const struct memory_region *region, const void *at)
+{
+    return (const uint8_t *)at >= region->host && (const uint8_t *)at < region->host + region->at.size;
+}
+
+/* A ring must not lose the memory it lies in. -EBUSY, or as memory_remove(). */
+int link_vhost_memory_remove(struct link_vhost *vhost, const struct lg_mem_region *at)
+{
+    for (unsigned i = 0; i < vhost->memory.count; i++) {
+        const struct memory_region *region = &vhost->memory.region[i];
+        if (region->at.guest_addr != at->guest_addr)
+            continue;
+        for (unsigned queue = 0; queue < VHOST_QUEUES; queue++) {
+            const struct vring *ring = &vhost->ring[queue];
+            if (ring->desc && (lies_in(region, ring->desc) || lies_in(region, ring->avail) || lies_in(region, ring->used)))
+                return -EBUSY;
+        }
+    }
+    return memory_remove(&vhost->memory, at);
+}
+
+void link_vhost_log(struct link_vhost *vhost, uint8_t *table, size_t size, int event_fd)
+{
+    if (vhost->log.table)
+        munmap(vhost->log.table, vhost->log.size);
+    if (vhost->log.event_fd >= 0)
+        close(vhost->log.event_fd);
+    vhost->log = (struct dirty_log){.table = table, .size = size, .event_fd = event_fd};
+}
+
+void link_vhost_reset(struct link_vhost *vhost)
+{
+    for (unsigned queue = 0; queue < VHOST_QUEUES; queue++)
+        ring_stop(vhost, queue);
+    vhost->reserved_first = vhost->reserved_end = 0;
+    link_vhost_log(vhost, NULL, 0, -1);
+    memory_clear(&vhost->memory);
+    link_vhost_features(vhost, 0);
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * neighbour.c: what the guest asks of its neighbours: ARP (RFC 826), neighbour solicitations (RFC 4861), and echo to the
+ * gateway's own addresses. Answered here from the view, so that a control plane which hangs costs no neighbour.
+ *
+ * The guest's link is a wire with one other end: every address but the guest's own is reached through us.
+ *
+ * Adversary: the guest. All lengths are checked by the parser; what is answered is bounded by what was asked.
+ */
+#include <netinet/in.h>
+#include <string.h>
+
+#include "icmp.h"
+
+enum {
+    ARP_BYTES = 28,
+    ARP_REQUEST = 1,
+    ARP_REPLY = 2,
+    NS_BYTES = 24, /* type, code, checksum, reserved, target */
+    NA_BYTES = 32, /* and the target link-layer address option */
+    NA_FLAGS = 0xe0, /* router, solicited, override (RFC 4861, 4.4) */
+    OPTION_TARGET_LINK_ADDRESS = 2,
+    ECHO_MAX = FRAME_HEAD_MAX, /* longer ones are answered by their head's bytes only when all of them are there */
+};
+
+void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
+{
+    /* hardware type, protocol type, their lengths, operation, sender MAC and IP, target MAC and IP */
+    static const uint8_t expected[8] = {0, 1, 8, 0, 6, 4, 0, ARP_REQUEST};
+    const uint8_t *arp = frame->head + ETHERNET_HEADER;
+    uint8_t reply[ETHERNET_HEADER + ARP_BYTES];
+
+    if (frame->head_length < ETHERNET_HEADER + ARP_BYTES) {
+        count(engine, C_drop_short);
+        return;
+    }
+    const uint8_t *sender_ip = arp + 14, *target_ip = arp + 24;
+    address target = address_from_ipv4(target_ip);
+    if (memcmp(arp, expected, sizeof(expected)) || !(engine->view.flags & LG_VIEW_IPV4) ||
+        !memcmp(sender_ip, target_ip, 4) ||                           /* an announcement */
+        !memcmp(target.byte, engine->view.guest4, sizeof(target)))    /* a probe for the guest's own */
+        return;
+
+    memcpy(reply, arp + 8, ADDRESS_MAC);
+    memcpy(reply + ADDRESS_MAC, engine->view.our_mac, ADDRESS_MAC);
+    store_be16(reply + 12, ETHERTYPE_ARP_FRAME);
+    memcpy(reply + ETHERNET_HEADER, expected, sizeof(expected));
+    reply[ETHERNET_HEADER + 7] = ARP_REPLY;
+    memcpy(reply + ETHERNET_HEADER + 8, engine->view.our_mac, ADDRESS_MAC);
+    memcpy(reply + ETHERNET_HEADER + 14, target_ip, 4);
+    memcpy(reply + ETHERNET_HEADER + 18, arp + 8, ADDRESS_MAC);
+    memcpy(reply + ETHERNET_HEADER + 24, sender_ip, 4);
+    if (engine_send_frame(engine, reply, sizeof(reply)))
+        count(engine, C_drop_no_room);
+    else
+        count(engine, C_arp_replies);
+}
+
+static void solicited(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    const uint8_t *ns = frame->head + packet->l4_offset;
+    uint8_t na[NA_BYTES] = {ICMPV6_NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, NA_FLAGS};
+    address target;
+
+    /* RFC 4861, 7.1.1: what must hold for a solicitation to be looked at. */
+    if (packet->l4_length < NS_BYTES || packet->l4_offset + NS_BYTES > frame->head_length || packet->hops != 255 || ns[1])
+        return;
+    memcpy(target.byte, ns + 8, sizeof(target.byte));
+    if (address_is_unset(&packet->source) || address_is_multicast(&target) || /* detection of duplicates */
+        address_equal(&target, &packet->source) || !memcmp(target.byte, engine->view.guest6, sizeof(target)))
+        return;
+    memcpy(na + 8, target.byte, sizeof(target.byte));
+    na[24] = OPTION_TARGET_LINK_ADDRESS;
+    na[25] = 1; /* in units of 8 bytes */
+    memcpy(na + 26, engine->view.our_mac, ADDRESS_MAC);
+    if (icmp_send(engine, &target, &packet->source, na, sizeof(na)))
+        count(engine, C_ns_replies);
+    else
+        count(engine, C_drop_no_room);
+}
+
+/* An echo request to one of our own addresses goes back as it came; other destinations are no business of this file. */
+static bool echo(struct engine *engine, const struct guest_frame *frame, const struct packet *packet,
+                 uint8_t request, uint8_t reply)
+{
+    uint8_t message[65536 - IPV4_HEADER];
+    size_t left = packet->l4_length, skip = packet->l4_offset, at = 0;
+
+    if (left < ICMP_HEADER || packet->l4_offset + ICMP_HEADER > frame->head_length ||
+        frame->head[packet->l4_offset] != request || left > sizeof(message))
+        return false;
+    for (unsigned i = 0; i < frame->iov_count && left; i++) {
+        struct iovec piece = frame->iov[i];
+        if (skip >= piece.iov_len) {
+            skip -= piece.iov_len;
+            continue;
+        }
+        size_t part = piece.iov_len - skip < left ? piece.iov_len - skip : left;
+        memcpy(message + at, (const uint8_t *)piece.iov_base + skip, part);
+        at += part;
+        left -= part;
+        skip = 0;
+    }
+    message[0] = reply;
+    message[1] = 0;
+    if (icmp_send(engine, &packet->destination, &packet->source, message, at))
+        count(engine, C_echo_replies);
+    else
+        count(engine, C_drop_no_room);
+    return true;
+}
+
+static bool is(const uint8_t *ours, const address *a)
+{
+    return !memcmp(ours, a->byte, sizeof(a->byte));
+}
+
+void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    if (!(engine->view.flags & LG_VIEW_ICMP) || !is(engine->view.gateway4, &packet->destination) ||
+        !echo(engine, frame, packet, ICMPV4_ECHO_REQUEST, ICMPV4_ECHO_REPLY))
+        count(engine, C_drop_protocol);
+}
+
+void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    uint8_t type = packet->l4_offset < frame->head_length && packet->l4_length ? frame->head[packet->l4_offset] : 0;
+
+    if (type == ICMPV6_NEIGHBOUR_SOLICITATION && engine->view.flags & LG_VIEW_NDP) {
+        solicited(engine, frame, packet);
+    } else if (type == ICMPV6_ROUTER_SOLICITATION && engine->view.flags & LG_VIEW_RA) {
+        engine->punt(engine, frame);
+    } else if (type == ICMPV6_ECHO_REQUEST && engine->view.flags & LG_VIEW_ICMP &&
+               (is(engine->view.gateway6, &packet->destination) || is(engine->view.our_link_local, &packet->destination))) {
+        if (!echo(engine, frame, packet, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY))
+            count(engine, C_drop_protocol);
+    } else {
+        count(engine, C_drop_protocol);
+    }
+}

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * packet.c: parsing and writing headers; see packet.h for who writes what is parsed here.
+ */
+#include "packet.h"
+
+#include <netinet/in.h>
+#include <string.h>
+
+#include "checksum.h"
+
+/* No drop: C_wakeups can be no reason, so that its number serves as "none". */
+_Static_assert(C_wakeups == 0, "0 means that a packet was parsed");
+
+static const uint8_t mapped_prefix[12] = {[10] = 0xff, [11] = 0xff};
+
+bool address_is_ipv4(const address *a)
+{
+    return !memcmp(a->byte, mapped_prefix, sizeof(mapped_prefix));
+}
+
+bool address_is_unset(const address *a)
+{
+    static const address zero;
+    return address_equal(a, &zero);
+}
+
+bool address_equal(const address *a, const address *b)
+{
+    return !memcmp(a, b, sizeof(*a));
+}
+
+bool address_is_loopback(const address *a)
+{
+    static const address loopback6 = {.byte = {[15] = 1}};
+    return address_is_ipv4(a) ? a->byte[12] == 127 : address_equal(a, &loopback6);
+}
+
+bool address_is_multicast(const address *a)
+{
+    /* 224.0.0.0/4 and the reserved 240.0.0.0/4 behind it, whose last is the limited broadcast. */
+    return address_is_ipv4(a) ? a->byte[12] >= 224 : a->byte[0] == 0xff;
+}
+
+bool address_is_link_local(const address *a)
+{
+    return a->byte[0] == 0xfe && (a->byte[1] & 0xc0) == 0x80;
+}
+
+address address_from_ipv4(const uint8_t *bytes)
+{
+    address a;
+    memcpy(a.byte, mapped_prefix, sizeof(mapped_prefix));
+    memcpy(a.byte + sizeof(mapped_prefix), bytes, 4);
+    return a;
+}
+
+static enum counter parse_ipv4(const struct guest_frame *frame, struct packet *packet)
+{
+    const uint8_t *ip = frame->head + ETHERNET_HEADER;
+    unsigned header, total;
+
+    if (frame->head_length < ETHERNET_HEADER + IPV4_HEADER)
+        return C_drop_short;
+    header = (ip[0] & 15u) * 4;
+    total = load_be16(ip + 2);
+    if (ip[0] >> 4 != 4 || header < IPV4_HEADER || total < header)
+        return C_drop_ip_header;
+    if (total > frame->length - ETHERNET_HEADER)
+        return C_drop_short;
+    if (load_be16(ip + 6) & 0x3fff) /* more fragments, or an offset (RFC 791, 3.1) */
+        return C_drop_fragment;
+    packet->ipv6 = false;
+    packet->protocol = ip[9];
+    packet->hops = ip[8];
+    packet->l4_offset = (uint16_t)(ETHERNET_HEADER + header);
+    packet->l4_length = total - header;
+    packet->source = address_from_ipv4(ip + 12);
+    packet->destination = address_from_ipv4(ip + 16);
+    return 0;
+}
+
+static bool is_extension(uint8_t protocol)
+{
+    return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_DSTOPTS;
+}
+
+static enum counter parse_ipv6(const struct guest_frame *frame, struct packet *packet)
+{
+    const uint8_t *ip = frame->head + ETHERNET_HEADER;
+    unsigned at = ETHERNET_HEADER + IPV6_HEADER;
+    uint32_t left;
+
+    if (frame->head_length < at)
+        return C_drop_short;
+    left = load_be16(ip + 4);
+    if (ip[0] >> 4 != 6)
+        return C_drop_ip_header;
+    if (left > frame->length - at)
+        return C_drop_short;
+    packet->protocol = ip[6];
+    while (is_extension(packet->protocol)) { /* RFC 8200, 4.1 */
+        if (left < 8 || at + 8 > frame->head_length)
+            return C_drop_ip_header;
+        unsigned extension = (frame->head[at + 1] + 1u) * 8;
+        if (extension > left)
+            return C_drop_ip_header;
+        packet->protocol = frame->head[at];
+        at += extension;
+        left -= extension;
+    }
+    if (packet->protocol == IPPROTO_FRAGMENT)
+        return C_drop_fragment;
+    packet->ipv6 = true;
+    packet->hops = ip[7];
+    packet->l4_offset = (uint16_t)at;
+    packet->l4_length = left;
+    memcpy(packet->source.byte, ip + 8, 16);
+    memcpy(packet->destination.byte, ip + 24, 16);
+    return 0;
+}
+
+enum counter packet_parse(const struct guest_frame *frame, struct packet *ret_packet)
+{
+    ret_packet->ip_offset = ETHERNET_HEADER;
+    switch (frame_ethertype(frame)) {
+    case ETHERTYPE_IPV4:
+        return parse_ipv4(frame, ret_packet);
+    case ETHERTYPE_IPV6_FRAME:
+        return parse_ipv6(frame, ret_packet);
+    default:
+        return C_drop_ethertype;
+    }
+}
+
+static void parse_tcp_options(struct tcp_segment *segment, const uint8_t *option, unsigned left)
+{
+    enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_MSS = 2, OPTION_SCALE = 3, SCALE_MAX = 14 /* RFC 7323, 2.3 */ };
+
+    while (left) {
+        if (option[0] == OPTION_END)
+            return;
+        if (option[0] == OPTION_NOP) {
+            option++;
+            left--;
+            continue;
+        }
+        if (left < 2 || option[1] < 2 || option[1] > left)
+            return; /* the rest makes no sense; RFC 9293, 3.1 leaves what to do to us */
+        if (option[0] == OPTION_MSS && option[1] == 4)
+            segment->mss = load_be16(option + 2);
+        if (option[0] == OPTION_SCALE && option[1] == 3) {
+            segment->has_scale = true;
+            segment->scale = option[2] > SCALE_MAX ? SCALE_MAX : option[2];
+        }
+        left -= option[1];
+        option += option[1];
+    }
+}
+
+bool tcp_segment_parse(const struct guest_frame *frame, const struct packet *packet, struct tcp_segment *ret_segment)
+{
+    const uint8_t *tcp = frame->head + packet->l4_offset;
+    unsigned header;
+
+    if (packet->l4_length < TCP_HEADER || packet->l4_offset + TCP_HEADER > frame->head_length)
+        return false;
+    header = (tcp[12] >> 4) * 4u;
+    if (header < TCP_HEADER || header > packet->l4_length || packet->l4_offset + header > frame->head_length)
+        return false;
+    *ret_segment = (struct tcp_segment){
+        .source_port = load_be16(tcp),
+        .destination_port = load_be16(tcp + 2),
+        .seq = load_be32(tcp + 4),
+        .ack = load_be32(tcp + 8),
+        .flags = tcp[13],
+        .window = load_be16(tcp + 14),
+        .payload_offset = packet->l4_offset + header,
+        .payload_length = packet->l4_length - header,
+    };
+    if (header > TCP_HEADER)
+        parse_tcp_options(ret_segment, tcp + TCP_HEADER, header - TCP_HEADER);
+    return true;
+}
+
+static unsigned write_ipv4(uint8_t *ip, const struct packet_path *path, uint8_t protocol, uint8_t hops,
+                           uint32_t l4_length)
+{
+    memset(ip, 0, IPV4_HEADER);
+    ip[0] = 0x45;
+    store_be16(ip + 2, IPV4_HEADER + l4_length);
+    store_be16(ip + 6, 0x4000); /* don't fragment; with it an identification of 0 is unique enough (RFC 6864, 4.1) */
+    ip[8] = hops;
+    ip[9] = protocol;
+    memcpy(ip + 12, path->source.byte + 12, 4);
+    memcpy(ip + 16, path->destination.byte + 12, 4);
+    uint16_t check = (uint16_t)~checksum_fold(checksum_add(0, ip, IPV4_HEADER));
+    memcpy(ip + 10, &check, sizeof(check));
+    return IPV4_HEADER;
+}
+
+static unsigned write_ipv6(uint8_t *ip, const struct packet_path *path, uint8_t protocol, uint8_t hops,
+                           uint32_t l4_length)
+{
+    store_be32(ip, 6u << 28);
+    store_be16(ip + 4, l4_length);
+    ip[6] = protocol;
+    ip[7] = hops;
+    memcpy(ip + 8, path->source.byte, 16);
+    memcpy(ip + 24, path->destination.byte, 16);
+    return IPV6_HEADER;
+}
+
+unsigned packet_write_headers(uint8_t *at, const struct packet_path *path, uint8_t protocol, uint8_t hops,
+                              uint32_t l4_length)
+{
+    bool ipv4 = address_is_ipv4(&path->source);
+
+    memcpy(at, path->guest_mac, ADDRESS_MAC);
+    memcpy(at + ADDRESS_MAC, path->our_mac, ADDRESS_MAC);
+    store_be16(at + 12, ipv4 ? ETHERTYPE_IPV4 : ETHERTYPE_IPV6_FRAME);
+    at += ETHERNET_HEADER;
+    return ETHERNET_HEADER + (ipv4 ? write_ipv4(at, path, protocol, hops, l4_length)
+                                   : write_ipv6(at, path, protocol, hops, l4_length));
+}
+
+uint64_t packet_pseudo_sum(const struct packet_path *path, uint8_t protocol, uint32_t l4_length)
+{
+    if (address_is_ipv4(&path->source))
+        return checksum_pseudo(path->source.byte + 12, path->destination.byte + 12, 4, protocol, l4_length);
+    return checksum_pseudo(path->source.byte, path->destination.byte, 16, protocol, l4_length);
+}

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * packet.h: what the headers of a frame say, and how ours are written.
+ *
+ * Adversary: the guest. packet_parse() and tcp_segment_parse() alone see its bytes; they check every length before it is
+ * used, and what they return holds. Checksums from the guest are not verified: over shared memory nothing can damage
+ * them, and with offloads they are not there.
+ */
+#ifndef LOCKGATE_PACKET_H
+#define LOCKGATE_PACKET_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "counters.h"
+#include "link.h"
+
+typedef struct address { /* network order, IPv4 as ::ffff:a.b.c.d */
+    uint8_t byte[16];
+} address;
+
+enum packet_sizes {
+    ETHERNET_HEADER = 14,
+    IPV4_HEADER = 20,
+    IPV6_HEADER = 40,
+    TCP_HEADER = 20,
+    TCP_OPTIONS_MAX = 40,
+    ICMP_HEADER = 8,
+    ADDRESS_MAC = 6,
+};
+
+enum ethertype {
+    ETHERTYPE_IPV4 = 0x0800,
+    ETHERTYPE_ARP_FRAME = 0x0806,
+    ETHERTYPE_IPV6_FRAME = 0x86dd,
+};
+
+struct packet {
+    bool ipv6;
+    uint8_t protocol;
+    uint8_t hops; /* TTL or hop limit */
+    uint16_t ip_offset, l4_offset;
+    uint32_t l4_length; /* header and payload, without Ethernet padding */
+    address source, destination;
+};
+
+enum tcp_flags {
+    TCP_FIN = 1,
+    TCP_SYN = 2,
+    TCP_RST = 4,
+    TCP_PSH = 8,
+    TCP_ACK = 16,
+    TCP_URG = 32,
+};
+
+struct tcp_segment {
+    uint16_t source_port, destination_port;
+    uint32_t seq, ack;
+    uint16_t window; /* as in the header, not scaled */
+    uint8_t flags;
+    bool has_scale;
+    uint8_t scale;
+    uint16_t mss;            /* 0: no option */
+    uint32_t payload_offset; /* from the start of the frame */
+    uint32_t payload_length;
+};
+
+static inline uint16_t load_be16(const uint8_t *at)
+{
+    return (uint16_t)(at[0] << 8 | at[1]);
+}
+
+static inline uint32_t load_be32(const uint8_t *at)
+{
+    return (uint32_t)load_be16(at) << 16 | load_be16(at + 2);
+}
+
+static inline void store_be16(uint8_t *at, uint32_t value)
+{
+    at[0] = (uint8_t)(value >> 8);
+    at[1] = (uint8_t)value;
+}
+
+static inline void store_be32(uint8_t *at, uint32_t value)
+{
+    store_be16(at, value >> 16);
+    store_be16(at + 2, value & 0xffff);
+}
+
+bool address_is_ipv4(const address *a);
+bool address_is_unset(const address *a);
+bool address_equal(const address *a, const address *b);
+bool address_is_loopback(const address *a);
+bool address_is_multicast(const address *a); /* or IPv4 broadcast */
+bool address_is_link_local(const address *a); /* of IPv6 */
+address address_from_ipv4(const uint8_t *bytes);
+
+/* The Ethernet type of a frame of at least ETHERNET_HEADER bytes. */
+static inline uint16_t frame_ethertype(const struct guest_frame *frame)
+{
+    return load_be16(frame->head + 12);
+}
+
+/* Parses the IP header and the IPv6 extension headers. 0, or the counter of the reason to drop the frame. */
+enum counter packet_parse(const struct guest_frame *frame, struct packet *ret_packet);
+
+/* Parses a TCP header and its options. False: the header does not fit what is there. */
+bool tcp_segment_parse(const struct guest_frame *frame, const struct packet *packet, struct tcp_segment *ret_segment);
+
+/* Addresses of a packet to the guest. */
+struct packet_path {
+    uint8_t guest_mac[ADDRESS_MAC];
+    uint8_t our_mac[ADDRESS_MAC];
+    address source, destination; /* both of one family */
+};
+
+/* Writes Ethernet and IP headers for `l4_length` bytes of `protocol`; returns their length. */
+unsigned packet_write_headers(uint8_t *at, const struct packet_path *path, uint8_t protocol, uint8_t hops,
+                              uint32_t l4_length);
+
+/* The pseudo-header's sum for the same path. */
+uint64_t packet_pseudo_sum(const struct packet_path *path, uint8_t protocol, uint32_t l4_length);
+
+#endif

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * tcp.h: the TCP engine's parts, one file a concern, and what they say to each other.
+ *
+ *   tcp_open.c        the guest's SYN, connect(), refusals
+ *   tcp_from_guest.c  a segment of a known flow: what it means
+ *   tcp_to_peer.c     payload from the guest into the socket; the window that the guest may use
+ *   tcp_to_guest.c    payload from the socket into the guest's buffers
+ *   tcp_segment.c     writing segments
+ *   tcp_timer.c       retransmission and persist timers (RFC 6298; RFC 9293, 3.8.6.1)
+ *   tcp_close.c       the halves' transitions, resets, the end
+ *   tcp_settle.c      after a batch: everything that a flow owes, in order; its stall, interest and timer
+ *
+ * A flow that was touched is put on the engine's ready list by tcp_touch(); tcp_settle() does the rest. Nothing but
+ * tcp_settle() may free a flow, so that no part ever holds one that has gone.
+ */
+#ifndef LOCKGATE_TCP_H
+#define LOCKGATE_TCP_H
+
+#include "engine.h"
+
+static inline bool seq_before(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) < 0;
+}
+
+static inline bool seq_after(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) > 0;
+}
+
+static inline void tcp_touch(struct engine *engine, struct flow *flow)
+{
+    list_append(&engine->ready, &flow->ready);
+}
+
+/* A frame whose protocol is TCP. */
+void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+
+/* tcp_open.c */
+void tcp_open(struct engine *engine, const struct packet *packet, const struct flow_key *key,
+              const struct tcp_segment *segment);
+void tcp_connected(struct engine *engine, struct flow *flow); /* connect() has ended, one way or the other */
+
+/* tcp_from_guest.c */
+void tcp_event(struct engine *engine, struct flow *flow, uint32_t events);
+
+/* tcp_to_peer.c */
+void tcp_batch_add(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t offset,
+                   uint32_t length);
+void tcp_send_to_peer(struct engine *engine, struct flow *flow); /* the batch's segments, or the tail of an earlier one */
+void tcp_tail_free(struct engine *engine, struct flow *flow);
+uint16_t tcp_advertise(struct engine *engine, struct flow *flow); /* the header's window field; moves rcv_edge */
+bool tcp_room_grown(const struct flow *flow); /* enough more than advertised to be worth a segment of its own */
+void tcp_room_ask(struct flow *flow);
+
+/* tcp_to_guest.c */
+void tcp_discard_acked(struct engine *engine, struct flow *flow);
+void tcp_resend_first(struct engine *engine, struct flow *flow); /* fast retransmit: one segment (RFC 5681, 3.2) */
+void tcp_send_to_guest(struct engine *engine, struct flow *flow);
+
+/* tcp_segment.c */
+/* A segment without payload. 0 or -EAGAIN, -ENOTCONN. */
+int tcp_send_control(struct engine *engine, struct flow *flow, uint32_t seq, uint8_t flags);
+/* Writes the headers of a segment whose payload lies in the room already, and commits the frame. */
+void tcp_commit_data(struct engine *engine, struct flow *flow, const struct guest_room *room,
+                     const struct iovec *payload, uint32_t payload_length, uint32_t seq, uint8_t flags);
+/* The answer to a segment that belongs to no flow (RFC 9293, 3.10.7.1). */
+void tcp_send_reset_unknown(struct engine *engine, const struct packet *packet, const struct tcp_segment *segment);
+unsigned tcp_header_bytes(const struct flow *flow); /* Ethernet, IP and TCP, without options */
+
+/* tcp_timer.c: named for what happened; only this file knows which timers that sets. */
+void tcp_timer_sent(struct engine *engine, struct flow *flow, uint32_t seq_end); /* something that wants an ACK */
+void tcp_timer_acked(struct engine *engine, struct flow *flow);  /* snd_una has moved */
+void tcp_timer_rewound(struct flow *flow);                       /* the running sample would lie (Karn) */
+void tcp_timer_update(struct engine *engine, struct flow *flow); /* arms or cancels by what the flow's state says */
+void tcp_timer_fired(struct engine *engine, struct flow *flow);
+
+/* tcp_close.c */
+void tcp_move_to_guest(struct flow *flow, enum half_state state);
+void tcp_move_to_host(struct flow *flow, enum half_state state);
+void tcp_abort(struct engine *engine, struct flow *flow, enum close_reason reason, int error); /* RST to the guest */
+void tcp_reset_by_guest(struct engine *engine, struct flow *flow);                            /* RST to the peer */
+void tcp_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
+
+/* tcp_settle.c */
+void tcp_settle(struct engine *engine, struct flow *flow);
+uint32_t stall_interest(const struct flow *flow);
+void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error, uint64_t value);
+
+#endif

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * tcp_from_guest.c: what a segment from the guest, or an event of the socket, means for a flow (RFC 9293, 3.10.7.4).
+ * Only facts are noted here; what follows from them is done once a batch, by tcp_settle().
+ *
+ * Adversary: the guest. Sequence and acknowledgement numbers are checked against what we sent and offered.
+ */
+#include <netinet/in.h>
+
+#include "sys.h"
+#include "tcp.h"
+
+static void challenge(struct engine *engine, struct flow *flow)
+{
+    count(engine, C_tcp_challenge_acks);
+    flow->tcp.ack_due = true; /* at most one a batch: RFC 5961, 7 asks for a limit */
+}
+
+/* RFC 5961, 3.2: only the exact number ends a connection, another one inside the window is asked about. */
+static void take_reset(struct engine *engine, struct flow *flow, uint32_t seq)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->to_host == HALF_SYN || seq == tcp->rcv_nxt || seq == tcp->rcv_taken)
+        tcp_reset_by_guest(engine, flow);
+    else if (seq_after(seq, tcp->rcv_nxt) && !seq_after(seq, tcp->rcv_edge))
+        challenge(engine, flow);
+}
+
+static void take_syn(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->to_host == HALF_SYN)
+        return; /* repeated while connect() is under way */
+    if (tcp->to_guest == HALF_SYN && segment->seq + 1 == tcp->rcv_nxt)
+        tcp->snd_nxt = tcp->iss; /* our SYN-ACK was lost: the same again */
+    else
+        challenge(engine, flow);
+}
+
+static void take_acknowledged(struct engine *engine, struct flow *flow, uint32_t ack)
+{
+    struct tcp *tcp = &flow->tcp;
+    uint32_t acked = ack - tcp->snd_una;
+
+    tcp->snd_una = ack;
+    tcp->duplicate_acks = 0;
+    if (seq_before(tcp->snd_nxt, ack))
+        tcp->snd_nxt = ack; /* we had gone back, but the guest had more than we knew */
+    if (tcp->to_guest >= HALF_FIN_SENT && seq_after(ack, tcp->fin_seq)) {
+        acked--; /* the FIN counts in the sequence space, but is no byte of the socket's */
+        if (tcp->to_guest == HALF_FIN_SENT)
+            tcp_move_to_guest(flow, HALF_CLOSED);
+    }
+    tcp->acked += acked;
+    flow->active_ms = engine->now_ms;
+    flow->bytes_to_guest += acked;
+    tcp_timer_acked(engine, flow);
+}
+
+static void take_window(struct flow *flow, const struct tcp_segment *segment)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    /* RFC 9293, 3.10.7.4: only a segment that is not older than the last one that moved the window. */
+    if (seq_before(segment->seq, tcp->snd_wl1) ||
+        (segment->seq == tcp->snd_wl1 && seq_before(segment->ack, tcp->snd_wl2)))
+        return;
+    tcp->snd_window = (uint32_t)segment->window << tcp->guest_scale;
+    tcp->snd_wl1 = segment->seq;
+    tcp->snd_wl2 = segment->ack;
+}
+
+static void take_duplicate(struct engine *engine, struct flow *flow, uint32_t window_before)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->snd_una == tcp->snd_max || tcp->snd_window != window_before || tcp->to_guest < HALF_OPEN)
+        return; /* RFC 5681, 2: nothing outstanding, or a window update: no sign of a loss */
+    if (tcp->duplicate_acks < UINT8_MAX)
+        tcp->duplicate_acks++;
+    if (tcp->duplicate_acks == TCP_DUPLICATE_ACKS && tcp->snd_nxt == tcp->snd_max) {
+        count(engine, C_tcp_fast_retransmits);
+        tcp->resend_due = true;
+    }
+}
+
+/* False: the acknowledgement makes no sense, and the segment goes no further. */
+static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
+{
+    struct tcp *tcp = &flow->tcp;
+    uint32_t window_before = tcp->snd_window;
+
+    if (seq_after(segment->ack, tcp->snd_max)) {
+        challenge(engine, flow);
+        return false;
+    }
+    if (tcp->to_guest == HALF_SYN) {
+        if (segment->ack != tcp->iss + 1)
+            return false;
+        tcp->snd_una = segment->ack;
+        tcp_move_to_guest(flow, HALF_OPEN);
+        tcp_timer_acked(engine, flow);
+        take_window(flow, segment);
+        return true;
+    }
+    if (seq_before(segment->ack, tcp->snd_una))
+        return true; /* old news; the data beside it may still be new */
+    take_window(flow, segment);
+    if (tcp->window_pending)
+        tcp->retries = 0; /* the guest lives: probes of its closed window may go on for ever (RFC 9293, 3.8.6.1) */
+    if (segment->ack != tcp->snd_una)
+        take_acknowledged(engine, flow, segment->ack);
+    else if (!segment->payload_length && !(segment->flags & TCP_FIN))
+        take_duplicate(engine, flow, window_before);
+    return true;
+}
+
+static void take_data(struct engine *engine, struct flow *flow, const struct guest_frame *frame,
+                      const struct tcp_segment *segment)
+{
+    struct tcp *tcp = &flow->tcp;
+    uint32_t seq = segment->seq, offset = segment->payload_offset, length = segment->payload_length;
+    bool fin = segment->flags & TCP_FIN;
+
+    if (tcp->to_host != HALF_OPEN || tcp->fin_received) {
+        challenge(engine, flow); /* after its FIN the guest has nothing more to say: a repetition */
+        return;
+    }
+    if (seq_after(seq, tcp->rcv_taken)) {
+        count(engine, C_tcp_out_of_order);
+        tcp->ack_due = true;
+        return;
+    }
+    uint32_t known = tcp->rcv_taken - seq;
+    if (known > length || (known == length && !fin)) {
+        count(engine, C_tcp_duplicate);
+        tcp->ack_due = true;
+        return;
+    }
+    seq += known;
+    offset += known;
+    length -= known;
+    uint32_t window = seq_after(tcp->rcv_edge, seq) ? tcp->rcv_edge - seq : 0;
+    if (length > window) {
+        length = window; /* more than we offered: what is beyond the edge is not ours to take */
+        fin = false;
+        tcp->ack_due = true;
+    }
+    if (length)
+        tcp_batch_add(engine, flow, frame, offset, length);
+    tcp->fin_received = fin;
+}
+
+/* A segment without data still has to lie in the window; one byte before it is a keep-alive or a window probe, and
+ * wants an answer. */
+static bool in_window(const struct tcp *tcp, uint32_t seq)
+{
+    return !seq_before(seq, tcp->rcv_nxt) && !seq_after(seq, tcp->rcv_edge);
+}
+
+static void take_segment(struct engine *engine, struct flow *flow, const struct guest_frame *frame,
+                         const struct tcp_segment *segment)
+{
+    if (segment->flags & TCP_RST) {
+        take_reset(engine, flow, segment->seq);
+        return;
+    }
+    if (segment->flags & TCP_SYN) {
+        take_syn(engine, flow, segment);
+        return;
+    }
+    if (!(segment->flags & TCP_ACK) || flow->tcp.to_host == HALF_SYN)
+        return;
+    if (!take_ack(engine, flow, segment))
+        return;
+    if (segment->payload_length || segment->flags & TCP_FIN)
+        take_data(engine, flow, frame, segment);
+    else if (!in_window(&flow->tcp, segment->seq))
+        challenge(engine, flow);
+}
+
+void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    struct tcp_segment segment;
+
+    if (!tcp_segment_parse(frame, packet, &segment)) {
+        count(engine, C_drop_tcp_header);
+        return;
+    }
+    struct flow_key key = {
+        .guest = packet->source,
+        .remote = packet->destination,
+        .guest_port = segment.source_port,
+        .remote_port = segment.destination_port,
+        .protocol = IPPROTO_TCP,
+    };
+    struct flow *flow = flow_find(&engine->flows, &key);
+
+    if (!flow) {
+        if ((segment.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN)
+            tcp_open(engine, packet, &key, &segment);
+        else
+            tcp_send_reset_unknown(engine, packet, &segment);
+        return;
+    }
+    if (flow->tcp.done)
+        return;
+    take_segment(engine, flow, frame, &segment);
+    tcp_touch(engine, flow);
+}
+
+/* The end has come from the peer, and no read will find it any more: ask the socket what it was. */
+static void take_error(struct engine *engine, struct flow *flow)
+{
+    int error = 0;
+    socklen_t length = sizeof(error);
+
+    sys_getsockopt(flow->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (!error)
+        return;
+    count(engine, C_tcp_resets_from_peer);
+    tcp_abort(engine, flow, CLOSE_peer_reset, error);
+}
+
+void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->to_host == HALF_SYN) {
+        if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
+            return;
+        tcp_connected(engine, flow);
+        if (tcp->done)
+            return;
+    }
+    if (events & EPOLLPRI)
+        tcp->urgent = true;
+    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        tcp->peer_hup = true;
+    if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
+        if (tcp->stall == STALL_window || tcp->stall == STALL_link)
+            tcp->muted = true; /* the one wasted wake-up of this stall; stall_interest() sees to it that none follows */
+        tcp->readable = true;
+    }
+    if (events & EPOLLOUT && tcp->send_blocked) {
+        tcp->send_blocked = false;
+        tcp_room_ask(flow);
+        tcp->ack_due |= tcp_room_grown(flow);
+    }
+    if (events & EPOLLERR && tcp->to_guest >= HALF_FIN_SENT)
+        take_error(engine, flow);
+    tcp_touch(engine, flow);
+}

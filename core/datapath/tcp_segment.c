@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * tcp_segment.c: segments to the guest (RFC 9293, 3.1). Checksums are left to the guest where it allows that, and
+ * computed over the pieces in its memory where it does not.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "checksum.h"
+#include "tcp.h"
+
+enum {
+    TCP_HOPS = 255, /* as the contract's packets have it; the guest is the next hop in any case */
+    TCP_CHECK_OFFSET = 16,
+    SYN_OPTIONS = 8, /* MSS, NOP, window scale */
+    HEADERS_MAX = ETHERNET_HEADER + IPV6_HEADER + TCP_HEADER + TCP_OPTIONS_MAX,
+};
+
+struct outgoing {
+    uint32_t seq, ack;
+    uint16_t window;
+    uint8_t flags;
+    uint8_t options[TCP_OPTIONS_MAX];
+    unsigned option_bytes;
+};
+
+static unsigned ip_header_bytes(const address *a)
+{
+    return address_is_ipv4(a) ? IPV4_HEADER : IPV6_HEADER;
+}
+
+unsigned tcp_header_bytes(const struct flow *flow)
+{
+    return ETHERNET_HEADER + ip_header_bytes(&flow->key.remote) + TCP_HEADER;
+}
+
+static void scatter_header(const struct guest_room *room, const uint8_t *bytes)
+{
+    for (unsigned i = 0; i < room->header_count; i++) {
+        memcpy(room->header[i].iov_base, bytes, room->header[i].iov_len);
+        bytes += room->header[i].iov_len;
+    }
+}
+
+/* Writes all headers into `at`. The check field gets the pseudo-header's sum; returns the length of the headers. */
+static unsigned write_headers(uint8_t *at, const struct packet_path *path, uint16_t source_port,
+                              uint16_t destination_port, const struct outgoing *out, uint32_t payload_length,
+                              unsigned *ret_tcp_offset)
+{
+    unsigned tcp_bytes = TCP_HEADER + out->option_bytes;
+    unsigned offset = packet_write_headers(at, path, IPPROTO_TCP, TCP_HOPS, tcp_bytes + payload_length);
+    uint8_t *tcp = at + offset;
+    uint16_t check = checksum_fold(packet_pseudo_sum(path, IPPROTO_TCP, tcp_bytes + payload_length));
+
+    store_be16(tcp, source_port);
+    store_be16(tcp + 2, destination_port);
+    store_be32(tcp + 4, out->seq);
+    store_be32(tcp + 8, out->ack);
+    tcp[12] = (uint8_t)(tcp_bytes / 4 << 4);
+    tcp[13] = out->flags;
+    store_be16(tcp + 14, out->window);
+    memcpy(tcp + TCP_CHECK_OFFSET, &check, sizeof(check));
+    store_be16(tcp + 18, 0);
+    memcpy(tcp + TCP_HEADER, out->options, out->option_bytes);
+    *ret_tcp_offset = offset;
+    return offset + tcp_bytes;
+}
+
+/* Completes the checksum in software: the check field holds the pseudo-header's sum, which counts like data. */
+static void finish_checksum(uint8_t *headers, unsigned tcp_offset, unsigned header_bytes, const struct iovec *payload,
+                            uint32_t payload_length)
+{
+    uint64_t sum = checksum_add(0, headers + tcp_offset, header_bytes - tcp_offset);
+    uint16_t check = (uint16_t)~checksum_fold(checksum_add_pieces(sum, payload, payload_length));
+
+    memcpy(headers + tcp_offset + TCP_CHECK_OFFSET, &check, sizeof(check));
+}
+
+static int send_bare(struct engine *engine, const struct packet_path *path, uint16_t source_port,
+                     uint16_t destination_port, const struct outgoing *out)
+{
+    struct offload offload = {0};
+    struct guest_room room;
+    uint8_t headers[HEADERS_MAX];
+    unsigned tcp_offset;
+    unsigned length = write_headers(headers, path, source_port, destination_port, out, 0, &tcp_offset);
+    int err = engine->link->operations->reserve(engine->link, length, 0, NULL, &room);
+
+    if (err)
+        return err;
+    if (engine->link->csum)
+        offload = (struct offload){
+            .needs_csum = true, .csum_start = (uint16_t)tcp_offset, .csum_offset = TCP_CHECK_OFFSET};
+    else
+        finish_checksum(headers, tcp_offset, length, NULL, 0);
+    scatter_header(&room, headers);
+    engine->link->operations->commit(engine->link, length, &offload);
+    return 0;
+}
+
+static void write_syn_options(struct outgoing *out, uint16_t mss, const struct flow *flow)
+{
+    uint8_t *option = out->options;
+
+    *option++ = 2;
+    *option++ = 4;
+    store_be16(option, mss);
+    option += 2;
+    if (flow->tcp.our_scale) { /* only if the guest offered it (RFC 7323, 2.2) */
+        *option++ = 1;
+        *option++ = 3;
+        *option++ = 3;
+        *option++ = (uint8_t)flow->tcp.our_scale;
+    }
+    out->option_bytes = (unsigned)(option - out->options);
+}
+
+static uint16_t our_mss(const struct engine *engine, const struct flow *flow)
+{
+    return (uint16_t)(engine->view.mtu - ip_header_bytes(&flow->key.remote) - TCP_HEADER);
+}
+
+int tcp_send_control(struct engine *engine, struct flow *flow, uint32_t seq, uint8_t flags)
+{
+    struct packet_path path;
+    struct outgoing out = {.seq = seq, .ack = flow->tcp.rcv_nxt, .flags = flags | TCP_ACK};
+    int err;
+
+    out.window = tcp_advertise(engine, flow);
+    if (flags & TCP_SYN) {
+        /* The window of a SYN is not scaled (RFC 7323, 2.2). */
+        uint32_t window = flow->tcp.rcv_edge - flow->tcp.rcv_nxt;
+        out.window = window > UINT16_MAX ? UINT16_MAX : (uint16_t)window;
+        write_syn_options(&out, our_mss(engine, flow), flow);
+    }
+    engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
+    err = send_bare(engine, &path, flow->key.remote_port, flow->key.guest_port, &out);
+    if (!err)
+        flow->tcp.ack_due = false;
+    return err;
+}
+
+void tcp_commit_data(struct engine *engine, struct flow *flow, const struct guest_room *room,
+                     const struct iovec *payload, uint32_t payload_length, uint32_t seq, uint8_t flags)
+{
+    struct packet_path path;
+    struct outgoing out = {.seq = seq, .ack = flow->tcp.rcv_nxt, .flags = flags | TCP_ACK};
+    struct offload offload = {0};
+    uint8_t headers[HEADERS_MAX];
+    unsigned tcp_offset;
+
+    out.window = tcp_advertise(engine, flow);
+    engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
+    unsigned length = write_headers(headers, &path, flow->key.remote_port, flow->key.guest_port, &out, payload_length,
+                                    &tcp_offset);
+    if (engine->link->csum) {
+        offload.needs_csum = true;
+        offload.csum_start = (uint16_t)tcp_offset;
+        offload.csum_offset = TCP_CHECK_OFFSET;
+    } else {
+        finish_checksum(headers, tcp_offset, length, payload, payload_length);
+    }
+    if (payload_length > flow->tcp.mss) {
+        offload.gso_type = address_is_ipv4(&flow->key.remote) ? GSO_TCPV4 : GSO_TCPV6;
+        offload.gso_size = flow->tcp.mss;
+        offload.header_length = (uint16_t)length;
+    }
+    scatter_header(room, headers);
+    engine->link->operations->commit(engine->link, length + payload_length, &offload);
+    flow->tcp.ack_due = false;
+}
+
+void tcp_send_reset_unknown(struct engine *engine, const struct packet *packet, const struct tcp_segment *segment)
+{
+    struct packet_path path;
+    struct outgoing out = {.flags = TCP_RST};
+
+    if (segment->flags & TCP_RST)
+        return;
+    if (segment->flags & TCP_ACK) {
+        out.seq = segment->ack;
+    } else {
+        out.flags |= TCP_ACK;
+        out.ack = segment->seq + segment->payload_length + !!(segment->flags & TCP_SYN) + !!(segment->flags & TCP_FIN);
+    }
+    engine_path(engine, &packet->destination, &packet->source, &path);
+    if (send_bare(engine, &path, segment->destination_port, segment->source_port, &out))
+        count(engine, C_drop_no_room); /* the guest will ask again */
+    else
+        count(engine, C_tcp_resets_sent);
+}

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * tcp_settle.c: everything that a flow owes after a batch, in one order, and what must wake it next. The stall, the
+ * epoll interest and the timer are computed here from the flow's state, and nowhere else.
+ */
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "sys.h"
+#include "tcp.h"
+
+/* Some facts about epoll, tcp(7) and edges, which tests/ holds to the real kernel:
+ *  - Level-triggered IN fires for ever when all is peeked already; so does RDHUP after a FIN, HUP once both sides are
+ *    shut even with an empty mask, and ERR|HUP after a RST. Hence ET, always.
+ *  - Under IN|ET each segment that arrives wakes once, read or not. A flow that may not move masks IN at the first such
+ *    wake-up, and not before: most stalls end before one comes, and then cost no EPOLL_CTL_MOD at all.
+ *  - EPOLL_CTL_MOD back to IN|ET reports what is there already: one wake-up that finds nothing new. So the flow reads
+ *    first and then unmasks.
+ *  - Data never wakes RDHUP|ET. */
+uint32_t stall_interest(const struct flow *flow)
+{
+    const struct tcp *tcp = &flow->tcp;
+    uint32_t interest = EPOLLET | EPOLLRDHUP;
+
+    if (tcp->to_host == HALF_SYN)
+        return interest | EPOLLIN | EPOLLPRI | EPOLLOUT;
+    if (!tcp->muted)
+        interest |= EPOLLIN | EPOLLPRI;
+    if (tcp->send_blocked)
+        interest |= EPOLLOUT;
+    return interest;
+}
+
+void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error, uint64_t value)
+{
+    if (!engine_shows_events(engine))
+        return;
+    struct lg_event event = {
+        .kind = kind,
+        .reason = reason,
+        .flow = flow_handle(flow),
+        .value = value,
+        .error = error,
+        .guest_port = flow->key.guest_port,
+        .remote_port = flow->key.remote_port,
+        .bytes_to_guest = flow->bytes_to_guest,
+        .bytes_from_guest = flow->bytes_from_guest,
+    };
+    for (unsigned i = 0; i < sizeof(address); i++) {
+        event.guest_addr[i] = flow->key.guest.byte[i];
+        event.remote_addr[i] = flow->key.remote.byte[i];
+    }
+    engine->events->emit(engine->events, &event);
+}
+
+static void wait_for_link(struct engine *engine, struct flow *flow)
+{
+    engine->link_full = true;
+    list_append(&engine->waiting, &flow->waiting);
+}
+
+static void send_syn_ack(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->snd_nxt != tcp->iss)
+        return; /* it is out */
+    if (tcp_send_control(engine, flow, tcp->iss, TCP_SYN)) {
+        wait_for_link(engine, flow);
+        return;
+    }
+    tcp_timer_sent(engine, flow, tcp->iss + 1);
+    tcp->snd_nxt = tcp->snd_max = tcp->iss + 1;
+}
+
+/* The guest's FIN, once all before it is with the kernel. */
+static void shut_to_host(struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (!tcp->fin_received || tcp->tail_length || tcp->to_host != HALF_OPEN)
+        return;
+    tcp_move_to_host(flow, HALF_FIN_SENT);
+    sys_shutdown(flow->fd, SHUT_WR);
+    tcp_move_to_host(flow, HALF_CLOSED);
+    tcp->rcv_nxt++;
+    tcp->rcv_taken++;
+    if (seq_before(tcp->rcv_edge, tcp->rcv_nxt))
+        tcp->rcv_edge = tcp->rcv_nxt;
+    tcp->ack_due = true;
+}
+
+static void send_owed(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    /* A probe is a segment just before the window: the guest must answer it with its ACK and window. */
+    if (tcp->probe_due && !tcp_send_control(engine, flow, tcp->snd_una - 1, 0)) {
+        tcp->probe_due = false;
+        count(engine, C_tcp_window_probes);
+    }
+    if (tcp->ack_due && tcp_send_control(engine, flow, tcp->snd_nxt, 0))
+        wait_for_link(engine, flow);
+}
+
+static void progress(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->to_host == HALF_SYN)
+        return;
+    tcp_send_to_peer(engine, flow);
+    if (tcp->done)
+        return;
+    shut_to_host(flow);
+    tcp_discard_acked(engine, flow);
+    if (tcp->done)
+        return;
+    if (tcp->to_guest == HALF_SYN)
+        send_syn_ack(engine, flow);
+    tcp_resend_first(engine, flow);
+    tcp_send_to_guest(engine, flow);
+    if (tcp->done)
+        return;
+    send_owed(engine, flow);
+    if (tcp->to_guest == HALF_CLOSED && tcp->to_host == HALF_CLOSED && !tcp->ack_due)
+        tcp_close(engine, flow, CLOSE_done, 0);
+}
+
+static void finish(struct engine *engine, struct flow *flow)
+{
+    if (flow->tcp.reset_due) {
+        if (tcp_send_control(engine, flow, flow->tcp.snd_max, TCP_RST)) {
+            wait_for_link(engine, flow);
+            return;
+        }
+        count(engine, C_tcp_resets_sent);
+    }
+    flow_remove(&engine->flows, flow);
+    engine->counters[C_flows] = engine->flows.count;
+}
+
+static void note_stall(struct engine *engine, const struct flow *flow, uint8_t before)
+{
+    uint8_t now = flow->tcp.stall;
+
+    if (now == before)
+        return;
+    if (before == STALL_window || before == STALL_link)
+        tcp_emit(engine, flow, LG_EVENT_FLOW_RESUME, before, 0, 0);
+    if (now != STALL_window && now != STALL_link)
+        return;
+    count(engine, now == STALL_window ? C_stall_window : C_stall_link);
+    tcp_emit(engine, flow, LG_EVENT_FLOW_STALL, now, 0, 0);
+}
+
+static void apply_interest(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->stall != STALL_window && tcp->stall != STALL_link)
+        tcp->muted = false;
+    uint32_t interest = stall_interest(flow);
+    if (interest == flow->interest)
+        return;
+    flow->interest = interest;
+    count(engine, C_interest_changes);
+    sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_MOD, flow->fd, interest, flow_handle(flow));
+}
+
+void tcp_settle(struct engine *engine, struct flow *flow)
+{
+    uint8_t stall = flow->tcp.stall;
+
+    if (!flow->tcp.done)
+        progress(engine, flow);
+    if (flow->tcp.done) {
+        finish(engine, flow);
+        return;
+    }
+    note_stall(engine, flow, stall);
+    apply_interest(engine, flow);
+    tcp_timer_update(engine, flow);
+    if (flow->active_ms == engine->now_ms) {
+        node_leave(&flow->age);
+        list_append(&engine->flows.by_age, &flow->age);
+    }
+}

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * tcp_state.h: what is remembered of one TCP connection, and every limit of the TCP engine with its reason.
+ *
+ * The engine translates between two TCP connections: the guest's, whose segments are made and read here, and the peer's,
+ * which the host's kernel runs. Bytes from the peer stay in the kernel's receive queue until the guest has acknowledged
+ * them; bytes from the guest are acknowledged when the kernel's send queue has taken them. So nothing is stored here but
+ * the tail of a short send.
+ */
+#ifndef LOCKGATE_TCP_STATE_H
+#define LOCKGATE_TCP_STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Each direction is one half; both start in SYN, and the flow ends when both are CLOSED.
+ *
+ *            to the guest                            to the host
+ *   SYN      our SYN-ACK is not acknowledged yet     connect() is under way
+ *   OPEN     data flows                              data flows
+ *   FIN_SENT our FIN is out, not acknowledged        the guest's FIN has come, its last bytes are not yet handed over
+ *   CLOSED   our FIN is acknowledged                 shutdown() is done
+ */
+#define HALF_STATES(apply)                                                                                             \
+    apply(SYN)                                                                                                         \
+    apply(OPEN)                                                                                                        \
+    apply(FIN_SENT)                                                                                                    \
+    apply(CLOSED)
+
+enum half_state {
+#define HALF_ENUM(name) HALF_##name,
+    HALF_STATES(HALF_ENUM)
+#undef HALF_ENUM
+};
+
+/* Why nothing moves towards the guest. At most one reason at a time, each with its own end (design: "Readiness and
+ * stalls"): new data or a rewinding ACK; an ACK or window update; the link's room event. */
+#define STALLS(apply)                                                                                                  \
+    apply(none)                                                                                                        \
+    apply(caught_up)                                                                                                   \
+    apply(window)                                                                                                      \
+    apply(link)
+
+enum stall {
+#define STALL_ENUM(name) STALL_##name,
+    STALLS(STALL_ENUM)
+#undef STALL_ENUM
+};
+
+#define CLOSE_REASONS(apply)                                                                                           \
+    apply(done)          /* both sides said FIN */                                                                     \
+    apply(refused)       /* the peer did not accept */                                                                 \
+    apply(unreachable)                                                                                                 \
+    apply(guest_reset)                                                                                                 \
+    apply(peer_reset)                                                                                                  \
+    apply(timed_out)     /* the guest stopped acknowledging */                                                         \
+    apply(evicted)                                                                                                     \
+    apply(guest_protocol) /* the guest broke the rules of TCP */                                                       \
+    apply(no_descriptor) /* the host gave no socket */                                                                 \
+    apply(shutdown)
+
+enum close_reason {
+#define CLOSE_ENUM(name) CLOSE_##name,
+    CLOSE_REASONS(CLOSE_ENUM)
+#undef CLOSE_ENUM
+};
+
+enum tcp_limits {
+    /* Window scale that we offer: 2^8 * 65535 = 16 MiB, more than a send queue grows to (tcp_wmem ends at 4 MiB as a
+     * rule), and 256 bytes of granularity. */
+    TCP_SCALE = 8,
+    TCP_WINDOW_MAX = 65535 << TCP_SCALE,
+
+    TCP_MSS_ASSUMED = 536, /* RFC 9293, 3.7.1; 1220 for IPv6 would assume a path that we do not know */
+    TCP_MSS_MIN = 88,      /* a smaller one only multiplies our work (as Linux: tcp_min_snd_mss) */
+
+    /* RFC 6298: (2.1) 1 s at first, (2.4) but 200 ms instead of 1 s at least: the guest is one memory copy away, and its
+     * delayed ACK comes within 40 ms; (2.5) a cap of at least 60 s. */
+    TCP_RTO_FIRST_MS = 1000,
+    TCP_RTO_MIN_MS = 200,
+    TCP_RTO_MAX_MS = 60000,
+    TCP_RETRIES_MAX = 12,    /* about nine minutes with these: a guest that is stopped for a snapshot comes back */
+    TCP_SYN_RETRIES_MAX = 6, /* the guest asked for this connection: it is there, or it is gone */
+
+    TCP_DUPLICATE_ACKS = 3, /* RFC 5681, 3.2 */
+
+    TCP_BUDGET_BYTES = 1 << 20, /* to the guest, before other flows have their turn; one full ring of 256 pages */
+
+    /* Before 6.9 Linux has no SO_PEEK_OFF for TCP: what is in flight is read again into a buffer that nobody looks at.
+     * That work grows with the square of what is in flight, hence the bound. */
+    TCP_REREAD_MAX = 1 << 20,
+
+    /* The rest of a short send: the largest segment, and as many at once as 4 MiB hold. */
+    TCP_TAIL_BYTES = 65536,
+    TCP_TAILS = 64,
+
+    TCP_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full */
+};
+
+struct tcp {
+    /* towards the guest (RFC 9293, 3.3.1, in the guest's sequence space) */
+    uint32_t iss;
+    uint32_t snd_una;
+    uint32_t snd_nxt;
+    uint32_t snd_max;    /* the highest that snd_nxt has been: it goes back for a retransmission */
+    uint32_t snd_window; /* bytes beyond snd_una */
+    uint32_t snd_wl1, snd_wl2;
+    uint32_t fin_seq; /* of our FIN; valid when to_guest is past OPEN */
+    uint32_t acked;   /* acknowledged, not yet taken from the kernel's queue */
+    uint32_t peek_offset; /* what the socket's SO_PEEK_OFF is now */
+    uint32_t read_hint;   /* bytes that the next read should find: room for more would be reserved in vain */
+    uint16_t mss;         /* payload of a segment to the guest */
+    uint8_t guest_scale;
+    uint8_t duplicate_acks;
+    uint8_t retries;
+
+    /* from the guest */
+    uint32_t rcv_nxt;   /* taken by the kernel: what we acknowledge */
+    uint32_t rcv_taken; /* rcv_nxt, and what this batch or the tail holds */
+    uint32_t rcv_edge;  /* of the window that we have advertised; it never moves back */
+    uint32_t room;      /* bytes that the kernel's send queue takes, as last asked, less what was sent since */
+    uint32_t room_asked;
+    uint8_t *tail; /* NULL: none */
+    uint32_t tail_length;
+    uint16_t batch_first, batch_last; /* segments of this batch, index + 1; 0 none */
+    uint16_t our_scale;               /* 0 if the guest does not scale */
+
+    uint8_t to_guest, to_host; /* enum half_state */
+    uint8_t stall;             /* enum stall */
+
+    /* facts that are orthogonal to the halves */
+    bool readable : 1;     /* an edge told of data, or of an end, that has not been read up to EAGAIN */
+    bool peer_hup : 1;     /* RDHUP, HUP or ERR was seen: read until the end shows itself */
+    bool urgent : 1;       /* the peer sent urgent data: reads stop at the mark, so a short read is no end of data */
+    bool muted : 1;        /* an edge came during a window or link stall: IN is masked until the stall ends */
+    bool send_blocked : 1; /* the kernel's send queue is full: we wait for OUT */
+    bool fin_received : 1; /* the guest's FIN is in sequence, behind rcv_taken */
+    bool ack_due : 1;
+    bool resend_due : 1;   /* three duplicate ACKs: the first segment again */
+    bool done : 1;         /* the flow has ended: tcp_settle() will free it */
+    bool reset_due : 1;    /* and the guest's RST waits for room */
+    bool probe_due : 1;    /* the guest's window is closed and its time to be asked has come */
+    bool window_pending : 1; /* data waits for the guest's window: the persist timer runs */
+
+    /* RTT and RTO (RFC 6298), in microseconds */
+    uint32_t srtt_us, rttvar_us;
+    uint32_t rtt_seq;       /* the ACK beyond this ends the sample */
+    uint64_t rtt_start_ns;  /* 0: no sample is running */
+    uint64_t rto_start_ms;  /* when the running period began; 0: the timer is off */
+};
+
+#endif

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * tcp_timer.c: the one timer of a flow. It runs while something of ours is not acknowledged (retransmission, RFC 6298),
+ * or while data waits for the guest's closed window (persist, RFC 9293, 3.8.6.1). Which of the two, and when, follows
+ * from the flow's state alone: tcp_timer_update() computes it.
+ */
+#include "sys.h"
+#include "tcp.h"
+
+static uint32_t rto_ms(const struct tcp *tcp)
+{
+    uint32_t rto = TCP_RTO_FIRST_MS;
+
+    if (tcp->srtt_us) { /* RFC 6298, (2.3); the clock's granularity is far below the minimum */
+        rto = (tcp->srtt_us + 4 * tcp->rttvar_us) / 1000;
+        if (rto < TCP_RTO_MIN_MS)
+            rto = TCP_RTO_MIN_MS;
+    }
+    for (unsigned i = 0; i < tcp->retries && rto < TCP_RTO_MAX_MS; i++)
+        rto *= 2; /* (5.5) */
+    return rto < TCP_RTO_MAX_MS ? rto : TCP_RTO_MAX_MS;
+}
+
+static void sample(struct tcp *tcp, uint64_t rtt_ns)
+{
+    uint32_t rtt_us = rtt_ns > UINT32_C(60000000) * 1000 ? 60000000 : (uint32_t)(rtt_ns / 1000) + 1;
+
+    if (!tcp->srtt_us) { /* RFC 6298, (2.2) */
+        tcp->srtt_us = rtt_us;
+        tcp->rttvar_us = rtt_us / 2;
+        return;
+    }
+    uint32_t error = tcp->srtt_us > rtt_us ? tcp->srtt_us - rtt_us : rtt_us - tcp->srtt_us;
+    tcp->rttvar_us = tcp->rttvar_us - tcp->rttvar_us / 4 + error / 4; /* (2.3) */
+    tcp->srtt_us = tcp->srtt_us - tcp->srtt_us / 8 + rtt_us / 8;
+}
+
+void tcp_timer_sent(struct engine *engine, struct flow *flow, uint32_t seq_end)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->snd_una == tcp->snd_max || !tcp->rto_start_ms)
+        tcp->rto_start_ms = engine->now_ms; /* RFC 6298, (5.1) */
+    if (!tcp->rtt_start_ns && !seq_before(seq_end, tcp->snd_max) && tcp->snd_nxt == tcp->snd_max) {
+        tcp->rtt_start_ns = engine->now_ns;
+        tcp->rtt_seq = seq_end;
+    }
+}
+
+void tcp_timer_acked(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->rtt_start_ns && !seq_before(tcp->snd_una, tcp->rtt_seq)) {
+        sample(tcp, engine->now_ns - tcp->rtt_start_ns);
+        tcp->rtt_start_ns = 0;
+    }
+    tcp->retries = 0;
+    tcp->rto_start_ms = engine->now_ms; /* RFC 6298, (5.3) */
+}
+
+void tcp_timer_rewound(struct flow *flow)
+{
+    flow->tcp.rtt_start_ns = 0; /* Karn: an ACK could be for either transmission (RFC 6298, 3) */
+}
+
+static bool outstanding(const struct tcp *tcp)
+{
+    return tcp->snd_una != tcp->snd_max;
+}
+
+void tcp_timer_update(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (!outstanding(tcp) && !tcp->window_pending) {
+        tcp->rto_start_ms = 0;
+        wheel_cancel(&engine->wheel, &flow->timer);
+        return;
+    }
+    if (!tcp->rto_start_ms)
+        tcp->rto_start_ms = engine->now_ms;
+    uint64_t expires = tcp->rto_start_ms + rto_ms(tcp);
+    if (!timer_armed(&flow->timer) || flow->timer.expires_ms != expires)
+        wheel_arm(&engine->wheel, &flow->timer, expires);
+}
+
+void tcp_timer_fired(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+    unsigned max = tcp->to_guest == HALF_SYN ? TCP_SYN_RETRIES_MAX : TCP_RETRIES_MAX;
+
+    if (!outstanding(tcp) && !tcp->window_pending)
+        return;
+    count(engine, C_tcp_timeouts);
+    if (tcp->retries == max) {
+        tcp_abort(engine, flow, CLOSE_timed_out, 0);
+        return;
+    }
+    tcp->retries++;
+    tcp->rto_start_ms = engine->now_ms;
+    tcp->duplicate_acks = 0;
+    /* RFC 6298, (5.4): the earliest that is not acknowledged goes again, and what follows after it. A guest that has
+     * closed its window is only asked: it has nowhere to put them. */
+    if (outstanding(tcp) && (tcp->snd_window || tcp->to_guest == HALF_SYN)) {
+        tcp->snd_nxt = tcp->snd_una;
+        tcp_timer_rewound(flow);
+    } else {
+        tcp->probe_due = true;
+    }
+    tcp_touch(engine, flow);
+}

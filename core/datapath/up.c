@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * up.c: the lossy channel between worker and control. A control process that does not keep up loses punts and events,
+ * which are counted; only what is seen of the guest is sent until it fits.
+ */
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+
+#include "list.h"
+#include "sys.h"
+#include "worker.h"
+
+static int up_send(struct worker *worker, uint32_t type, const struct iovec *body, unsigned count, uint32_t length)
+{
+    struct lg_up header = {.type = type, .length = length};
+    struct iovec iov[LINK_PIECES] = {{.iov_base = &header, .iov_len = sizeof(header)}};
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 1};
+
+    for (unsigned i = 0; i < count && length && msg.msg_iovlen < LINK_PIECES; i++) {
+        size_t part = body[i].iov_len < length ? body[i].iov_len : length;
+        iov[msg.msg_iovlen++] = (struct iovec){body[i].iov_base, part};
+        length -= (uint32_t)part;
+    }
+    ssize_t sent = sys_sendmsg(worker->up_fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return sent < 0 ? (int)sent : 0;
+}
+
+void up_punt(struct engine *engine, const struct guest_frame *frame)
+{
+    struct worker *worker = container_of(engine, struct worker, engine);
+
+    if (up_send(worker, LG_UP_PUNT, frame->iov, frame->iov_count, frame->length))
+        count(engine, C_punts_lost);
+    else
+        count(engine, C_punts);
+}
+
+void up_emit(struct event_sink *sink, const struct lg_event *event)
+{
+    struct worker *worker = container_of(sink, struct worker, sink);
+    struct iovec body = {.iov_base = (void *)(uintptr_t)event, .iov_len = sizeof(*event)};
+
+    if (up_send(worker, LG_UP_EVENT, &body, 1, sizeof(*event)))
+        count(&worker->engine, C_events_lost);
+}
+
+void up_send_seen(struct worker *worker)
+{
+    struct iovec body = {.iov_base = &worker->engine.seen, .iov_len = sizeof(worker->engine.seen)};
+
+    if (!worker->engine.seen_changed)
+        return;
+    bool blocked = up_send(worker, LG_UP_SEEN, &body, 1, sizeof(worker->engine.seen)) == -EAGAIN;
+    worker->engine.seen_changed = blocked;
+    if (blocked == worker->up_blocked)
+        return;
+    worker->up_blocked = blocked;
+    sys_epoll_ctl(worker->engine.epoll_fd, EPOLL_CTL_MOD, worker->up_fd, EPOLLIN | EPOLLET | (blocked ? EPOLLOUT : 0),
+                  SOURCE_UP);
+}
+
+void up_receive(struct worker *worker)
+{
+    struct engine *engine = &worker->engine;
+    struct iovec iov = {.iov_base = worker->up_buffer, .iov_len = sizeof(worker->up_buffer)};
+
+    for (;;) {
+        struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+        ssize_t n = sys_recvmsg(worker->up_fd, &msg, MSG_DONTWAIT);
+        struct lg_up header;
+
+        if (n <= 0)
+            return;
+        memcpy(&header, worker->up_buffer, sizeof(header));
+        if ((size_t)n < sizeof(header) || header.type != LG_UP_FRAME || header.length != (size_t)n - sizeof(header) ||
+            header.length < ETHERNET_HEADER || header.length > FRAME_BYTES_MAX)
+            continue;
+        if (engine_send_frame(engine, worker->up_buffer + sizeof(header), header.length))
+            count(engine, C_frames_injected_lost);
+        else
+            count(engine, C_frames_injected);
+    }
+}

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * worker.c: the worker's loop. One epoll_wait(), one reading of the clock, everything that became possible, and back:
+ * there is no tick, so that a worker whose guest is silent makes no system call.
+ */
+#include "worker.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "sys.h"
+
+void worker_ring_started(struct worker *worker, unsigned queue)
+{
+    if (queue == TRANSMITQ)
+        worker->guest_ready = true;
+    else
+        engine_link_room(&worker->engine);
+}
+
+static void take_event(struct worker *worker, const struct epoll_event *event)
+{
+    struct engine *engine = &worker->engine;
+
+    if (event->data.u64 >> 32) {
+        engine_socket_event(engine, event->data.u64, event->events);
+        return;
+    }
+    switch ((enum loop_source)event->data.u64) {
+    case SOURCE_KICK_TRANSMITQ:
+        count(engine, C_kicks);
+        worker->guest_ready = true;
+        break;
+    case SOURCE_KICK_RECEIVEQ:
+        count(engine, C_kicks);
+        engine_link_room(engine);
+        break;
+    case SOURCE_CMD:
+        worker->end |= !command_run(worker);
+        break;
+    case SOURCE_UP:
+        up_receive(worker);
+        break;
+    case SOURCE_KEEPER:
+        worker->end = true; /* nothing is ever sent to us there: its end is ours */
+        break;
+    }
+}
+
+/* A ring that the guest broke is no longer looked at; people hear of it once. */
+static void tell_faults(struct worker *worker)
+{
+    unsigned news = worker->vhost.faults_reported & ~worker->faults_told;
+
+    worker->faults_told |= news;
+    for (unsigned queue = 0; news; queue++, news >>= 1) {
+        struct lg_event event = {
+            .kind = LG_EVENT_RING_STOPPED, .value = queue, .reason = worker->vhost.ring[queue].fault};
+        if (news & 1)
+            up_emit(&worker->sink, &event); /* at any level: it is never the normal course of things */
+    }
+}
+
+static int wait_ms(const struct worker *worker)
+{
+    uint64_t next = engine_next_ms(&worker->engine), now = worker->engine.now_ms;
+
+    if (worker->guest_ready || next <= now)
+        return 0;
+    if (next == UINT64_MAX)
+        return -1;
+    return next - now < INT32_MAX ? (int)(next - now) : INT32_MAX;
+}
+
+static int step(struct worker *worker)
+{
+    struct epoll_event events[EVENTS_PER_WAIT];
+    struct engine *engine = &worker->engine;
+    int n = sys_epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, wait_ms(worker));
+
+    if (n < 0)
+        return n == -EINTR ? 0 : n;
+    engine_set_time(engine, sys_monotonic_ns());
+    count(engine, C_wakeups);
+    engine->counters[C_wakeup_events] += (unsigned)n;
+    for (int i = 0; i < n; i++)
+        take_event(worker, &events[i]);
+    if (worker->guest_ready)
+        worker->guest_ready = engine_from_guest(engine);
+    engine_settle(engine);
+    tell_faults(worker);
+    up_send_seen(worker);
+    return engine->memory_fault ? -EFAULT : 0;
+}
+
+static bool kernel_peeks_at_offset(void)
+{
+    static const int zero;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool has = fd >= 0 && !sys_setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero));
+
+    if (fd >= 0)
+        close(fd);
+    return has;
+}
+
+static int watch(struct worker *worker, int fd, uint32_t events, enum loop_source source)
+{
+    return sys_epoll_ctl(worker->engine.epoll_fd, EPOLL_CTL_ADD, fd, events, source);
+}
+
+static int worker_init(struct worker *worker, const struct lg_worker_config *config)
+{
+    uint8_t random[32];
+    uint64_t *counters = mmap(NULL, LG_COUNTER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, config->counters_fd, 0);
+    bool peek_off = !(config->flags & LG_WORKER_NO_PEEK_OFF) && kernel_peeks_at_offset();
+    int err;
+
+    if (counters == MAP_FAILED || getrandom(random, sizeof(random), 0) != sizeof(random))
+        return -errno;
+    worker->cmd_fd = config->cmd_fd;
+    worker->up_fd = config->up_fd;
+    worker->keeper_fd = config->keeper_fd;
+    worker->sink.emit = up_emit;
+    if ((err = engine_init(&worker->engine, counters, config->flow_limit, peek_off, random)))
+        return err;
+    if (config->pcap_fd >= 0 &&
+        (err = pcap_ring_map(&worker->pcap, config->pcap_fd, config->pcap_event_fd, counters)))
+        return err;
+    worker->engine.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (worker->engine.epoll_fd < 0)
+        return -errno;
+    link_vhost_init(&worker->vhost, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_KICK_RECEIVEQ);
+    worker->engine.link = &worker->vhost.link;
+    worker->engine.events = &worker->sink;
+    worker->engine.punt = up_punt;
+    if ((err = watch(worker, config->cmd_fd, EPOLLIN, SOURCE_CMD)) ||
+        (err = watch(worker, config->up_fd, EPOLLIN | EPOLLET, SOURCE_UP)) ||
+        (err = watch(worker, config->keeper_fd, EPOLLIN | EPOLLRDHUP, SOURCE_KEEPER)))
+        return err;
+    return 0;
+}
+
+int lg_worker_run(const struct lg_worker_config *config)
+{
+    struct worker *worker = mmap(NULL, sizeof(*worker), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int err;
+
+    if (worker == MAP_FAILED)
+        return -errno;
+    err = worker_init(worker, config);
+    if (!err && write(config->keeper_fd, "R", 1) != 1)
+        err = -errno;
+    while (!err && !worker->end)
+        err = step(worker);
+    return err;
+}

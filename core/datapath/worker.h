@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * worker.h: the worker process around the engine: its loop, and its channels to control and keeper.
+ *
+ * Adversary: what the guest sent has been parsed by the engine. Control is ours, but its process parses what the front
+ * end sends: a command's length, counts and indexes are checked as if it were theirs.
+ */
+#ifndef LOCKGATE_WORKER_H
+#define LOCKGATE_WORKER_H
+
+#include "engine.h"
+#include "link_vhost.h"
+#include "pcap_ring.h"
+
+/* What epoll carries for the loop's own descriptors; flows have a generation in the upper half. */
+enum loop_source {
+    SOURCE_CMD = 1,
+    SOURCE_UP,
+    SOURCE_KEEPER,
+    SOURCE_KICK_RECEIVEQ,
+    SOURCE_KICK_TRANSMITQ,
+};
+
+struct worker {
+    struct engine engine;
+    struct link_vhost vhost;
+    struct pcap_ring pcap;
+    struct event_sink sink;
+    int cmd_fd, up_fd, keeper_fd;
+    bool guest_ready; /* the transmitq may have frames */
+    bool up_blocked;  /* control's queue is full: EPOLLOUT is asked for */
+    bool end;
+    unsigned faults_told; /* rings whose fault control has heard of */
+    uint8_t up_buffer[LG_UP_BYTES_MAX];
+};
+
+/* up.c: the lossy channel. */
+void up_punt(struct engine *engine, const struct guest_frame *frame);
+void up_emit(struct event_sink *sink, const struct lg_event *event);
+void up_send_seen(struct worker *worker); /* until it fits */
+void up_receive(struct worker *worker);   /* frames for the guest */
+
+/* command.c: one command and its reply; false: control has gone. */
+bool command_run(struct worker *worker);
+
+/* worker.c */
+void worker_ring_started(struct worker *worker, unsigned queue);
+
+#endif

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker's start as its parent sees it: the shared pages, the channels, the limit on flows, and the spawn.
+
+Called by the keeper, before READY and again whenever a worker is replaced; so it imports nothing heavy.
+Adversary: the worker itself, once the guest has broken it. Hence the pages that others map are sealed in their size
+(a worker that shrank them would end its readers by SIGBUS), and each worker gets channels of its own.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import resource
+
+from lockgate.core._datapath import ffi, lib
+
+FLOW_LIMIT_MAX = 65536
+FLOW_DESCRIPTORS_SPARED = 256  # for rings, memory, listeners and channels, beside one socket a flow
+_QUEUED_RECORDS = 16  # of the largest size; the kernel clamps this to net.core.wmem_max
+
+
+def _sealed_pages(name: str, size: int) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+class SharedPages:
+    """What outlives a worker: its counters and, with a capture, the ring of captured frames and its event."""
+
+    __slots__ = ("counters_fd", "pcap_fd", "pcap_event_fd")
+
+    def __init__(self, capture: bool) -> None:
+        self.counters_fd = _sealed_pages("lockgate-counters", lib.LG_COUNTER_BYTES)
+        self.pcap_fd = self.pcap_event_fd = -1
+        if capture:
+            self.pcap_fd = _sealed_pages("lockgate-pcap", lib.LG_PCAP_HEAD_BYTES + lib.LG_PCAP_RING_BYTES)
+            self.pcap_event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+
+def channel() -> tuple[_socket.socket, _socket.socket]:
+    """Both ends of one channel: records with their borders and their end kept, room for several of the largest."""
+    kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+    ends = _socket.socketpair(_socket.AF_UNIX, kind)
+    for end in ends:
+        end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _QUEUED_RECORDS * lib.LG_UP_BYTES_MAX)
+    return ends
+
+
+def raise_descriptor_limit() -> int:
+    """Raises the soft limit on descriptors to the hard one; returns it. A flow costs one descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # a container may lower fs.nr_open below the hard limit that we see
+    return FLOW_LIMIT_MAX + FLOW_DESCRIPTORS_SPARED if soft == resource.RLIM_INFINITY else soft
+
+
+def flow_limit(descriptors: int) -> int:
+    """How many flows fit the limit on descriptors; at least one, so that a tiny limit is felt as refused flows."""
+    return max(1, min(FLOW_LIMIT_MAX, descriptors - FLOW_DESCRIPTORS_SPARED))
+
+
+class Worker:
+    """One worker process. The ends for control are control's once handed over, and closed here."""
+
+    __slots__ = ("pid", "keeper", "cmd", "up")
+
+    def __init__(self, pages: SharedPages, flags: int, flows: int, name: str, keep_stderr: bool) -> None:
+        self.cmd, cmd = channel()
+        self.up, up = channel()
+        self.keeper, keeper = channel()
+        config = ffi.new(
+            "struct lg_worker_config *",
+            {
+                "cmd_fd": cmd.fileno(),
+                "up_fd": up.fileno(),
+                "keeper_fd": keeper.fileno(),
+                "counters_fd": pages.counters_fd,
+                "pcap_fd": pages.pcap_fd,
+                "pcap_event_fd": pages.pcap_event_fd,
+                "flags": flags,
+                "flow_limit": flows,
+            },
+        )
+        self.pid: int = lib.lg_worker_spawn(config, name.encode(), 2 if keep_stderr else -1)
+        for end in (cmd, up, keeper):
+            end.close()
+        if self.pid < 0:
+            self.close_control_ends()
+            self.keeper.close()
+            raise OSError(-self.pid, os.strerror(-self.pid))
+
+    def close_control_ends(self) -> None:
+        """To be called once control has its copies: end of file must mean that control or the worker is gone."""
+        self.cmd.close()
+        self.up.close()

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * launcher.c: the commands passt, pasta, gvproxy and lockgate, all four this one program, installed under each name.
+ *
+ * Called by container runtimes and VM monitors, and replaced by the Python interpreter at once.
+ * Adversary: the caller's environment. PYTHONPATH, PYTHONHOME, PYTHONSTARTUP and the like must change nothing, hence -I.
+ * Invariants: nothing is allocated, no descriptor is opened, and all arguments reach Python as they were typed, behind
+ * the name that was typed (Python decides what that name means).
+ *
+ * Which interpreter: python3 in the folder where this program itself lies (a virtual environment, pip --prefix), else
+ * /usr/bin/python3. Where its own folder has the interpreter, the new process gets this program's path as argv[0]: ps
+ * then shows the command, and Python, which looks for pyvenv.cfg beside argv[0], still finds the environment. (A script
+ * with a #! line would lose to one argument and to `env`; pip's own wrapper does not pass -I and imports `re`.)
+ */
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define SYSTEM_PYTHON "/usr/bin/python3"
+#define ARGUMENTS_MAX 65536 /* far above any caller; keeps the list on the stack, within its usual 8 MiB */
+
+static const char entry[] = "from lockgate.plugin.launch import main; main()";
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? slash + 1 : path;
+}
+
+/* Both paths for a program whose folder is that of `self`; false if it has no python3 that we may run. */
+static int python_beside(const char *self, char *ret_python, size_t size)
+{
+    int folder = (int)(base_name(self) - self);
+    int length = snprintf(ret_python, size, "%.*spython3", folder, self);
+
+    return folder > 0 && length > 0 && (size_t)length < size && access(ret_python, X_OK) == 0;
+}
+
+int main(int argc, char **argv)
+{
+    char self[PATH_MAX], beside[PATH_MAX];
+    const char *python = SYSTEM_PYTHON, *argv0 = SYSTEM_PYTHON;
+    ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+    self[length > 0 ? length : 0] = '\0'; /* without /proc: the system's Python */
+    if (python_beside(self, beside, sizeof(beside))) {
+        python = beside;
+        argv0 = self;
+    }
+    const char *command = base_name(argc > 0 && argv[0][0] ? argv[0] : self);
+
+    if (argc > ARGUMENTS_MAX) {
+        fprintf(stderr, "%s: %d arguments, expected at most %d\n", command, argc - 1, ARGUMENTS_MAX - 1);
+        return 1;
+    }
+    const char *arguments[argc + 6];
+    int n = 0;
+
+    arguments[n++] = argv0;
+    arguments[n++] = "-I";
+    arguments[n++] = "-c";
+    arguments[n++] = entry;
+    arguments[n++] = command;
+    for (int i = 1; i < argc; i++)
+        arguments[n++] = argv[i];
+    arguments[n] = NULL;
+    execv(python, (char *const *)arguments);
+    fprintf(stderr, "%s: cannot start %s (%s): lockgate needs Python 3.11 or newer there, or as python3 beside %s\n",
+            command, python, strerror(errno), self[0] ? self : "this program");
+    return 1;
+}

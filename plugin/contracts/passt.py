@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract `passt`: what its callers (muvm, crun, libvirt, QEMU) write on a command line, as a NetworkSpec.
+
+Called by the wrapper before READY, hence the light imports. Adversary: whoever made the command line. Invariants: the
+result is complete and checked, or Stop says how the command ends; nothing is printed or opened here. The kernel is
+asked two questions, because only now is there somebody who waits for the answer: whether --fd is open, and whether
+--interface exists.
+
+Order is part of the contract: mistakes are reported in the order of the words, except that --fd is checked first, and
+words that are no options last; of an option given twice the last counts.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from lockgate.plugin import address
+from lockgate.plugin.contracts.getopt import Getopt, GetoptError
+from lockgate.plugin.contracts.passt_options import GROUPS, PASST, TABLE
+from lockgate.plugin.contracts.strtoul import strtoul
+from lockgate.plugin.spec import DEBUG, STREAM, TRACE, FamilySpec, NetworkSpec, Stop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from lockgate.plugin.contracts.getopt import Option
+
+SOCKET_PATH_MAX = 107  # bytes: sun_path of unix(7) holds 108 with the closing NUL
+PATH_MAX = 4095  # bytes, <linux/limits.h>, also without the NUL
+FD_MAX = (1 << 31) - 1
+MTU_MAX = 65535 - 14  # the longest frame less its Ethernet header
+MTU_MIN_IPV4 = 68  # RFC 791 §3.2
+MTU_MIN_IPV6 = 1280  # RFC 8200 §5
+LOG_SIZE_MIN = 5 * 8192  # five of passt's buffers: the file is cut at its head by buffers
+
+CAPABILITIES = '{\n  "type": "net"\n}\n'  # docs/interop/vhost-user.json of QEMU; goes to standard error, as passt's
+
+
+def parse(argv: Sequence[str], program_name: str) -> NetworkSpec:
+    """What the words after the command's name ask for; program_name is argv[0], for getopt's own error lines.
+
+    Raises Stop for --help, --version and --print-capabilities, and for every mistake.
+    """
+    _check_descriptor(argv, program_name)
+    words = Getopt(TABLE, argv, program_name)
+    request = _Request()
+    try:
+        for option, argument in words:
+            request.take(option, argument)
+    except GetoptError as error:
+        raise Stop(1, "", f"{error}\n{_usage()}") from None
+    if words.rest:
+        raise _refusal(f"{words.rest[0]}: extra non-option argument; passt takes options only")
+    return request.finish()
+
+
+def automatic_socket_paths() -> Iterator[str]:
+    """Where to listen without --socket and --fd: the first of these on which nobody accepts."""
+    return (f"/tmp/passt_{number}.socket" for number in range(1, 100))
+
+
+def _check_descriptor(argv: Sequence[str], program_name: str) -> None:
+    """Ahead of all else, --help included: whoever hands over a descriptor must hear that it did not arrive."""
+    words = Getopt(TABLE, argv, program_name)
+    given = None
+    while True:
+        try:
+            for option, argument in words:
+                if option.name == "fd":
+                    given = argument
+        except GetoptError:
+            continue
+        break
+    if given is None:
+        return
+    fd = _descriptor(given)
+    try:
+        os.fstat(fd)
+    except OSError:
+        raise _refusal(f"--fd {given}: no such descriptor is open here; it must be inherited without CLOEXEC") from None
+
+
+def _descriptor(text: str) -> int:
+    fd = strtoul(text)
+    if fd is None or fd > FD_MAX:
+        raise _refusal(f"Invalid --fd: {text}: expected the number of an open descriptor")
+    return fd
+
+
+class _Request:
+    """A NetworkSpec in the making, and what must be remembered until the last option is known."""
+
+    __slots__ = ("_cidr", "_cidr_length", "_netmask", "_unbuilt", "spec")
+
+    def __init__(self) -> None:
+        self.spec = NetworkSpec(contract=PASST)
+        self._cidr = False  # whether the last --address came with a prefix length
+        self._cidr_length = 0  # that of the last IPv4 --address
+        self._netmask: int | None = None
+        self._unbuilt: Option | None = None
+
+    def take(self, option: Option, argument: str) -> None:
+        if option.mode not in ("", PASST):
+            raise _refusal(f"--{option.name} is for {option.mode} only; leave it out, or run {option.mode}")
+        if not option.built:
+            self._unbuilt = self._unbuilt or option
+            return
+        for field, value in option.sets.items():
+            setattr(self.spec, field, value)
+        method = _METHODS.get(option.name)
+        if method:
+            method(self, argument)
+
+    def finish(self) -> NetworkSpec:
+        """The checks that need all options."""
+        spec = self.spec
+        if self._unbuilt:
+            raise _refusal(f"--{self._unbuilt.name} is not built into lockgate yet")
+        if spec.link == STREAM:
+            raise _refusal("The stream link is not built into lockgate yet; use --vhost-user")
+        # A prefix length of 0 counts as not given: it would put the whole Internet on the guest's link.
+        length = self._netmask or self._cidr_length
+        if not length and spec.ipv4.address != address.UNSET:
+            length = address.class_prefix_length(spec.ipv4.address)
+        spec.ipv4.prefix_length = length
+        self._warn_about_mtu()
+        return spec
+
+    def _warn_about_mtu(self) -> None:
+        mtu = self.spec.mtu
+        for name, family, least in (("IPv4", self.spec.ipv4, MTU_MIN_IPV4), ("IPv6", self.spec.ipv6, MTU_MIN_IPV6)):
+            if 0 < mtu < least and family.enabled:
+                self.spec.warnings.append(f"--mtu {mtu}: {name} needs at least {least} and may not work")
+
+    # One method an option, named after it; what only fills a field is in the table.
+
+    def on_help(self, _: str) -> None:
+        raise Stop(0, _usage())
+
+    def on_version(self, _: str) -> None:
+        raise Stop(0, _version())
+
+    def on_print_capabilities(self, _: str) -> None:
+        raise Stop(0, "", CAPABILITIES)
+
+    def on_debug(self, _: str) -> None:
+        if self.spec.log_level != TRACE:
+            self.spec.log_level = DEBUG
+
+    def on_stderr(self, _: str) -> None:
+        self.spec.warnings.append("--stderr is obsolete and does nothing; leave it out")
+
+    def on_log_file(self, path: str) -> None:
+        self.spec.log_file = _path("--log-file", path)
+
+    def on_log_size(self, text: str) -> None:
+        size = strtoul(text)
+        if size is None or size < LOG_SIZE_MIN:
+            raise _refusal(f"--log-size {text}: expected a number of bytes, at least {LOG_SIZE_MIN}")
+        self.spec.log_size = size
+
+    def on_pid(self, path: str) -> None:
+        self.spec.pid_file = _path("--pid", path)
+
+    def on_pcap(self, path: str) -> None:
+        self.spec.pcap_file = _path("--pcap", path)
+
+    def on_socket(self, path: str) -> None:
+        self.spec.socket_path = _path("--socket", path, SOCKET_PATH_MAX)
+        self.spec.socket_fd = None
+
+    def on_fd(self, text: str) -> None:
+        self.spec.socket_fd = _descriptor(text)
+        self.spec.socket_path = None
+        self.spec.one_off = True
+
+    def on_ipv4_only(self, _: str) -> None:
+        self.spec.ipv4.enabled, self.spec.ipv6.enabled = True, False
+
+    def on_ipv6_only(self, _: str) -> None:
+        self.spec.ipv4.enabled, self.spec.ipv6.enabled = False, True
+
+    def on_address(self, text: str) -> None:
+        host, slash, digits = text.partition("/")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        guest = address.parse(host)
+        if guest is None or _is_nobodys(guest) or address.is_multicast(guest) or guest == address.BROADCAST4:
+            raise _refusal(f"--address {text}: expected the address of one host, IPv4 or IPv6, perhaps with /LEN")
+        longest = 32 if address.is_ipv4(guest) else 128
+        length = _prefix_length(digits, longest) if slash else 0
+        if length is None:
+            raise _refusal(f"--address {text}: expected a prefix length from 0 to {longest} after the slash")
+        self._cidr = bool(slash)
+        self._refuse_two_lengths()
+        self._family(guest).address = guest
+        if address.is_ipv4(guest):  # IPv6 is always /64: SLAAC knows no other
+            self._cidr_length = length
+
+    def on_netmask(self, text: str) -> None:
+        mask = address.parse_ipv4(text)
+        length = strtoul(text) if mask is None else address.netmask_prefix_length(mask)
+        if length is None or length > 32:
+            raise _refusal(f"--netmask {text}: expected an IPv4 netmask like 255.255.255.0, or a length from 0 to 32")
+        self._netmask = length
+        self._refuse_two_lengths()
+
+    def _refuse_two_lengths(self) -> None:
+        if self._cidr and self._netmask is not None:
+            raise _refusal("--netmask and --address with /LEN: redundant prefix length; give one of the two")
+
+    def on_gateway(self, text: str) -> None:
+        gateway = address.parse(text)
+        if gateway is None or _is_nobodys(gateway) or gateway == address.BROADCAST4:
+            raise _refusal(f"--gateway {text}: expected the address of a router, IPv4 or IPv6")
+        self._family(gateway).gateway = gateway
+
+    def on_interface(self, name: str) -> None:
+        try:
+            _socket.if_nametoindex(name)
+        except OSError as error:
+            raise _refusal(f"--interface {name}: {error.strerror}; `ip link` lists what there is") from None
+        self.spec.interface = name
+
+    def on_mtu(self, text: str) -> None:
+        mtu = strtoul(text)
+        if mtu is None or mtu > MTU_MAX:
+            raise _refusal(f"--mtu {text}: expected a number of bytes up to {MTU_MAX}, or 0 to leave the guest's alone")
+        self.spec.mtu = mtu
+
+    def on_mac_addr(self, text: str) -> None:
+        pairs = text.lower().split(":")
+        if len(pairs) != 6 or any(len(pair) != 2 or pair.strip("0123456789abcdef") for pair in pairs):
+            raise _refusal(f"--mac-addr {text}: expected six pairs of hexadecimal digits, as in 9a:55:9a:55:9a:55")
+        self.spec.mac = bytes(int(pair, 16) for pair in pairs)
+
+    def on_map_host_loopback(self, text: str) -> None:
+        if text == "none":
+            self.spec.ipv4.map_host_loopback = self.spec.ipv6.map_host_loopback = address.UNSET
+            return
+        mapped = address.parse(text)
+        if mapped is None or _is_nobodys(mapped) or address.is_multicast(mapped):
+            raise _refusal(f"--map-host-loopback {text}: expected an address, IPv4 or IPv6, or none")
+        self._family(mapped).map_host_loopback = mapped
+
+    def on_no_map_gw(self, _: str) -> None:
+        """Takes the default away, not what --map-host-loopback says, before or after."""
+        for family in (self.spec.ipv4, self.spec.ipv6):
+            if family.map_host_loopback is None:
+                family.map_host_loopback = address.UNSET
+
+    def _family(self, ip: bytes) -> FamilySpec:
+        return self.spec.ipv4 if address.is_ipv4(ip) else self.spec.ipv6
+
+
+_METHODS: dict[str, Callable[[_Request, str], None]] = {
+    "help": _Request.on_help,
+    "version": _Request.on_version,
+    "print-capabilities": _Request.on_print_capabilities,
+    "debug": _Request.on_debug,
+    "stderr": _Request.on_stderr,
+    "log-file": _Request.on_log_file,
+    "log-size": _Request.on_log_size,
+    "pid": _Request.on_pid,
+    "pcap": _Request.on_pcap,
+    "socket": _Request.on_socket,
+    "fd": _Request.on_fd,
+    "ipv4-only": _Request.on_ipv4_only,
+    "ipv6-only": _Request.on_ipv6_only,
+    "address": _Request.on_address,
+    "netmask": _Request.on_netmask,
+    "gateway": _Request.on_gateway,
+    "interface": _Request.on_interface,
+    "mtu": _Request.on_mtu,
+    "mac-addr": _Request.on_mac_addr,
+    "map-host-loopback": _Request.on_map_host_loopback,
+    "no-map-gw": _Request.on_no_map_gw,
+}
+
+
+def _is_nobodys(ip: bytes) -> bool:
+    return address.is_unspecified(ip) or address.is_loopback(ip)
+
+
+def _prefix_length(digits: str, longest: int) -> int | None:
+    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 3):
+        return None
+    length = int(digits)
+    return length if length <= longest else None
+
+
+def _path(option: str, path: str, longest: int = PATH_MAX) -> str:
+    if 0 < len(os.fsencode(path)) <= longest:
+        return path
+    raise _refusal(f"{option} {path}: expected a path of 1 to {longest} bytes")
+
+
+def _refusal(sentence: str) -> Stop:
+    return Stop(1, "", sentence + "\n")
+
+
+# What these two need is rarely wanted, and each module costs a tenth of a millisecond.
+
+
+def _version() -> str:
+    from lockgate.plugin.version import VERSION
+
+    return (
+        f"passt {VERSION}\nlockgate {VERSION}, a drop-in for passt\n"
+        "Licensed under the Apache License, Version 2.0 <https://www.apache.org/licenses/LICENSE-2.0>\n"
+        "There is no warranty.\n"
+    )
+
+
+def _usage() -> str:
+    from lockgate.plugin.contracts.usage import usage
+
+    return usage("passt [OPTION]...", PASST, GROUPS)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control: the asyncio process beside the worker. Joins the vhost-user session, the services, events and the capture.
+
+Called by launch.py in the child that the keeper forked; the only module that knows all the others.
+Adversary: whoever can reach one of these, that is the front end (session), the guest (punted frames) and a worker that
+the guest has broken (records). Each is parsed elsewhere; here it is only said who hears of what.
+
+Invariants: control holds no state of a flow, so that a worker can be replaced under it: all that a worker must be told
+is told by _configure() and by the session. Nothing here waits for the worker but what a front end waits for anyway.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import sys
+import time
+
+_no_ssl = "ssl" not in sys.modules
+if _no_ssl:
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio imports it if it can: 4 MB for what we never use
+import asyncio  # noqa: E402
+
+if _no_ssl:
+    del sys.modules["ssl"]
+import socket  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+from lockgate.core import channel  # noqa: E402
+from lockgate.core._datapath import lib  # noqa: E402
+from lockgate.plugin import keeper as keeper_records  # noqa: E402
+from lockgate.plugin.events import Events, address_text  # noqa: E402
+from lockgate.plugin.services import dhcp, ra  # noqa: E402
+from lockgate.plugin.services.frame import Ignored, mac_text  # noqa: E402
+from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
+from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E402
+from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
+
+if TYPE_CHECKING:
+    from lockgate.plugin.keeper import Ends
+    from lockgate.plugin.log import Log
+    from lockgate.plugin.netview import Assignments
+
+EVENTS, EVENTS_AND_FRAMES = 1, 2  # of LG_CMD_EVENTS
+
+# Lines of one kind within a second, so that no front end or guest can fill a disk; what is left out is counted.
+_LINES_A_SECOND = 5
+
+_ETHERTYPE = slice(12, 14)
+_IPV4 = b"\x08\x00"
+
+
+class Start:
+    """What control is started with; frozen by convention."""
+
+    __slots__ = ("log", "view", "link", "one_off", "trace", "capture_fd")
+
+    def __init__(self, log: Log, view: Assignments, link_fd: int, one_off: bool, trace: bool, capture_fd: int) -> None:
+        self.log = log
+        self.view = view
+        self.link = socket.socket(fileno=link_fd)  # listening, or connected to the one front end
+        self.one_off = one_off
+        self.trace = trace
+        self.capture_fd = capture_fd  # the file; -1: none
+
+
+def run(start: Start, ends: Ends) -> int:
+    """The life of the process; its exit status."""
+    # All that was imported stays for ever: the collector need not look at it, nor its pages be written to.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+    lib.lg_release_memory()
+    loop = asyncio.new_event_loop()  # not asyncio.run(): it would take over signals, which the keeper handles
+    asyncio.set_event_loop(loop)
+    return loop.run_until_complete(Control(start, ends).main())
+
+
+class Control:
+    def __init__(self, start: Start, ends: Ends) -> None:
+        self._start = start
+        self._log = start.log
+        self._pages = ends.pages
+        self._keeper = _owned(ends.keeper)
+        self._first = (_owned(ends.cmd), _owned(ends.up))
+        self._events = Events(start.log)
+        self._lines = LineLimit()
+        self._attached = False
+        self._advertising: asyncio.TimerHandle | None = None
+        self._seen = b""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.ignored: dict[str, int] = {}  # punted frames without an answer, by reason
+
+    async def main(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_fault)
+        self._ended: asyncio.Future[None] = loop.create_future()
+        self._worker = WorkerChannels(*self._first, self._on_up)
+        self._server = VhostUserServer(self._worker, self.emit)
+        capture = None
+        if self._start.capture_fd >= 0:
+            # Imported by who captures: it maps the ring.
+            from lockgate.plugin.pcap import Capture
+
+            pages = self._pages
+            capture = Capture(loop, pages.pcap_fd, pages.pcap_event_fd, self._start.capture_fd, self._capture_ended)
+        self._capturing = capture is not None
+        loop.add_reader(self._keeper, self._on_keeper)
+        await self._adopt(self._worker)
+        serving = loop.create_task(self._serve())
+        await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
+        if not self._ended.done():
+            serving.result()  # raises what ended it, if that was a fault of ours
+            self._tell_keeper(keeper_records.CONTROL_DONE)
+            await self._ended
+        self._worker.close()
+        if capture is not None:
+            capture.finish()
+        return 0
+
+    # ---- the link ----
+
+    async def _serve(self) -> None:
+        """Until the one front end has gone, with --one-off or --fd; else for ever."""
+        try:
+            await self._server.serve(self._start.link, one_off=self._start.one_off)
+        except OSError as failure:
+            if failure.errno != errno.EINVAL:
+                raise
+            await self._ended  # the keeper has shut the listening socket down: it is about to end us
+
+    def emit(self, event: str, /, **fields: object) -> None:
+        """Hears of the session's events; shows them, and follows whether there is a link."""
+        self._events.emit(event, **fields)
+        if event in ("link.attach", "link.detach"):
+            self._attached = event == "link.attach"
+            self._schedule_advertisement()
+        if self._events.on or event not in _SENTENCES:
+            return
+        level, sentence = _SENTENCES[event]
+        if self._lines.allows(event, time.monotonic()):
+            getattr(self._log, level)(sentence.format(**fields))
+
+    # ---- the worker ----
+
+    async def _adopt(self, worker: WorkerChannels) -> None:
+        """Tells a new worker everything. One that dies meanwhile is followed by another."""
+        try:
+            await self._configure(worker)
+            await self._server.resume(worker)
+        except WorkerGone:
+            pass
+        except WorkerError as refusal:
+            self._fail(f"The worker refused its configuration: {refusal}")
+
+    async def _configure(self, worker: WorkerChannels) -> None:
+        await worker.net_view(self._start.view.pack(1))
+        if self._events.on:
+            await worker.events(EVENTS_AND_FRAMES if self._start.trace else EVENTS)
+        if self._capturing:
+            await worker.capture(True)
+
+    def _on_keeper(self) -> None:
+        try:
+            record, fds, _, _ = socket.recv_fds(self._keeper, keeper_records.RECORD_MAX, 2)
+        except BlockingIOError:
+            return
+        except OSError:
+            record, fds = b"", []
+        if record == keeper_records.NEW_WORKER and len(fds) == 2:
+            self._worker.close()
+            self._worker = WorkerChannels(socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), self._on_up)
+            self._spawn(self._adopt(self._worker))
+        elif not record:
+            asyncio.get_running_loop().remove_reader(self._keeper)
+            if not self._ended.done():
+                self._ended.set_result(None)
+
+    def _on_up(self, up: channel.Up) -> None:
+        if up.kind == lib.LG_UP_PUNT:
+            self._answer(up.payload, up.port)
+        elif up.kind == lib.LG_UP_EVENT:
+            self._events.emit_from_worker(up.payload)
+        elif up.kind == lib.LG_UP_SEEN:
+            self._note_seen(up.payload)
+
+    def _note_seen(self, payload: bytes) -> None:
+        seen = channel.parse_seen(payload)
+        if seen is None or payload == self._seen:
+            return
+        self._seen = payload
+        self._events.emit(
+            "guest.seen",
+            mac=mac_text(seen.mac),
+            ipv4=address_text(seen.addr4),
+            ipv6=address_text(seen.addr6),
+            link_local=address_text(seen.link_local),
+        )
+
+    # ---- services ----
+
+    def _answer(self, frame: bytes, port: int) -> None:
+        service = dhcp if frame[_ETHERTYPE] == _IPV4 else ra
+        answer = service.answer(frame, self._start.view)
+        if isinstance(answer, Ignored):
+            self.ignored[answer.value] = self.ignored.get(answer.value, 0) + 1
+            self._events.emit("frame.ignored", reason=answer.value)
+            return
+        self._worker.send_frame(answer.frame, port)
+        self._events.emit(answer.event, **answer.fields)
+
+    def _schedule_advertisement(self) -> None:
+        """Unsolicited advertisements, at random intervals for as long as there is a link (RFC 4861 §6.2.4)."""
+        if self._advertising is not None:
+            self._advertising.cancel()
+            self._advertising = None
+        if self._attached and self._start.view.ra:
+            # The random module would cost a megabyte.
+            share = int.from_bytes(os.urandom(4), "big") / (1 << 32)
+            seconds = ra.UNSOLICITED_MIN + share * (ra.UNSOLICITED_MAX - ra.UNSOLICITED_MIN)
+            self._advertising = asyncio.get_running_loop().call_later(seconds, self._advertise)
+
+    def _advertise(self) -> None:
+        self._worker.send_frame(ra.advertise(self._start.view))
+        self._events.emit("ra.sent")
+        self._schedule_advertisement()
+
+    # ---- faults ----
+
+    def _capture_ended(self, why: str) -> None:
+        self._log.warning(why)
+        self._capturing = False
+        self._spawn(self._stop_capture())
+
+    async def _stop_capture(self) -> None:
+        try:
+            await self._worker.capture(False)
+        except (WorkerGone, WorkerError):
+            pass  # the next worker is not told to capture in the first place
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A fault of ours in a callback or in a task that nobody waits for: said, and survived."""
+        failure = context.get("exception")
+        if self._lines.allows("fault", time.monotonic()):
+            self._log.error(f"Control: {context['message']}: {type(failure).__name__}: {failure}")
+
+    def _fail(self, why: str) -> None:
+        self._log.error(why)
+        self._tell_keeper(keeper_records.CONTROL_FAILED)
+
+    def _tell_keeper(self, record: bytes) -> None:
+        try:
+            self._keeper.send(record)
+        except OSError:
+            pass  # it is ending us already
+
+
+# What is said of events to those who do not debug: level and sentence.
+_SENTENCES = {
+    "link.attach": ("info", "The guest's network is up"),
+    "link.detach": ("info", "The guest's network is down: {reason}"),
+    "link.refused": ("warning", "vhost-user: {request} refused: {reason}"),
+    "link.failed": ("warning", "vhost-user: {reason}"),
+    "link.parked": ("warning", "vhost-user: ring {ring} does not run: {reason}"),
+}
+
+
+class LineLimit:
+    """At most so many lines of a kind a second; a pure object, the clock comes with the question."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, tuple[float, int]] = {}
+
+    def allows(self, kind: str, now: float) -> bool:
+        since, count = self._spent.get(kind, (now, 0))
+        if now - since >= 1.0:
+            since, count = now, 0
+        self._spent[kind] = (since, count + 1)
+        return count < _LINES_A_SECOND
+
+
+def _owned(raw: Any) -> socket.socket:
+    """The same descriptor as an object of the socket module, which the keeper does not import."""
+    return socket.socket(fileno=raw.detach())

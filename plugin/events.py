@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Structured events: one line each, with a stable name and typed fields, for --debug and --trace.
+
+Called by control for what happens in it (`dhcp.ack`, `link.attach`) and for what the worker reports (`flow.open`).
+Names and fields are an interface: people filter by them, so they are changed like one. README lists them.
+Adversary: the guest, which causes most events; what it wrote appears only as numbers, addresses and escaped text.
+
+Invariants: without debugging nothing here costs anything (structlog, which does the rendering, is not even imported);
+an event never changes what the helper does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lockgate.core import channel
+from lockgate.core._datapath import ffi, lib
+from lockgate.plugin.address import UNSET, to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lockgate.plugin.log import Log
+
+# structlog imports these when it finds them: rich alone costs 50 ms and megabytes in every container whose distribution
+# has it. None of them adds anything to a line of ours.
+_NOT_WANTED = ("rich", "better_exceptions", "twisted", "greenlet", "colorama")
+
+_EVENT_NAMES = {
+    lib.LG_EVENT_FLOW_OPEN: "flow.open",
+    lib.LG_EVENT_FLOW_CONNECT: "flow.connect",
+    lib.LG_EVENT_FLOW_STALL: "flow.stall",
+    lib.LG_EVENT_FLOW_RESUME: "flow.resume",
+    lib.LG_EVENT_FLOW_CLOSE: "flow.close",
+    lib.LG_EVENT_FLOW_REFUSED: "flow.refused",
+    lib.LG_EVENT_RETRANSMIT: "flow.retransmit",
+    lib.LG_EVENT_RING_STOPPED: "ring.stopped",
+    lib.LG_EVENT_FRAME_DROPPED: "frame.dropped",
+}
+
+
+def address_text(address: bytes) -> str:
+    """Empty if unset."""
+    return "" if address == UNSET else to_text(address)
+
+
+def endpoint_text(address: bytes, port: int) -> str:
+    text = address_text(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
+class Events:
+    """Renders events into the log; silent, and free of cost, unless somebody listens."""
+
+    def __init__(self, log: Log) -> None:
+        self._write: Callable[..., object] | None = _renderer(log) if log.heard else None
+
+    @property
+    def on(self) -> bool:
+        return self._write is not None
+
+    def emit(self, event: str, /, **fields: object) -> None:
+        if self._write is not None:
+            self._write(event, **fields)
+
+    def emit_from_worker(self, payload: bytes) -> bool:
+        """An lg_event of the worker. False if it is none: a worker that sends such is broken."""
+        record = channel.parse_event(payload)
+        name = None if record is None else _EVENT_NAMES.get(record.kind)
+        if name is None:
+            return False
+        if self._write is not None:
+            self._write(name, **worker_fields(record))
+        return True
+
+
+def worker_fields(record: Any) -> dict[str, object]:
+    """The fields of an lg_event that its kind gives a meaning, by name."""
+    fields: dict[str, object] = {}
+    kind = record.kind
+    if kind == lib.LG_EVENT_RING_STOPPED:
+        return {"ring": int(record.value), "reason": _name(lib.lg_fault_name(record.reason), record.reason)}
+    if kind == lib.LG_EVENT_FRAME_DROPPED:
+        return {"reason": _name(lib.lg_counter_name(record.reason), record.reason)}
+    fields["flow"] = int(record.flow)
+    if kind in (lib.LG_EVENT_FLOW_OPEN, lib.LG_EVENT_FLOW_CONNECT, lib.LG_EVENT_FLOW_CLOSE, lib.LG_EVENT_FLOW_REFUSED):
+        fields["guest"] = endpoint_text(bytes(record.guest_addr), record.guest_port)
+        fields["remote"] = endpoint_text(bytes(record.remote_addr), record.remote_port)
+    if kind in (lib.LG_EVENT_FLOW_STALL, lib.LG_EVENT_FLOW_RESUME):
+        fields["reason"] = _name(lib.lg_stall_name(record.reason), record.reason)
+    if kind == lib.LG_EVENT_FLOW_CLOSE:
+        fields["reason"] = _name(lib.lg_close_name(record.reason), record.reason)
+        fields["bytes_to_guest"] = int(record.bytes_to_guest)
+        fields["bytes_from_guest"] = int(record.bytes_from_guest)
+    if kind == lib.LG_EVENT_RETRANSMIT:
+        fields["bytes"] = int(record.value)
+    if record.error:
+        fields["error"] = os.strerror(abs(record.error))
+    return fields
+
+
+def _name(text: Any, number: int) -> str:
+    """A name out of the C tables; the bare number if a broken worker made it up."""
+    return ffi.string(text).decode() if text != ffi.NULL else str(number)
+
+
+class _Sink:
+    """What structlog takes for a logger: it calls the method that is named like the level."""
+
+    def __init__(self, log: Log) -> None:
+        self.debug = log.rendered
+
+
+def _renderer(log: Log) -> Callable[..., object]:
+    structlog = _import_structlog()
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    last: Any
+    if log.json:
+        last = structlog.processors.JSONRenderer()
+    elif log.stderr:
+        last = structlog.dev.ConsoleRenderer(colors=os.isatty(2), pad_event=18)
+    else:
+        stamp, last = None, structlog.processors.LogfmtRenderer(key_order=("event",))  # the file has its own clock
+    processors = [structlog.processors.add_log_level, stamp, last] if stamp else [last]
+    logger = structlog.wrap_logger(
+        _Sink(log), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+    write: Callable[..., object] = logger.debug
+    return write
+
+
+def _import_structlog() -> Any:
+    hidden = [name for name in _NOT_WANTED if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # what the import system takes for "not there"
+    try:
+        import structlog
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return structlog

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host's network: links, addresses, routes and resolvers; and the interface that the guest's is modelled on.
+
+Called by the wrapper before READY, since an interface that does not exist must be reported with exit 1; hence the light
+imports. `read_host` looks, once; the rest are pure functions of what it saw.
+Adversary: nobody. Invariant: nothing here depends on the order of links or addresses except where it says "first".
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from lockgate.plugin import address, netlink, resolvconf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+RESOLV_CONF = "/etc/resolv.conf"
+_RESOLV_CONF_MAX = 65536
+
+_LOOPBACK_INDEX = 1  # of each namespace; created with it, and cannot be removed
+
+
+class InterfaceError(ValueError):
+    """An interface that was asked for does not exist."""
+
+
+class HostNet:
+    """What a network namespace has, as far as a guest's network can be modelled on it."""
+
+    __slots__ = ("addresses", "links", "resolvers", "routes")
+
+    def __init__(
+        self,
+        links: Sequence[netlink.Link],
+        addresses: Sequence[netlink.Address],
+        routes: Sequence[netlink.Route],
+        resolvers: resolvconf.ResolvConf,
+    ) -> None:
+        self.links = links
+        self.addresses = addresses
+        self.routes = routes
+        self.resolvers = resolvers
+
+
+class Template:
+    """An interface of the host, and what one family has on it; `address` and `gateway` may be unset.
+
+    `on_link_default` tells a default route without a gateway (tun, WireGuard, ppp) from none at all. `others` names
+    further interfaces with a default route.
+    """
+
+    __slots__ = ("address", "gateway", "interface", "link_local", "on_link_default", "others", "prefix")
+
+    def __init__(
+        self,
+        interface: str,
+        address: bytes,
+        prefix: int,
+        link_local: bytes,
+        gateway: bytes,
+        on_link_default: bool,
+        others: tuple[str, ...],
+    ) -> None:
+        self.interface = interface
+        self.address = address
+        self.prefix = prefix
+        self.link_local = link_local
+        self.gateway = gateway
+        self.on_link_default = on_link_default
+        self.others = others
+
+
+def read_host(resolv_conf: str = RESOLV_CONF) -> HostNet:
+    """Looks at the namespace of the calling thread. Raises OSError if the kernel does not let us; no resolv.conf is
+    no error."""
+    links = _dump(netlink.link_request(1)).links
+    addresses = _dump(netlink.address_request(2)).addresses
+    routes = [
+        route
+        for seq, family in ((3, _socket.AF_INET), (4, _socket.AF_INET6))
+        for route in _dump(netlink.route_request(seq, family)).routes
+        if route.family == family  # an absent family is answered with the others
+    ]
+    return HostNet(links, addresses, routes, resolvconf.parse(_read_text(resolv_conf)))
+
+
+def _dump(request: bytes) -> netlink.Dump:
+    socket = netlink.open_socket()
+    try:
+        return netlink.dump(socket, request)
+    finally:
+        socket.close()
+
+
+def _read_text(path: str) -> str:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(fd, _RESOLV_CONF_MAX).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+
+
+def choose_template(
+    links: Iterable[netlink.Link],
+    addresses: Iterable[netlink.Address],
+    routes: Iterable[netlink.Route],
+    family: int,
+    wanted: str = "",
+) -> Template | None:
+    """The interface `wanted`, or else the first with a default route, or else the first with any, or else None.
+
+    First means the kernel's order, in which the default route with the lowest metric leads.
+    Raises InterfaceError if `wanted` does not exist.
+    """
+    names = {link.index: link.name for link in links}
+    only = _index_of(names, wanted) if wanted else 0
+    defaults: list[netlink.NextHop] = []
+    anything: list[netlink.NextHop] = []
+    for route in routes:
+        if route.family != family or not _counts(route):
+            continue
+        hop = _heaviest(route.hops, only)
+        if hop is not None and hop.index in names:
+            (anything if route.prefix else defaults).append(hop)
+    chosen = next(iter(defaults + anything), None)
+    if chosen is None:
+        return _template(names, addresses, family, only, None, ()) if wanted else None
+    others = tuple(dict.fromkeys(names[hop.index] for hop in defaults if hop.index != chosen.index))
+    return _template(names, addresses, family, chosen.index, defaults[0] if defaults else None, others)
+
+
+def _index_of(names: dict[int, str], wanted: str) -> int:
+    for index, name in names.items():
+        if name == wanted:
+            return index
+    raise InterfaceError(f"interface {wanted!r} does not exist; this network namespace has {', '.join(names.values())}")
+
+
+def _counts(route: netlink.Route) -> bool:
+    """Whether a route says where its interface leads: not to link-local neighbours only, and not to nowhere."""
+    return (
+        route.table == netlink.TABLE_MAIN
+        and route.kind == netlink.ROUTE_UNICAST
+        and not (route.prefix and address.is_link_local(route.destination))
+    )
+
+
+def _heaviest(hops: tuple[netlink.NextHop, ...], only: int) -> netlink.NextHop | None:
+    """The first among those with the highest weight; of interface `only`, or (0) of any but loopback."""
+    alive = [
+        hop
+        for hop in hops
+        if not hop.flags & netlink.HOP_DEAD and (hop.index == only if only else hop.index != _LOOPBACK_INDEX)
+    ]
+    return max(alive, key=lambda hop: hop.weight, default=None)
+
+
+def _template(
+    names: dict[int, str],
+    addresses: Iterable[netlink.Address],
+    family: int,
+    index: int,
+    default: netlink.NextHop | None,
+    others: tuple[str, ...],
+) -> Template:
+    unusable = netlink.ADDRESS_DEPRECATED | netlink.ADDRESS_DAD_FAILED
+    link_locals: list[netlink.Address] = []
+    candidates: list[netlink.Address] = []
+    for own in addresses:
+        if own.index != index or own.family != family or own.flags & unusable or address.is_loopback(own.address):
+            continue
+        narrow = family == _socket.AF_INET6 and own.scope >= netlink.SCOPE_LINK
+        (link_locals if narrow else candidates).append(own)
+    best = max(candidates, key=lambda own: own.prefix, default=None)  # the first among equals
+    return Template(
+        names[index],
+        best.address if best else address.UNSET,
+        best.prefix if best else 0,
+        link_locals[0].address if link_locals else address.UNSET,
+        default.gateway if default else address.UNSET,
+        default is not None and default.gateway == address.UNSET,
+        others,
+    )

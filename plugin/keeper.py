@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper: what the wrapper becomes. Starts the worker and control, says how they ended, replaces the worker, quits.
+
+Called by launch.py, once everything that needs the caller's rights is open; run() returns the exit code.
+Adversary: a child that the guest has broken. What it can say is a few fixed records; anything else is ignored.
+
+Invariants: one thread, and a loop that sleeps in poll() without a timeout, so that an idle helper costs nothing here.
+No child outlives the keeper: each holds the other end of a channel that only the keeper keeps open, and has asked for
+SIGKILL on its parent's death. The keeper never reads a byte that a guest wrote.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import gc
+import os
+import select
+import struct
+import time
+
+from lockgate.core import isolation
+from lockgate.core import worker as core_worker
+from lockgate.core._datapath import lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lockgate.plugin.log import Log
+
+# Of the records between keeper and control, the first byte. Control to keeper: DONE (the one client has gone: end all,
+# with success) and FAILED. Keeper to control: WORKER, with the cmd and up ends of a new worker.
+CONTROL_DONE = b"D"
+CONTROL_FAILED = b"F"
+NEW_WORKER = b"W"
+RECORD_MAX = 256
+
+# More than this many workers lost within this time: something kills each of them, and another will not help.
+RESTARTS_MAX = 5
+RESTARTS_SECONDS = 60.0
+
+_QUIT_SECONDS = 1.0  # for a child to finish at end of file (control may have a capture to write); then SIGKILL
+_KILL_SIGNAL = 9
+_SIGNAL_RECORD = 128  # struct signalfd_siginfo, signalfd(2); its first word is the signal
+
+# The `signal` module would import enum. Numbers of x86 and ARM, which agree on these.
+_SIGBUS = 7
+_SIGNAL_NAMES = {4: "ILL", 6: "ABRT", _SIGBUS: "BUS", 8: "FPE", 9: "KILL", 11: "SEGV", 15: "TERM", 31: "SYS"}
+_QUIT_SIGNALS = (15, 3)  # SIGTERM, SIGQUIT
+
+
+def describe_end(status: int) -> str:
+    """How a process ended, from its wait status, as the end of a sentence."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        return f"was killed by SIG{_SIGNAL_NAMES[number]}" if number in _SIGNAL_NAMES else f"was killed by signal {number}"
+    code = os.WEXITSTATUS(status)
+    return f"failed: {os.strerror(code)}" if code in errno.errorcode else f"ended with exit status {code}"
+
+
+def describe_worker_end(status: int) -> str:
+    """As describe_end, but memory that the front end took back from under the worker has one line, however it shows:
+    as EFAULT from a system call, or as SIGBUS in the worker's own reads."""
+    lost_by_call = os.WIFEXITED(status) and os.WEXITSTATUS(status) == errno.EFAULT
+    if lost_by_call or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGBUS):
+        return "lost the guest's memory (the VM monitor truncated or unmapped the memory that it shares)"
+    return describe_end(status)
+
+
+class Plan:
+    """What the keeper is to start; frozen by convention."""
+
+    __slots__ = ("name", "capture", "worker_flags", "flow_limit", "foreground", "resumable", "listeners", "connections")
+
+    def __init__(
+        self,
+        name: str,
+        capture: bool,
+        worker_flags: int,
+        flow_limit: int,
+        foreground: bool,
+        resumable: bool,
+        listeners: Sequence[_socket.socket],
+        connections: Sequence[_socket.socket],
+    ) -> None:
+        self.name = name
+        self.capture = capture
+        self.worker_flags = worker_flags
+        self.flow_limit = flow_limit
+        self.foreground = foreground
+        self.resumable = resumable  # whether a link survives its worker
+        self.listeners = listeners  # shut down first of all on quitting
+        self.connections = connections  # control's alone, once it has started
+
+
+class Ends:
+    """What control gets: its ends of the channels, and the shared pages."""
+
+    __slots__ = ("keeper", "cmd", "up", "pages")
+
+    def __init__(
+        self,
+        keeper: _socket.socket,
+        cmd: _socket.socket,
+        up: _socket.socket,
+        pages: core_worker.SharedPages,
+    ) -> None:
+        self.keeper = keeper
+        self.cmd = cmd
+        self.up = up
+        self.pages = pages
+
+
+class Keeper:
+    """Two children and their channels. `control` runs in a child of its own and returns its exit status."""
+
+    def __init__(self, plan: Plan, log: Log, control: Callable[[Ends], int], ready: Callable[[], None]) -> None:
+        self._plan = plan
+        self._log = log
+        self._control_main = control
+        self._announce = ready
+        self._ready = False
+        self._exit_code: int | None = None
+        self._losses: list[float] = []
+        self._poll = select.poll()
+        self._signals = lib.lg_signals_open()
+        if self._signals < 0:
+            raise OSError(-self._signals, os.strerror(-self._signals))
+        self._poll.register(self._signals, select.POLLIN)
+        self._pages = core_worker.SharedPages(plan.capture)
+        # The children start as copies of us. Frozen, no collector writes to (and thereby copies) what all could share.
+        gc.freeze()
+        self._worker = self._spawn_worker()
+        self._control_pid = self._fork_control()
+        self._worker.close_control_ends()
+        for connection in plan.connections:
+            connection.close()
+
+    def run(self) -> int:
+        """Until the end of the helper; the exit code of the process."""
+        while self._exit_code is None:
+            ready = {fd for fd, _ in self._poll.poll()}
+            # A record that a child sent before it died is read before its death is judged.
+            if self._worker.keeper.fileno() in ready:
+                self._on_worker_record()
+            if self._control.fileno() in ready:
+                self._on_control_record()
+            if self._signals in ready and self._exit_code is None:
+                self._on_signals()
+        self._end_children()
+        return self._exit_code
+
+    # ---- starting ----
+
+    def _spawn_worker(self) -> core_worker.Worker:
+        plan = self._plan
+        worker = core_worker.Worker(
+            self._pages, plan.worker_flags, plan.flow_limit, f"{plan.name}-worker", keep_stderr=plan.foreground
+        )
+        self._poll.register(worker.keeper, select.POLLIN)
+        return worker
+
+    def _fork_control(self) -> int:
+        self._control, end = core_worker.channel()
+        self._poll.register(self._control, select.POLLIN)
+        pid = os.fork()
+        if pid == 0:
+            self._become_control(end)
+        end.close()
+        return pid
+
+    def _become_control(self, end: _socket.socket) -> None:
+        status = 1
+        try:
+            worker = self._worker
+            for ours in (worker.keeper, self._control):
+                ours.close()
+            os.close(self._signals)
+            status = self._control_main(Ends(end, worker.cmd, worker.up, self._pages))
+        except BaseException as failure:  # nothing of the child may reach the code of its parent
+            self._log.error(f"Control failed: {type(failure).__name__}: {failure}")
+        finally:
+            os._exit(status)
+
+    # ---- what children say ----
+
+    def _on_worker_record(self) -> None:
+        record = _receive(self._worker.keeper)
+        if not record:
+            self._poll.unregister(self._worker.keeper)  # SIGCHLD will say the rest
+            return
+        report = isolation.parse_report(record)
+        if report is not None and report.refused and not self._ready:
+            self._log.warning(report.warning())
+        elif record == bytes((lib.LG_KEEPER_READY,)) and not self._ready:
+            self._ready = True
+            try:
+                self._announce()
+            except OSError as failure:
+                self._log.error(f"Nobody can be told that the helper is ready: {failure.strerror}")
+                self._exit_code = 1
+
+    def _on_control_record(self) -> None:
+        record = _receive(self._control)
+        if not record:
+            self._poll.unregister(self._control)
+        elif record == CONTROL_DONE:
+            self._exit_code = 0
+        elif record == CONTROL_FAILED:
+            self._exit_code = 1
+
+    # ---- what happens to children ----
+
+    def _on_signals(self) -> None:
+        (number,) = struct.unpack_from("=I", os.read(self._signals, _SIGNAL_RECORD))
+        if number in _QUIT_SIGNALS:
+            self._exit_code = 0
+            return
+        while self._exit_code is None:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._control_pid:
+                self._on_control_end(status)
+            elif pid == self._worker.pid:
+                self._on_worker_end(status)
+
+    def _on_control_end(self, status: int) -> None:
+        self._control_pid = 0
+        self._on_control_record()  # its last word, if it had one, is the reason
+        if self._exit_code is None:
+            self._log.error(f"The control process {describe_end(status)}; without it no guest can be served, ending")
+            self._exit_code = 1
+
+    def _on_worker_end(self, status: int) -> None:
+        end = describe_worker_end(status)
+        self._forget_worker()
+        if not self._ready:
+            self._log.error(f"The worker {end} before it was ready")
+            self._exit_code = 1
+        elif not self._plan.resumable:
+            self._log.error(f"The worker {end}; this kind of link cannot be resumed, ending")
+            self._exit_code = 1
+        elif self._too_many_losses():
+            self._log.error(f"The worker {end}, the {RESTARTS_MAX + 1}th within {RESTARTS_SECONDS:.0f} s; giving up")
+            self._exit_code = 1
+        else:
+            self._log.warning(f"The worker {end}; another takes over, connections of the guest are reset")
+            self._replace_worker()
+
+    def _too_many_losses(self) -> bool:
+        now = time.monotonic()
+        self._losses = [when for when in self._losses if now - when < RESTARTS_SECONDS] + [now]
+        return len(self._losses) > RESTARTS_MAX
+
+    def _replace_worker(self) -> None:
+        try:
+            self._worker = self._spawn_worker()
+            rights = struct.pack("2i", self._worker.cmd.fileno(), self._worker.up.fileno())
+            self._control.sendmsg([NEW_WORKER], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+        except OSError as failure:
+            self._log.error(f"Another worker cannot be started: {failure.strerror}")
+            self._exit_code = 1
+        self._worker.close_control_ends()
+
+    def _forget_worker(self) -> None:
+        self._worker.pid = 0
+        if self._worker.keeper.fileno() >= 0:
+            try:
+                self._poll.unregister(self._worker.keeper)
+            except KeyError:
+                pass  # its end of file was seen before
+            self._worker.keeper.close()
+
+    # ---- the end ----
+
+    def _end_children(self) -> None:
+        """Ports are free at once, whatever still holds a copy of their sockets; then the worker, so that the ring of
+        captured frames is complete when control, the last, writes the rest of it."""
+        for listener in self._plan.listeners:
+            try:
+                listener.shutdown(_socket.SHUT_RDWR)
+            except OSError:
+                pass  # not listening any more
+        self._worker.keeper.close()
+        self._wait(self._worker.pid)
+        self._control.close()
+        self._wait(self._control_pid)
+
+    def _wait(self, pid: int) -> None:
+        deadline = time.monotonic() + _QUIT_SECONDS
+        signals = select.poll()
+        signals.register(self._signals, select.POLLIN)
+        while pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                os.kill(pid, _KILL_SIGNAL)
+                os.waitpid(pid, 0)
+                return
+            if signals.poll(left * 1000):
+                os.read(self._signals, _SIGNAL_RECORD)
+
+
+def _receive(channel: _socket.socket) -> bytes:
+    """A record, or nothing at the end of the channel."""
+    try:
+        return channel.recv(RECORD_MAX)
+    except BlockingIOError:
+        return b"?"  # nothing to read after all: a record that means nothing
+    except OSError:
+        return b""

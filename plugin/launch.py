@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The start: from the command line to the keeper. main() is what the launcher runs for each of the four commands.
+
+Called by packaging/launcher.c through `python -I`, as whatever command the caller typed.
+Adversary: nobody; the caller has all the rights that are used here. What it left behind (descriptors, closed standard
+streams, ignored signals) is put right first, because a later stage would trip over it.
+
+Invariants: what needs the caller's rights is opened here and nowhere later; after that the rights are given up. What is
+wrong is said in one line, with exit status 1, before anything is created that would stay behind. Nothing heavy is
+imported before READY: a test fixes the list.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import gc
+import os
+import sys
+
+from lockgate.core import worker as core_worker
+from lockgate.core._datapath import lib
+from lockgate.plugin import hostnet, keeper, log, netview
+from lockgate.plugin import spec as vocabulary
+from lockgate.plugin.address import UNSET, to_text
+from lockgate.plugin.version import VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lockgate.plugin.netview import Assignments
+    from lockgate.plugin.spec import NetworkSpec
+
+LOG_FORMAT_VARIABLE = "LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on stderr
+PEEK_VARIABLE = "LOCKGATE_TCP_PEEK"  # "discard": act as on a kernel without SO_PEEK_OFF for TCP
+
+NOBODY = 65534  # uid and gid; the number is the kernel's own "overflow" id, whatever /etc/passwd calls it
+_INITIAL_UID_MAP = ("0", "0", "4294967295")
+
+# passt's series of paths for a caller that names none: its manual says 1 to 64, its program goes on to 99.
+_SERIES = "/tmp/passt_{}.socket"
+_SERIES_NUMBERS = range(1, 100)
+
+_LEVELS = {
+    vocabulary.QUIET: log.WARNING,
+    vocabulary.INFO: log.INFO,
+    vocabulary.DEBUG: log.DEBUG,
+    vocabulary.TRACE: log.DEBUG,
+}
+
+_QEMU_HINT = (
+    "QEMU: -chardev socket,id=c0,path={} -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0 "
+    "-object memory-backend-memfd,id=m0,share=on,size=512M -numa node,memdev=m0"
+)
+
+USAGE = """\
+usage: lockgate --version
+
+lockgate gives a VM a network out of ordinary sockets. It is started by container runtimes and VM monitors, under the
+names passt, pasta and gvproxy. Ready now: `passt --vhost-user` (see `passt --help`).
+"""
+
+
+class StartError(Exception):
+    """What keeps the helper from starting; the text is the one line for the caller."""
+
+
+def main() -> None:
+    """Never returns. Python's own shutdown is skipped: it would take milliseconds to free what exit frees."""
+    gc.disable()  # nothing here makes cycles worth collecting; control turns it on again for itself
+    _fill_standard_streams()
+    os._exit(_command(sys.argv[1], sys.argv[2:]))
+
+
+def _command(name: str, arguments: list[str]) -> int:
+    lib.lg_process_name(name.encode())
+    if "pasta" in name or "gvproxy" in name:
+        return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt --vhost-user` is\n", 1)
+    if "passt" in name:
+        return _passt(name, arguments)
+    if arguments == ["--version"]:
+        return _answer(1, f"lockgate {VERSION}\n", 0)
+    return _answer(1, USAGE, 0) if arguments in ([], ["--help"], ["-h"]) else _answer(2, USAGE, 1)
+
+
+def _passt(name: str, arguments: list[str]) -> int:
+    from lockgate.plugin.contracts import passt
+
+    try:
+        spec = passt.parse(arguments, name)
+    except vocabulary.Stop as stop:
+        _answer(1, stop.stdout_text, 0)
+        return _answer(2, stop.stderr_text, stop.exit_code)
+    lines = log.Log("passt", _LEVELS[spec.log_level], os.environ.get(LOG_FORMAT_VARIABLE) == "json")
+    try:
+        start = Start(name, spec, lines)
+        if not spec.foreground:
+            start.leave_caller()
+        return start.keep()
+    except StartError as fault:
+        lines.error(str(fault))
+        return 1
+
+
+def _answer(stream: int, text: str, exit_code: int) -> int:
+    data = os.fsencode(text)
+    while data:
+        try:
+            data = data[os.write(stream, data) :]
+        except OSError:
+            break  # the caller does not want to know
+    return exit_code
+
+
+def _fill_standard_streams() -> None:
+    """A caller that closed 0, 1 or 2 would find our sockets there, and our log lines in them."""
+    while True:
+        fd = os.open(os.devnull, os.O_RDWR)  # the lowest free number; Python makes it close-on-exec, we never exec
+        if fd > 2:
+            os.close(fd)
+            return
+
+
+class Start:
+    """All that the caller's rights opened, step by step; each step that fails raises StartError."""
+
+    def __init__(self, name: str, spec: NetworkSpec, lines: log.Log) -> None:
+        self.name = name
+        self.spec = spec
+        self.log = lines
+        self.ready_fd = -1  # tells the process that the caller waits for, if that is another
+        lib.lg_close_all_but([-1 if spec.socket_fd is None else spec.socket_fd], 1)
+        self._open_log()
+        self.pid_fd = _open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
+        self.view = self._read_network()
+        self.flow_limit = core_worker.flow_limit(core_worker.raise_descriptor_limit())
+        self.link, self.link_name = _open_link(spec)
+        self._leave_root()
+        self.capture_fd = self._open_capture()
+        os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
+        self._announce_configuration()
+
+    def _open_log(self) -> None:
+        spec = self.spec
+        if spec.log_file:
+            try:
+                self.log.file = log.LogFile(spec.log_file, spec.log_size, f"passt {VERSION}")
+            except OSError as failure:
+                raise StartError(f"Log file {spec.log_file} cannot be opened: {failure.strerror}") from None
+        elif self.log.level < log.DEBUG:
+            self.log.open_syslog()
+        for warning in spec.warnings:
+            self.log.warning(warning)
+
+    def _read_network(self) -> Assignments:
+        try:
+            return netview.assign(self.spec, hostnet.read_host())
+        except hostnet.InterfaceError as fault:
+            raise StartError(f"--interface: {fault}") from None
+        except OSError as failure:
+            raise StartError(f"The host's network cannot be read (netlink): {failure.strerror}") from None
+
+    def _leave_root(self) -> None:
+        """Root of the machine becomes nobody; root of some container, who is only somebody outside, stays."""
+        if os.geteuid() != 0 or not _in_initial_user_namespace():
+            return
+        self.log.warning("Started as root: going on as nobody")
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        except OSError as failure:
+            raise StartError(f"Started as root, and cannot become nobody: {failure.strerror}") from None
+
+    def _open_capture(self) -> int:
+        """After the switch of the user, as the contract has it; without the file the guest still gets its network."""
+        path = self.spec.pcap_file
+        if not path:
+            return -1
+        try:
+            return _open_for_writing(path, "Capture file")
+        except StartError as fault:
+            self.log.warning(f"{fault}; nothing is captured")
+            return -1
+
+    def _announce_configuration(self) -> None:
+        """What a person who starts this by hand wants to see; with -q, the warnings remain."""
+        view = self.view
+        for warning in view.warnings:
+            self.log.warning(_sentence(warning))
+        if self.log.level < log.INFO:
+            return
+        self.log.info(f"Link: vhost-user, {self.link_name}")
+        self.log.info(f"Modelled on: {_families(view.interface4 or 'local', view.interface6 or 'local', self.spec)}")
+        self.log.info(f"MAC address of the gateway: {view.our_mac.hex(':')}")
+        prefix = f"/{view.prefix4}" if view.prefix4 else ""
+        self.log.info(f"Guest: {_families(_shown(view.guest4) + prefix, _shown(view.guest6), self.spec)}")
+        self.log.info(f"Gateway: {_families(_shown(view.gateway4), _shown(view.our_link_local), self.spec)}")
+        self.log.info(f"Host loopback as: {_families(_shown(view.map_host4), _shown(view.map_host6), self.spec)}")
+        self.log.info(f"MTU: {view.advertised_mtu or 'not advertised'}")
+        self.log.info(f"Resolvers: {', '.join(map(to_text, view.dns4 + view.dns6)) or 'none'}")
+        if view.search:
+            self.log.info(f"Search domains: {', '.join(view.search)}")
+        for note in view.notes:
+            self.log.info(_sentence(note))
+        if self.spec.socket_fd is None:
+            self.log.info(_QEMU_HINT.format(self.link_name))
+
+    # ---- the process that stays ----
+
+    def leave_caller(self) -> None:
+        """Returns in the process that stays. The first one waits for READY and exits, with what the caller wants to
+        know as its status."""
+        read_end, self.ready_fd = os.pipe()
+        if os.fork():
+            os.close(self.ready_fd)
+            os._exit(0 if os.read(read_end, 1) else 1)
+        os.close(read_end)
+        os.setsid()
+
+    def keep(self) -> int:
+        spec = self.spec
+        plan = keeper.Plan(
+            name=self.name,
+            capture=self.capture_fd >= 0,
+            worker_flags=lib.LG_WORKER_NO_PEEK_OFF if os.environ.get(PEEK_VARIABLE) == "discard" else 0,
+            flow_limit=self.flow_limit,
+            foreground=spec.foreground,
+            resumable=spec.link == vocabulary.VHOST_USER,
+            listeners=[self.link] if spec.socket_fd is None else [],
+            connections=[] if spec.socket_fd is None else [self.link],
+        )
+        try:
+            return keeper.Keeper(plan, self.log, self._control, self._ready).run()
+        except OSError as failure:
+            raise StartError(f"Processes cannot be started: {failure.strerror}") from None
+
+    def _ready(self) -> None:
+        """The PID file is complete before the caller learns that we are ready; nothing of the caller is held after."""
+        if self.pid_fd >= 0:
+            os.write(self.pid_fd, f"{os.getpid()}\n".encode())
+            os.close(self.pid_fd)
+        if not self.spec.foreground:
+            self._let_go_of_streams()
+            os.write(self.ready_fd, b"R")
+            os.close(self.ready_fd)
+
+    def _let_go_of_streams(self) -> None:
+        self.log.stderr = False
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(null, stream)
+        os.close(null)
+
+    def _control(self, ends: keeper.Ends) -> int:
+        """In control's process: what is not its own is given up before the first import that costs time."""
+        spec, pages = self.spec, ends.pages
+        if not spec.foreground:
+            self._let_go_of_streams()
+        channels = [ends.keeper.fileno(), ends.cmd.fileno(), ends.up.fileno()]
+        shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]
+        keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors()]
+        lib.lg_close_all_but(keep, len(keep))
+        refused = lib.lg_control_confine(f"{self.name}-control".encode())
+        if refused < 0:
+            self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")
+        from lockgate.plugin import control
+
+        start = control.Start(
+            log=self.log,
+            view=self.view,
+            link_fd=self.link.detach(),
+            one_off=spec.one_off,
+            trace=spec.log_level == vocabulary.TRACE,
+            capture_fd=self.capture_fd,
+        )
+        return control.run(start, ends)
+
+
+# ---- the link ----
+
+
+def _open_link(spec: NetworkSpec) -> tuple[_socket.socket, str]:
+    if spec.socket_fd is not None:
+        return _take_descriptor(spec.socket_fd), f"descriptor {spec.socket_fd}"
+    if spec.socket_path:
+        return _listen(spec.socket_path), spec.socket_path
+    for number in _SERIES_NUMBERS:
+        path = _SERIES.format(number)
+        if not _in_use(path):
+            return _listen(path), path
+    raise StartError(f"{_SERIES.format('1')} to {_SERIES_NUMBERS[-1]} are all in use; --socket can name another path")
+
+
+def _take_descriptor(fd: int) -> _socket.socket:
+    """The caller's socket, out of the way of the standard streams if it came as one of them."""
+    expected = "an open, connected UNIX stream socket is expected"
+    try:
+        if fd <= 2:
+            copy = os.dup(fd)
+            os.close(fd)
+            _fill_standard_streams()
+            fd = copy
+        os.set_inheritable(fd, False)
+        link = _socket.socket(fileno=fd)
+    except OSError as failure:
+        raise StartError(f"--fd {fd}: {failure.strerror}; {expected}") from None
+    if link.family != _socket.AF_UNIX or link.type != _socket.SOCK_STREAM:
+        raise StartError(f"--fd {fd}: another kind of socket; {expected}")
+    return link
+
+
+def _in_use(path: str) -> bool:
+    """Whether somebody accepts connections there. Without blocking: a full backlog is an answer too."""
+    probe = _unix_socket()
+    try:
+        probe.connect(path)
+    except BlockingIOError:
+        return True
+    except OSError as failure:
+        if failure.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
+            return False
+        raise StartError(f"Socket path {path} cannot be used: {failure.strerror or failure}") from None
+    finally:
+        probe.close()
+    return True
+
+
+def _listen(path: str) -> _socket.socket:
+    """What a helper that died has left there is replaced; a living one is not."""
+    if _in_use(path):
+        raise StartError(f"Socket path {path} is already in use; stop the other helper, or name another path")
+    listener = _unix_socket()
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # not there; or not ours to remove, and then bind() says so
+    try:
+        listener.bind(path)
+        listener.listen(0)
+    except OSError as failure:
+        raise StartError(f"Socket path {path} cannot be bound: {failure.strerror or failure}") from None
+    return listener
+
+
+def _unix_socket() -> _socket.socket:
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+
+
+# ---- small things ----
+
+
+def _open_for_writing(path: str, what: str) -> int:
+    try:
+        return os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except OSError as failure:
+        raise StartError(f"{what} {path} cannot be opened: {failure.strerror}") from None
+
+
+def _in_initial_user_namespace() -> bool:
+    try:
+        with open("/proc/self/uid_map", "rb", buffering=0) as file:
+            return tuple(file.read(128).decode().split()) == _INITIAL_UID_MAP
+    except OSError:
+        return True  # without /proc, the careful answer
+
+
+def _shown(address: bytes) -> str:
+    return "none" if address == UNSET else to_text(address)
+
+
+def _families(text4: str, text6: str, spec: NetworkSpec) -> str:
+    """Both families side by side, without the one that is switched off."""
+    shown = [text for text, family in ((text4, spec.ipv4), (text6, spec.ipv6)) if family.enabled]
+    return ", ".join(shown)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines for people: levels, and the places where they go (stderr, syslog, the log file of the passt contract).
+
+Called by the wrapper from the first fault on, by the keeper, and by control; so it imports nothing heavy, and knows no
+structured events (events.py renders those, and hands debug lines to this).
+Adversary: whoever makes us log much. The log file is bounded; callers limit the rate of what a guest can trigger.
+
+Invariants: one call writes one line, with one write() a place; a place that fails is given up without a word, since
+there is nobody left to tell. The file is shared by two processes and opened with O_APPEND, so lines do not mix.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import time
+from _json import encode_basestring_ascii
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ERROR, WARNING, INFO, DEBUG = range(4)
+
+# The prefixes of the contract's log file, each nine characters long.
+_FILE_PREFIX = ("ERROR:   ", "WARNING: ", "info:    ", "         ")
+_JSON_LEVEL = ("error", "warning", "info", "debug")
+_SYSLOG_DAEMON = 3 << 3  # facility, RFC 5424 6.2.1; severities below
+_SYSLOG_SEVERITY = (3, 4, 6, 7)
+
+_CUT_SHARE = 3, 10  # how much of a full file goes: its oldest three tenths
+
+
+class LogFile:
+    """`S.FFFF: info:    text`, S.FFFF seconds since the start; a full file loses its head, never its newest lines."""
+
+    __slots__ = ("fd", "_limit", "_header")
+
+    def __init__(self, path: str, limit: int, program: str) -> None:
+        """Opens with the rights of now, that is the caller's. Raises OSError. `program` is a name and a version."""
+        flags = os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_RDWR | os.O_CLOEXEC
+        self.fd = os.open(path, flags, 0o600)
+        self._limit = limit
+        self._header = f"{program}: {os.readlink('/proc/self/exe')} ({os.getpid()})\n".encode()
+        os.write(self.fd, self._header)
+
+    def write(self, line: bytes) -> None:
+        if os.fstat(self.fd).st_size + len(line) > self._limit:
+            self._cut()
+        os.write(self.fd, line)
+
+    def _cut(self) -> None:
+        """Drops the oldest part. Who finds the other process at it writes on: a limit a little late beats waiting."""
+        try:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        size = os.fstat(self.fd).st_size
+        start = size * _CUT_SHARE[0] // _CUT_SHARE[1]
+        tail = os.pread(self.fd, size - start, start)
+        os.ftruncate(self.fd, 0)
+        os.write(self.fd, self._header + tail[tail.find(b"\n") + 1 :])
+        fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+
+class Log:
+    """Where lines go. Made once by the wrapper; control works on its own copy after the fork."""
+
+    __slots__ = ("level", "stderr", "json", "file", "_program", "_syslog", "_start")
+
+    def __init__(self, program: str, level: int, json: bool) -> None:
+        self.level = level
+        self.stderr = True
+        self.json = json
+        self.file: LogFile | None = None
+        self._program = program
+        self._syslog: _socket.socket | None = None
+        self._start = time.monotonic()
+
+    def open_syslog(self) -> None:
+        """To be tried unless a log file or debugging was asked for; a machine without a syslog is no fault."""
+        syslog = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+        try:
+            syslog.connect("/dev/log")
+        except OSError:
+            syslog.close()
+        else:
+            self._syslog = syslog
+
+    def descriptors(self) -> list[int]:
+        """What a child must keep open to log."""
+        fds = [] if self.file is None else [self.file.fd]
+        return fds if self._syslog is None else [*fds, self._syslog.fileno()]
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody could read a debug line: if not, control asks the worker for no events."""
+        return self.level >= DEBUG and (self.stderr or self.file is not None)
+
+    def error(self, text: str) -> None:
+        self._line(ERROR, text)
+
+    def warning(self, text: str) -> None:
+        self._line(WARNING, text)
+
+    def info(self, text: str) -> None:
+        self._line(INFO, text)
+
+    def debug(self, text: str) -> None:
+        self._line(DEBUG, text)
+
+    def rendered(self, line: str) -> None:
+        """A structured event, already text: to stderr as it is, to the file as a debug line."""
+        if self.stderr:
+            _offer(_to_stderr, f"{line}\n")
+        self._to_file(DEBUG, line)
+
+    def _line(self, level: int, text: str) -> None:
+        if level > self.level:
+            return
+        if self.stderr:
+            _offer(_to_stderr, _json_line(level, text) if self.json else f"{text}\n")
+        self._to_file(level, text)
+        if self._syslog is not None:
+            priority = _SYSLOG_DAEMON | _SYSLOG_SEVERITY[level]
+            _offer(self._syslog.send, f"<{priority}> {self._program}: {text}")
+
+    def _to_file(self, level: int, text: str) -> None:
+        if self.file is not None:
+            seconds = time.monotonic() - self._start
+            _offer(self.file.write, f"{seconds:.4f}: {_FILE_PREFIX[level]}{text}\n")
+
+
+def _json_line(level: int, text: str) -> str:
+    """With the keys and the form of time that structlog gives to events."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    event = encode_basestring_ascii(text)
+    return f'{{"event": {event}, "level": "{_JSON_LEVEL[level]}", "timestamp": "{when}.{nanoseconds // 1000:06}Z"}}\n'
+
+
+def _to_stderr(record: bytes) -> None:
+    os.write(2, record)
+
+
+def _offer(write: Callable[[bytes], object], text: str) -> None:
+    """os.fsencode: the text may quote an argument or a path that is no UTF-8."""
+    try:
+        write(os.fsencode(text))
+    except OSError:
+        pass

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is assigned to the guest: addresses, routers, resolvers, MTU; from what was asked for and what the host has.
+
+Called by the wrapper before READY (hence the light imports), which hands the result to control: that gives it to the
+services (dhcp.py, ra.py) and, packed as struct lg_net_view, to the worker.
+Adversary: nobody. Invariants: `assign` is pure; an `Assignments` is never changed, only replaced by one with a higher
+version. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d, all zeros where there is none.
+
+The guest gets the host's own address and router of each family, so that what it says about itself is true outside.
+A family for which the host has nothing to copy is in local mode: made-up addresses, with which the guest still reaches
+the host and, through ordinary sockets, whatever the host reaches.
+
+Where this differs from passt, on purpose:
+- A default route without gateway (WireGuard, tun, ppp) gives an IPv4 guest the local-mode router; passt leaves it
+  without DHCP. With no default route at all there is none here either, as --gateway can say.
+- An interface with a global IPv6 address but no link-local one gives the guest that address, and fe80::1 as router.
+- A resolver at the guest's own address is the host, like one at a loopback address.
+"""
+
+from __future__ import annotations
+
+import _socket
+import struct
+
+from lockgate.plugin import address, hostnet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lockgate.plugin.spec import FamilySpec, NetworkSpec
+
+# datapath.h, LG_VIEW_*
+VIEW_IPV4 = 1
+VIEW_IPV6 = 2
+VIEW_TCP = 4
+VIEW_UDP = 8
+VIEW_ICMP = 16
+VIEW_NDP = 32
+VIEW_DHCP = 64
+VIEW_RA = 128
+VIEW_DHCPV6 = 256
+
+# datapath.h, struct lg_net_view: version, flags, mtu, our_mac, guest4, guest6, gateway4, gateway6, our_link_local,
+# map_host4, map_host6
+_NET_VIEW = struct.Struct("=III6s2x16s16s16s16s16s16s16s")
+
+MTU_UNKNOWN = 1500  # of an Ethernet interface to which nobody advertises one
+
+LOCAL_GUEST4 = address.IPV4_MAPPED + bytes((169, 254, 2, 1))
+LOCAL_PREFIX4 = 16
+LOCAL_GATEWAY4 = address.IPV4_MAPPED + bytes((169, 254, 2, 2))
+LOCAL_LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\1"  # fe80::1
+
+
+class _Family:
+    """What one family has; all of it unset if the family is switched off."""
+
+    __slots__ = ("dns", "gateway", "guest", "interface", "map_host", "prefix")
+
+    def __init__(self) -> None:
+        self.interface = ""
+        self.guest = address.UNSET
+        self.prefix = 0
+        self.gateway = address.UNSET
+        self.map_host = address.UNSET
+        self.dns: tuple[bytes, ...] = ()
+
+
+class Assignments:
+    """All that is assigned. `notes` and `warnings` are sentences for the log of the contract."""
+
+    __slots__ = (
+        "advertised_mtu",  # 0: none is advertised
+        "dns4",
+        "dns6",
+        "flags",  # VIEW_*
+        "gateway4",
+        "gateway6",
+        "guest4",
+        "guest6",
+        "interface4",  # of the host; empty in local mode
+        "interface6",
+        "map_host4",
+        "map_host6",
+        "mtu",  # never 0
+        "notes",
+        "our_link_local",
+        "our_mac",
+        "prefix4",
+        "search",
+        "warnings",
+    )
+
+    def __init__(
+        self,
+        *,
+        flags: int,
+        mtu: int,
+        our_mac: bytes,
+        family4: _Family,
+        family6: _Family,
+        our_link_local: bytes,
+        search: tuple[str, ...],
+        notes: tuple[str, ...],
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.flags = flags
+        self.advertised_mtu = mtu
+        self.mtu = mtu or MTU_UNKNOWN
+        self.our_mac = our_mac
+        self.interface4 = family4.interface
+        self.guest4 = family4.guest
+        self.prefix4 = family4.prefix
+        self.gateway4 = family4.gateway
+        self.map_host4 = family4.map_host
+        self.dns4 = family4.dns
+        self.interface6 = family6.interface
+        self.guest6 = family6.guest
+        self.gateway6 = family6.gateway
+        self.map_host6 = family6.map_host
+        self.dns6 = family6.dns
+        self.our_link_local = our_link_local
+        self.search = search
+        self.notes = notes
+        self.warnings = warnings
+
+    @property
+    def dhcp(self) -> bool:
+        return bool(self.flags & VIEW_DHCP)
+
+    @property
+    def dhcpv6(self) -> bool:
+        return bool(self.flags & VIEW_DHCPV6)
+
+    @property
+    def ra(self) -> bool:
+        return bool(self.flags & VIEW_RA)
+
+    def pack(self, version: int) -> bytes:
+        """As struct lg_net_view."""
+        return _NET_VIEW.pack(
+            version,
+            self.flags,
+            self.mtu,
+            self.our_mac,
+            self.guest4,
+            self.guest6,
+            self.gateway4,
+            self.gateway6,
+            self.our_link_local,
+            self.map_host4,
+            self.map_host6,
+        )
+
+
+def assign(spec: NetworkSpec, host: hostnet.HostNet) -> Assignments:
+    """Raises hostnet.InterfaceError."""
+    notes: list[str] = []
+    warnings: list[str] = []
+    family4, family6, our_link_local = _Family(), _Family(), address.UNSET
+    if spec.ipv4.enabled:
+        family4 = _assign4(spec, host, notes)
+        _map_host(family4, spec.ipv4, host.resolvers.servers4)
+        missing = _missing4(family4)
+        if missing and not spec.no_dhcp:
+            warnings.append(f"no DHCP for the guest: {missing}")
+    if spec.ipv6.enabled:
+        family6, our_link_local = _assign6(spec, host, notes)
+        _map_host(family6, spec.ipv6, host.resolvers.servers6)
+    if not family4.dns and not family6.dns:
+        warnings.append("the host has no resolver that the guest could use: the guest is given none")
+    return Assignments(
+        flags=_flags(spec, bool(_missing4(family4))),
+        mtu=spec.mtu,
+        our_mac=spec.mac,
+        family4=family4,
+        family6=family6,
+        our_link_local=our_link_local,
+        search=host.resolvers.search,
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
+
+
+def _flags(spec: NetworkSpec, dhcp_impossible: bool) -> int:
+    """Neighbour discovery and advertisements are part of ICMPv6: each needs what comes before it."""
+    ipv4, ipv6, icmp = spec.ipv4.enabled, spec.ipv6.enabled, not spec.no_icmp
+    ndp = ipv6 and icmp and not spec.no_ndp
+    chosen = (
+        (VIEW_IPV4, ipv4),
+        (VIEW_IPV6, ipv6),
+        (VIEW_TCP, not spec.no_tcp),
+        (VIEW_UDP, not spec.no_udp),
+        (VIEW_ICMP, icmp),
+        (VIEW_NDP, ndp),
+        (VIEW_DHCP, ipv4 and not spec.no_dhcp and not dhcp_impossible),
+        (VIEW_RA, ndp and not spec.no_ra),
+    )
+    return sum(flag for flag, on in chosen if on)
+
+
+def _assign4(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> _Family:
+    wanted = spec.ipv4
+    family = _Family()
+    template = _template(host, _socket.AF_INET, spec.interface or "", notes)
+    if template is None or (template.address == wanted.address == address.UNSET and not spec.interface):
+        family.guest, family.prefix, family.gateway = LOCAL_GUEST4, LOCAL_PREFIX4, LOCAL_GATEWAY4
+    else:
+        family.interface = template.interface
+        family.guest, family.prefix = template.address, template.prefix
+        family.gateway = LOCAL_GATEWAY4 if template.on_link_default else template.gateway
+    if wanted.address != address.UNSET:
+        family.guest, family.prefix = wanted.address, address.class_prefix_length(wanted.address)
+    family.prefix = wanted.prefix_length or family.prefix
+    family.gateway = _first_set(wanted.gateway, family.gateway)
+    return family
+
+
+def _missing4(family: _Family) -> str:
+    """What the host has not got that DHCP would hand out, and what to do; empty if all is there."""
+    if family.guest == address.UNSET:
+        return f"interface {family.interface} has no IPv4 address; --address can give one"
+    if family.gateway == address.UNSET:
+        return f"interface {family.interface} has no default route for IPv4; --gateway can name a router"
+    return ""
+
+
+def _assign6(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> tuple[_Family, bytes]:
+    """Also our link-local address: the router's if that is link-local, so that it is true outside too; then the host's.
+
+    It is the router that the guest sees in our advertisements, and so stands in for a gateway that the host lacks.
+    """
+    wanted = spec.ipv6
+    family = _Family()
+    template = _template(host, _socket.AF_INET6, spec.interface or "", notes)
+    gateway, link_local = wanted.gateway, address.UNSET
+    if template is not None and _first_set(wanted.address, template.address) != address.UNSET:
+        family.interface = template.interface
+        family.guest = template.address
+        gateway = _first_set(gateway, template.gateway)
+        link_local = template.link_local
+    family.guest = _first_set(wanted.address, family.guest)
+    our_link_local = gateway if address.is_link_local(gateway) else _first_set(link_local, LOCAL_LINK_LOCAL)
+    family.gateway = _first_set(gateway, our_link_local)
+    return family, our_link_local
+
+
+def _template(host: hostnet.HostNet, family: int, interface: str, notes: list[str]) -> hostnet.Template | None:
+    template = hostnet.choose_template(host.links, host.addresses, host.routes, family, interface)
+    if template is not None and template.others and not interface:
+        name = "IPv4" if family == _socket.AF_INET else "IPv6"
+        others = ", ".join(template.others)
+        notes.append(f"{name} follows interface {template.interface}; {others} too has a default route (--interface)")
+    return template
+
+
+def _map_host(family: _Family, wanted: FamilySpec, resolvers: Iterable[bytes]) -> None:
+    """The address that means the host itself, and with it, which resolvers the guest can be given.
+
+    A resolver that only the host can address, or that is shadowed by the mapping or by the guest's own address, is
+    reached through the mapping; without one, not at all.
+    """
+    family.map_host = family.gateway if wanted.map_host_loopback is None else wanted.map_host_loopback
+    given = []
+    for server in resolvers:
+        hidden = address.is_loopback(server) or server in (family.guest, family.map_host)
+        given.append(family.map_host if hidden else server)
+    family.dns = tuple(server for server in dict.fromkeys(given) if server != address.UNSET)
+
+
+def _first_set(*choices: bytes) -> bytes:
+    return next((choice for choice in choices if choice != address.UNSET), address.UNSET)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary between the contracts and the rest: what a caller's command line asks for, and how parsing can end.
+
+Made by contracts/*, read by launch, keeper, netview and control; nobody else needs to know which contract was spoken.
+Adversary: nobody, contracts have checked all that is here. Invariants: once a contract's parse() has returned it, a
+spec is never changed (no frozen dataclass: importing dataclasses costs 11 ms before READY). Addresses are 16 bytes as
+in address.py, UNSET where the caller said nothing. What the host has to offer is not known here: that is hostnet, and
+netview joins the two.
+"""
+
+from __future__ import annotations
+
+from lockgate.plugin.address import UNSET, to_text
+
+VHOST_USER = "vhost-user"  # link kinds
+STREAM = "stream"
+
+QUIET = "quiet"  # log levels, from few lines to many
+INFO = "info"
+DEBUG = "debug"
+TRACE = "trace"
+
+LOG_SIZE_DEFAULT = 1 << 20
+MTU_DEFAULT = 65520  # with its Ethernet header just within the 65535 bytes of the longest frame
+MAC_DEFAULT = b"\x9a\x55\x9a\x55\x9a\x55"
+
+
+class Stop(Exception):
+    """Parsing ends the command: print both texts (os.fsencode: they may quote arguments), exit with exit_code."""
+
+    def __init__(self, exit_code: int, stdout_text: str = "", stderr_text: str = "") -> None:
+        super().__init__(stdout_text or stderr_text)
+        self.exit_code = exit_code
+        self.stdout_text = stdout_text
+        self.stderr_text = stderr_text
+
+
+class FamilySpec:
+    """What the caller asked for in one of the two IP families."""
+
+    __slots__ = ("address", "enabled", "gateway", "map_host_loopback", "prefix_length")
+
+    def __init__(
+        self,
+        *,
+        enabled: bool = True,
+        address: bytes = UNSET,
+        prefix_length: int = 0,
+        gateway: bytes = UNSET,
+        map_host_loopback: bytes | None = None,
+    ) -> None:
+        self.enabled = enabled
+        self.address = address  # the guest's
+        self.prefix_length = prefix_length  # of the guest's address; 0: as the host's
+        self.gateway = gateway
+        # What the guest calls the host's loopback address. None: the gateway, whatever that will be. UNSET: nothing.
+        self.map_host_loopback = map_host_loopback
+
+    def __repr__(self) -> str:
+        mapped = self.map_host_loopback
+        return (
+            f"FamilySpec(enabled={self.enabled}, address={to_text(self.address)}/{self.prefix_length}, "
+            f"gateway={to_text(self.gateway)}, map_host_loopback={'gateway' if mapped is None else to_text(mapped)})"
+        )
+
+
+class NetworkSpec:
+    """One network, as asked for. What is None, UNSET or empty was left to us."""
+
+    __slots__ = (
+        "contract",
+        "foreground",
+        "interface",
+        "ipv4",
+        "ipv6",
+        "link",
+        "log_file",
+        "log_level",
+        "log_size",
+        "mac",
+        "mtu",
+        "no_dhcp",
+        "no_dhcpv6",
+        "no_icmp",
+        "no_ndp",
+        "no_ra",
+        "no_tcp",
+        "no_udp",
+        "one_off",
+        "pcap_file",
+        "pid_file",
+        "socket_fd",
+        "socket_path",
+        "warnings",
+    )
+
+    def __init__(
+        self,
+        *,
+        contract: str,
+        link: str = STREAM,
+        socket_path: str | None = None,
+        socket_fd: int | None = None,
+        one_off: bool = False,
+        foreground: bool = False,
+        log_level: str = INFO,
+        log_file: str | None = None,
+        log_size: int = LOG_SIZE_DEFAULT,
+        pid_file: str | None = None,
+        pcap_file: str | None = None,
+        interface: str | None = None,
+        mtu: int = MTU_DEFAULT,
+        mac: bytes = MAC_DEFAULT,
+    ) -> None:
+        self.contract = contract
+        self.link = link
+        # Where the link comes from: a descriptor that we were given, else a path to listen on, else the first free
+        # path of the contract's own series. Never both.
+        self.socket_path = socket_path
+        self.socket_fd = socket_fd
+        self.one_off = one_off  # exit with 0 when the first client has gone
+        self.foreground = foreground
+        self.log_level = log_level
+        self.log_file = log_file
+        self.log_size = log_size  # bytes, of log_file
+        self.pid_file = pid_file
+        self.pcap_file = pcap_file
+        self.ipv4 = FamilySpec()
+        self.ipv6 = FamilySpec()
+        self.interface = interface  # of the host, whose addresses and routes the guest's are made from
+        self.mtu = mtu  # of the guest's interface; 0: do not advertise one
+        self.mac = mac  # ours, as the guest sees it
+        self.no_tcp = self.no_udp = self.no_icmp = False
+        self.no_dhcp = self.no_dhcpv6 = self.no_ndp = self.no_ra = False
+        self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
+
+    def __repr__(self) -> str:
+        return f"NetworkSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"

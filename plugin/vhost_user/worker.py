@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""worker: what the session asks of the worker.
+
+Implemented over the cmd channel by the control process; called by session.py. Each call is one command of datapath.h
+and returns when the worker has answered it.
+
+Adversary: nobody; the worker is ours. But it parses what the guest sends, and may die at any moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from lockgate.plugin.vhost_user.memory import SharedRegion
+from lockgate.plugin.vhost_user.messages import Region
+from lockgate.plugin.vhost_user.vring import VringStart
+
+
+class WorkerError(Exception):
+    """The worker answered a command with an errno, and has not carried it out."""
+
+    def __init__(self, error: int) -> None:
+        super().__init__(f"{errno.errorcode.get(error, str(error))}: {os.strerror(error)}")
+        self.error = error
+
+
+class WorkerGone(Exception):
+    """The worker died before it answered. Raised from each call that waits, and from every later one."""
+
+
+class Worker(Protocol):
+    """One worker's life. Descriptors are lent for the length of a call; the caller keeps its own."""
+
+    async def link_features(self, features: int) -> None:
+        """The virtio feature bits that were acknowledged."""
+
+    async def link_reset(self) -> None:
+        """Stops the rings, lets go of all memory and of the log, forgets the features. Flows stay."""
+
+    async def mem_table(self, regions: Sequence[SharedRegion]) -> None:
+        """Replaces all regions. No ring is active."""
+
+    async def mem_add(self, region: SharedRegion) -> None:
+        """One region more; rings may be active."""
+
+    async def mem_remove(self, region: Region) -> None:
+        """Lets go of one region, in which no active ring lies."""
+
+    async def vring_start(self, ring: VringStart) -> None:
+        """Runs a ring that is not active."""
+
+    async def vring_stop(self, index: int) -> int:
+        """Stops an active ring; its next avail index."""
+
+    async def vring_enable(self, index: int, enabled: bool) -> None:
+        """Of an active ring."""
+
+    async def vring_call(self, index: int, fd: int | None) -> None:
+        """A new call descriptor for an active ring, or none."""
+
+    async def vring_err(self, index: int, fd: int | None) -> None:
+        """A new err descriptor for an active ring, or none."""
+
+    async def dirty_log(self, fd: int | None, size: int, offset: int, event_fd: int | None) -> None:
+        """Where written pages are marked; None: nowhere."""

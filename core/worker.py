@@ -66,20 +66,46 @@ def flow_limit(descriptors: int) -> int:
     return max(1, min(FLOW_LIMIT_MAX, descriptors - FLOW_DESCRIPTORS_SPARED))
 
 
-class Worker:
-    """One worker process. The ends for control are control's once handed over, and closed here."""
+class Channels:
+    """The channels between one worker and control: two ends for each of them."""
 
-    __slots__ = ("pid", "keeper", "cmd", "up")
+    __slots__ = ("cmd", "up", "_worker_ends")
 
-    def __init__(self, pages: SharedPages, flags: int, flows: int, name: str, keep_stderr: bool) -> None:
+    def __init__(self) -> None:
         self.cmd, cmd = channel()
         self.up, up = channel()
+        self._worker_ends = (cmd, up)
+
+    def worker_descriptors(self) -> tuple[int, int]:
+        cmd, up = self._worker_ends
+        return cmd.fileno(), up.fileno()
+
+    def close_worker_ends(self) -> None:
+        """In every process but the worker; else the end of the worker would not show as end of file."""
+        for end in self._worker_ends:
+            end.close()
+
+    def close_control_ends(self) -> None:
+        """In every process but control, once that has them."""
+        self.cmd.close()
+        self.up.close()
+
+
+class Worker:
+    """One worker process, and its channel to the keeper."""
+
+    __slots__ = ("pid", "keeper")
+
+    def __init__(
+        self, pages: SharedPages, channels: Channels, flags: int, flows: int, name: str, keep_stderr: bool
+    ) -> None:
         self.keeper, keeper = channel()
+        cmd_fd, up_fd = channels.worker_descriptors()
         config = ffi.new(
             "struct lg_worker_config *",
             {
-                "cmd_fd": cmd.fileno(),
-                "up_fd": up.fileno(),
+                "cmd_fd": cmd_fd,
+                "up_fd": up_fd,
                 "keeper_fd": keeper.fileno(),
                 "counters_fd": pages.counters_fd,
                 "pcap_fd": pages.pcap_fd,
@@ -89,14 +115,8 @@ class Worker:
             },
         )
         self.pid: int = lib.lg_worker_spawn(config, name.encode(), 2 if keep_stderr else -1)
-        for end in (cmd, up, keeper):
-            end.close()
+        keeper.close()
+        channels.close_worker_ends()
         if self.pid < 0:
-            self.close_control_ends()
             self.keeper.close()
             raise OSError(-self.pid, os.strerror(-self.pid))
-
-    def close_control_ends(self) -> None:
-        """To be called once control has its copies: end of file must mean that control or the worker is gone."""
-        self.cmd.close()
-        self.up.close()

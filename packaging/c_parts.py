@@ -16,6 +16,7 @@ import subprocess
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import cffi
 from setuptools import Command, Extension
@@ -106,13 +107,13 @@ class BuildCommands(Command):
     A wheel has no links, so there are four copies of 16 kB. setuptools' own class would read them as text.
     """
 
-    user_options: list[tuple[str, str, str]] = []
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
 
     def initialize_options(self) -> None:
         self.build_dir = ""
 
     def finalize_options(self) -> None:
-        self.build_dir = self.get_finalized_command("build").build_scripts  # type: ignore[attr-defined]
+        self.build_dir = self.get_finalized_command("build").build_scripts
 
     def get_source_files(self) -> list[str]:
         return [str(LAUNCHER)]

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 from lockgate.core import channel  # noqa: E402
 from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
-from lockgate.plugin.events import Events, address_text  # noqa: E402
+from lockgate.plugin.events import Events, address_text, from_worker  # noqa: E402
 from lockgate.plugin.services import dhcp, ra  # noqa: E402
 from lockgate.plugin.services.frame import Ignored, mac_text  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
@@ -65,7 +65,7 @@ class Start:
         self.capture_fd = capture_fd  # the file; -1: none
 
 
-def run(start: Start, ends: Ends) -> int:
+def run(control: Control) -> int:
     """The life of the process; its exit status."""
     # All that was imported stays for ever: the collector need not look at it, nor its pages be written to.
     gc.collect()
@@ -74,10 +74,12 @@ def run(start: Start, ends: Ends) -> int:
     lib.lg_release_memory()
     loop = asyncio.new_event_loop()  # not asyncio.run(): it would take over signals, which the keeper handles
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(Control(start, ends).main())
+    return loop.run_until_complete(control.main())
 
 
 class Control:
+    """Made while modules can still be imported: whatever is needed later is imported by then."""
+
     def __init__(self, start: Start, ends: Ends) -> None:
         self._start = start
         self._log = start.log
@@ -91,6 +93,11 @@ class Control:
         self._seen = b""
         self._tasks: set[asyncio.Task[None]] = set()
         self.ignored: dict[str, int] = {}  # punted frames without an answer, by reason
+        self._capture_type: type[Capture] | None = None
+        if start.capture_fd >= 0:
+            from lockgate.plugin.pcap import Capture
+
+            self._capture_type = Capture
 
     async def main(self) -> int:
         loop = asyncio.get_running_loop()
@@ -98,13 +105,10 @@ class Control:
         self._ended: asyncio.Future[None] = loop.create_future()
         self._worker = WorkerChannels(*self._first, self._on_up)
         self._server = VhostUserServer(self._worker, self.emit)
-        capture = None
-        if self._start.capture_fd >= 0:
-            # Imported by who captures: it maps the ring.
-            from lockgate.plugin.pcap import Capture
-
-            pages = self._pages
-            capture = Capture(loop, pages.pcap_fd, pages.pcap_event_fd, self._start.capture_fd, self._capture_ended)
+        capture, pages = None, self._pages
+        if self._capture_type is not None:
+            fds = pages.pcap_fd, pages.pcap_event_fd, self._start.capture_fd
+            capture = self._capture_type(loop, *fds, self._capture_ended)
         self._capturing = capture is not None
         loop.add_reader(self._keeper, self._on_keeper)
         await self._adopt(self._worker)
@@ -131,7 +135,7 @@ class Control:
             await self._ended  # the keeper has shut the listening socket down: it is about to end us
 
     def emit(self, event: str, /, **fields: object) -> None:
-        """Hears of the session's events; shows them, and follows whether there is a link."""
+        """Hears of events, the session's and the worker's; shows them, and follows whether there is a link."""
         self._events.emit(event, **fields)
         if event in ("link.attach", "link.detach"):
             self._attached = event == "link.attach"
@@ -181,7 +185,9 @@ class Control:
         if up.kind == lib.LG_UP_PUNT:
             self._answer(up.payload, up.port)
         elif up.kind == lib.LG_UP_EVENT:
-            self._events.emit_from_worker(up.payload)
+            event = from_worker(up.payload)
+            if event is not None:
+                self.emit(event[0], **event[1])
         elif up.kind == lib.LG_UP_SEEN:
             self._note_seen(up.payload)
 
@@ -267,6 +273,7 @@ _SENTENCES = {
     "link.detach": ("info", "The guest's network is down: {reason}"),
     "link.refused": ("warning", "vhost-user: {request} refused: {reason}"),
     "link.failed": ("warning", "vhost-user: {reason}"),
+    "ring.stopped": ("warning", "The guest broke ring {ring} ({reason}): no network until it resets the device"),
     "link.parked": ("warning", "vhost-user: ring {ring} does not run: {reason}"),
 }
 

@@ -65,18 +65,15 @@ class Events:
         if self._write is not None:
             self._write(event, **fields)
 
-    def emit_from_worker(self, payload: bytes) -> bool:
-        """An lg_event of the worker. False if it is none: a worker that sends such is broken."""
-        record = channel.parse_event(payload)
-        name = None if record is None else _EVENT_NAMES.get(record.kind)
-        if name is None:
-            return False
-        if self._write is not None:
-            self._write(name, **worker_fields(record))
-        return True
+
+def from_worker(payload: bytes) -> tuple[str, dict[str, object]] | None:
+    """Name and fields of an lg_event; None if it is none: a worker that sends such is broken."""
+    record = channel.parse_event(payload)
+    name = None if record is None else _EVENT_NAMES.get(record.kind)
+    return None if name is None else (name, _worker_fields(record))
 
 
-def worker_fields(record: Any) -> dict[str, object]:
+def _worker_fields(record: Any) -> dict[str, object]:
     """The fields of an lg_event that its kind gives a meaning, by name."""
     fields: dict[str, object] = {}
     kind = record.kind

@@ -41,6 +41,7 @@ RESTARTS_MAX = 5
 RESTARTS_SECONDS = 60.0
 
 _QUIT_SECONDS = 1.0  # for a child to finish at end of file (control may have a capture to write); then SIGKILL
+_HANGUP_MILLISECONDS = 100
 _KILL_SIGNAL = 9
 _SIGNAL_RECORD = 128  # struct signalfd_siginfo, signalfd(2); its first word is the signal
 
@@ -54,18 +55,18 @@ def describe_end(status: int) -> str:
     """How a process ended, from its wait status, as the end of a sentence."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return f"was killed by SIG{_SIGNAL_NAMES[number]}" if number in _SIGNAL_NAMES else f"was killed by signal {number}"
-    code = os.WEXITSTATUS(status)
-    return f"failed: {os.strerror(code)}" if code in errno.errorcode else f"ended with exit status {code}"
+        known = _SIGNAL_NAMES.get(number)
+        return f"was killed by SIG{known}" if known else f"was killed by signal {number}"
+    return f"ended with exit status {os.WEXITSTATUS(status)}"
 
 
 def describe_worker_end(status: int) -> str:
-    """As describe_end, but memory that the front end took back from under the worker has one line, however it shows:
-    as EFAULT from a system call, or as SIGBUS in the worker's own reads."""
-    lost_by_call = os.WIFEXITED(status) and os.WEXITSTATUS(status) == errno.EFAULT
-    if lost_by_call or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGBUS):
+    """As describe_end; but a worker's exit status is an errno, and memory that the front end took back from under it
+    has one line, however it shows: as EFAULT from a system call, or as SIGBUS in the worker's own reads."""
+    failed = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
+    if failed == errno.EFAULT or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGBUS):
         return "lost the guest's memory (the VM monitor truncated or unmapped the memory that it shares)"
-    return describe_end(status)
+    return f"failed: {os.strerror(failed)}" if failed else describe_end(status)
 
 
 class Plan:
@@ -113,9 +114,21 @@ class Ends:
 
 
 class Keeper:
-    """Two children and their channels. `control` runs in a child of its own and returns its exit status."""
+    """Two children and their channels.
 
-    def __init__(self, plan: Plan, log: Log, control: Callable[[Ends], int], ready: Callable[[], None]) -> None:
+    `control` runs in a child of its own and returns its exit status. `leave_root` is called as soon as that exists: it
+    starts with the user that we were started by, because its modules may lie where only that user may read (a checkout
+    in /root), and leaves root itself once it has imported them.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        log: Log,
+        control: Callable[[Ends], int],
+        leave_root: Callable[[], None],
+        ready: Callable[[], None],
+    ) -> None:
         self._plan = plan
         self._log = log
         self._control_main = control
@@ -129,11 +142,13 @@ class Keeper:
             raise OSError(-self._signals, os.strerror(-self._signals))
         self._poll.register(self._signals, select.POLLIN)
         self._pages = core_worker.SharedPages(plan.capture)
+        channels = core_worker.Channels()
         # The children start as copies of us. Frozen, no collector writes to (and thereby copies) what all could share.
         gc.freeze()
-        self._worker = self._spawn_worker()
-        self._control_pid = self._fork_control()
-        self._worker.close_control_ends()
+        self._control_pid = self._fork_control(channels)
+        leave_root()
+        self._worker = self._spawn_worker(channels)
+        channels.close_control_ends()
         for connection in plan.connections:
             connection.close()
 
@@ -153,35 +168,33 @@ class Keeper:
 
     # ---- starting ----
 
-    def _spawn_worker(self) -> core_worker.Worker:
-        plan = self._plan
-        worker = core_worker.Worker(
-            self._pages, plan.worker_flags, plan.flow_limit, f"{plan.name}-worker", keep_stderr=plan.foreground
-        )
-        self._poll.register(worker.keeper, select.POLLIN)
-        return worker
-
-    def _fork_control(self) -> int:
+    def _fork_control(self, channels: core_worker.Channels) -> int:
         self._control, end = core_worker.channel()
         self._poll.register(self._control, select.POLLIN)
         pid = os.fork()
         if pid == 0:
-            self._become_control(end)
+            self._become_control(channels, end)
         end.close()
         return pid
 
-    def _become_control(self, end: _socket.socket) -> None:
+    def _become_control(self, channels: core_worker.Channels, end: _socket.socket) -> None:
         status = 1
         try:
-            worker = self._worker
-            for ours in (worker.keeper, self._control):
-                ours.close()
+            self._control.close()
             os.close(self._signals)
-            status = self._control_main(Ends(end, worker.cmd, worker.up, self._pages))
+            channels.close_worker_ends()
+            status = self._control_main(Ends(end, channels.cmd, channels.up, self._pages))
         except BaseException as failure:  # nothing of the child may reach the code of its parent
             self._log.error(f"Control failed: {type(failure).__name__}: {failure}")
         finally:
             os._exit(status)
+
+    def _spawn_worker(self, channels: core_worker.Channels) -> core_worker.Worker:
+        plan = self._plan
+        name = f"{plan.name}-worker"
+        worker = core_worker.Worker(self._pages, channels, plan.worker_flags, plan.flow_limit, name, plan.foreground)
+        self._poll.register(worker.keeper, select.POLLIN)
+        return worker
 
     # ---- what children say ----
 
@@ -239,6 +252,8 @@ class Keeper:
     def _on_worker_end(self, status: int) -> None:
         end = describe_worker_end(status)
         self._forget_worker()
+        if status == 0 and self._control_is_ending():
+            return  # it saw the end of its channel; what happened to control is told when that is known
         if not self._ready:
             self._log.error(f"The worker {end} before it was ready")
             self._exit_code = 1
@@ -252,20 +267,27 @@ class Keeper:
             self._log.warning(f"The worker {end}; another takes over, connections of the guest are reset")
             self._replace_worker()
 
+    def _control_is_ending(self) -> bool:
+        """A process that is killed closes all its descriptors in one go, before its parent gets to know."""
+        ending = select.poll()
+        ending.register(self._control, 0)  # POLLHUP is always reported
+        return bool(ending.poll(_HANGUP_MILLISECONDS))
+
     def _too_many_losses(self) -> bool:
         now = time.monotonic()
         self._losses = [when for when in self._losses if now - when < RESTARTS_SECONDS] + [now]
         return len(self._losses) > RESTARTS_MAX
 
     def _replace_worker(self) -> None:
+        channels = core_worker.Channels()
         try:
-            self._worker = self._spawn_worker()
-            rights = struct.pack("2i", self._worker.cmd.fileno(), self._worker.up.fileno())
+            self._worker = self._spawn_worker(channels)
+            rights = struct.pack("2i", channels.cmd.fileno(), channels.up.fileno())
             self._control.sendmsg([NEW_WORKER], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         except OSError as failure:
             self._log.error(f"Another worker cannot be started: {failure.strerror}")
             self._exit_code = 1
-        self._worker.close_control_ends()
+        channels.close_control_ends()
 
     def _forget_worker(self) -> None:
         self._worker.pid = 0
@@ -298,7 +320,10 @@ class Keeper:
         while pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
             left = deadline - time.monotonic()
             if left <= 0:
-                os.kill(pid, _KILL_SIGNAL)
+                try:
+                    os.kill(pid, _KILL_SIGNAL)
+                except PermissionError:
+                    return  # control, before it left root: it will find its channel closed
                 os.waitpid(pid, 0)
                 return
             if signals.poll(left * 1000):

@@ -134,7 +134,9 @@ class Start:
         self.view = self._read_network()
         self.flow_limit = core_worker.flow_limit(core_worker.raise_descriptor_limit())
         self.link, self.link_name = _open_link(spec)
-        self._leave_root()
+        self.leaving_root = os.geteuid() == 0 and _in_initial_user_namespace()
+        if self.leaving_root:
+            self.log.warning("Started as root: going on as nobody")
         self.capture_fd = self._open_capture()
         os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
         self._announce_configuration()
@@ -159,28 +161,31 @@ class Start:
         except OSError as failure:
             raise StartError(f"The host's network cannot be read (netlink): {failure.strerror}") from None
 
-    def _leave_root(self) -> None:
-        """Root of the machine becomes nobody; root of some container, who is only somebody outside, stays."""
-        if os.geteuid() != 0 or not _in_initial_user_namespace():
-            return
-        self.log.warning("Started as root: going on as nobody")
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-        except OSError as failure:
-            raise StartError(f"Started as root, and cannot become nobody: {failure.strerror}") from None
-
     def _open_capture(self) -> int:
-        """After the switch of the user, as the contract has it; without the file the guest still gets its network."""
+        """With the rights of the user that we go on as; without the file the guest still gets its network."""
         path = self.spec.pcap_file
         if not path:
             return -1
         try:
+            if self.leaving_root:
+                os.setgroups([])
+                os.setegid(NOBODY)
+                os.seteuid(NOBODY)
             return _open_for_writing(path, "Capture file")
         except StartError as fault:
             self.log.warning(f"{fault}; nothing is captured")
             return -1
+        finally:
+            if self.leaving_root:
+                os.seteuid(0)
+                os.setegid(0)
+
+    def _leave_root(self) -> None:
+        """Root of the machine becomes nobody, for good; root of some container, who is only somebody outside, stays."""
+        if self.leaving_root:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
 
     def _announce_configuration(self) -> None:
         """What a person who starts this by hand wants to see; with -q, the warnings remain."""
@@ -230,7 +235,7 @@ class Start:
             connections=[] if spec.socket_fd is None else [self.link],
         )
         try:
-            return keeper.Keeper(plan, self.log, self._control, self._ready).run()
+            return keeper.Keeper(plan, self.log, self._control, self._leave_root, self._ready).run()
         except OSError as failure:
             raise StartError(f"Processes cannot be started: {failure.strerror}") from None
 
@@ -252,7 +257,7 @@ class Start:
         os.close(null)
 
     def _control(self, ends: keeper.Ends) -> int:
-        """In control's process: what is not its own is given up before the first import that costs time."""
+        """In control's process: lets go of what is not its own, imports, and then gives its rights up."""
         spec, pages = self.spec, ends.pages
         if not spec.foreground:
             self._let_go_of_streams()
@@ -260,9 +265,6 @@ class Start:
         shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]
         keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors()]
         lib.lg_close_all_but(keep, len(keep))
-        refused = lib.lg_control_confine(f"{self.name}-control".encode())
-        if refused < 0:
-            self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")
         from lockgate.plugin import control
 
         start = control.Start(
@@ -273,7 +275,12 @@ class Start:
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,
         )
-        return control.run(start, ends)
+        mind = control.Control(start, ends)
+        self._leave_root()
+        refused = lib.lg_control_confine(f"{self.name}-control".encode())
+        if refused < 0:
+            self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")
+        return control.run(mind)
 
 
 # ---- the link ----

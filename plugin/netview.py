@@ -210,8 +210,7 @@ def _assign4(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> _Fam
         family.interface = template.interface
         family.guest, family.prefix = template.address, template.prefix
         family.gateway = LOCAL_GATEWAY4 if template.on_link_default else template.gateway
-    if wanted.address != address.UNSET:
-        family.guest, family.prefix = wanted.address, address.class_prefix_length(wanted.address)
+    family.guest = _first_set(wanted.address, family.guest)
     family.prefix = wanted.prefix_length or family.prefix
     family.gateway = _first_set(wanted.gateway, family.gateway)
     return family

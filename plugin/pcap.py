@@ -120,6 +120,7 @@ class Capture:
         self._ended = ended
         self._on = True
         loop.add_reader(event_fd, self._signalled)
+        self._store(FILE_HEADER)
 
     def finish(self) -> None:
         """Writes what is left, on quitting; at most a full ring, whatever a worker still adds."""
@@ -143,15 +144,21 @@ class Capture:
         """One slice; true if there may be more."""
         try:
             frames = self._reader.read()
-            _write_all(self._file_fd, pack_frames(frames))
         except RingFault as fault:
             self._fail(f"Capture stopped, the ring is damaged: {fault}")
+            return False
+        if not frames or not self._store(pack_frames(frames)):
+            return False
+        self._reader.release()
+        return True
+
+    def _store(self, data: bytes) -> bool:
+        try:
+            _write_all(self._file_fd, data)
         except OSError as failure:
             self._fail(f"Capture stopped, the file cannot be written: {failure.strerror}")
-        else:
-            self._reader.release()
-            return bool(frames)
-        return False
+            return False
+        return True
 
     def _fail(self, why: str) -> None:
         self._stop()

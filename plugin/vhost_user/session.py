@@ -120,10 +120,7 @@ class Session:
         if self.log.fd is not None:
             await self._tell_log(worker)
         await self._revive(worker)
-        active = [ring for ring in self.rings if ring.active]
-        for ring in active:
-            ring.signal()
-        self.emit("link.resume", rings=[ring.index for ring in active])
+        self.emit("link.resume", rings=[ring.index for ring in self.rings if ring.active])
         self._note_link("the rings could not be started again")
 
     async def detach(self, reason: str) -> None:
@@ -161,7 +158,6 @@ class Session:
         stopped = [ring for ring in rings if ring.active]
         for ring in stopped:
             ring.active = False
-            ring.base_known = False
         return stopped
 
     async def _collect(self, worker: Worker, stopped: list[Vring]) -> None:
@@ -170,12 +166,20 @@ class Session:
             ring.base_known = True
 
     async def _start(self, worker: Worker, ring: Vring) -> None:
+        start, known = ring.start(), ring.base_known
+        ring.base_known = False  # from here on, also of a worker that dies before it answers
         try:
-            await worker.vring_start(ring.start())
+            await worker.vring_start(start)
         except WorkerError:
+            ring.base_known = known
             ring.set_kick(None)
             raise
         ring.active = True
+
+    async def _restart(self, worker: Worker, ring: Vring) -> None:
+        """Starts a ring that ran before, and has both sides look at it: neither need know that it was interrupted."""
+        await self._start(worker, ring)
+        ring.signal()
 
     async def _revive(self, worker: Worker) -> None:
         """Starts what should run and can, after memory or the worker has changed; nothing disabled (see vring.py)."""
@@ -183,7 +187,7 @@ class Session:
             if ring.started and ring.enabled and not ring.active:
                 fault = ring.fault(self.memory)
                 if fault is None:
-                    await self._start(worker, ring)
+                    await self._restart(worker, ring)
                 else:
                     self.emit("link.parked", ring=ring.index, reason=fault)
 
@@ -412,7 +416,7 @@ class Session:
         async def effect(worker: Worker) -> None:
             await self._collect(worker, stopped)
             if stopped and ring.started:
-                await self._start(worker, ring)
+                await self._restart(worker, ring)
 
         return Plan(Done(), effect)
 

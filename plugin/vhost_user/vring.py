@@ -79,7 +79,7 @@ class Vring:
         self.size = 0  # not said yet
         self.addr: VringAddr | None = None
         self.base = 0
-        self.base_known = True  # False: a worker died with it; used->idx in the guest's memory is what is left
+        self.base_known = True  # False: a worker has it; if that dies, used->idx in the guest's memory is what is left
         self.kick_fd: int | None = None  # what makes the ring started
         self.call_fd: int | None = None
         self.err_fd: int | None = None

@@ -65,4 +65,4 @@ class Worker(Protocol):
         """A new err descriptor for an active ring, or none."""
 
     async def dirty_log(self, fd: int | None, size: int, offset: int, event_fd: int | None) -> None:
-        """Where written pages are marked; None: nowhere."""
+        """Where pages that are written are marked, as long as LOG_ALL is acknowledged; None: nowhere."""

@@ -146,24 +146,33 @@ static void send_some(struct transfer *transfer)
     transfer->start += sent > 0 ? (size_t)sent : 0;
 }
 
+/* What the socket is watched for. Nothing, once all is sent and received: POLLHUP would come for ever. */
+static short socket_events(const struct transfer *transfer)
+{
+    return (short)((transfer->output_open ? POLLIN : 0) | (transfer->start < transfer->end ? POLLOUT : 0));
+}
+
+static bool input_wanted(const struct transfer *transfer)
+{
+    if (transfer->after_eof && transfer->output_open)
+        return false;
+    return transfer->input_open && transfer->start == transfer->end;
+}
+
 static void run(struct transfer *transfer)
 {
     while (transfer->output_open || transfer->input_open) {
-        bool waiting = transfer->start < transfer->end;
-        bool may_read = transfer->input_open && !waiting && !(transfer->after_eof && transfer->output_open);
+        short events = socket_events(transfer);
         struct pollfd watched[2] = {
-            {.fd = transfer->socket_fd,
-             .events = (short)((transfer->output_open ? POLLIN : 0) | (waiting ? POLLOUT : 0))},
-            {.fd = may_read ? STDIN_FILENO : -1, .events = POLLIN},
+            {.fd = events ? transfer->socket_fd : -1, .events = events},
+            {.fd = input_wanted(transfer) ? STDIN_FILENO : -1, .events = POLLIN},
         };
 
-        if (!watched[0].events)
-            watched[0].fd = -1; /* POLLHUP would come for ever once both sides are shut */
         if (poll(watched, 2, -1) < 0)
             fail(STATUS_BROKEN, "poll");
-        if (watched[0].revents & (POLLIN | POLLERR | POLLHUP) && transfer->output_open)
+        if (watched[0].revents & ~POLLOUT && transfer->output_open)
             receive(transfer);
-        if (watched[0].revents & (POLLOUT | POLLERR) && waiting)
+        if (watched[0].revents & (POLLOUT | POLLERR) && events & POLLOUT)
             send_some(transfer);
         if (watched[1].revents)
             read_input(transfer);

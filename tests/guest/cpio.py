@@ -2,8 +2,8 @@
 """Writes a cpio archive in the "newc" form that a Linux kernel unpacks as its first root.
 
 Called by image.py. Adversary: nobody. Invariants: the same entries give the same bytes; every parent folder stands
-before what it holds, because the kernel creates nothing by itself. Format: Documentation/driver-api/early-
-userspace/buffer-format.
+before what it holds, because the kernel creates nothing by itself. Format: Documentation/driver-api/
+early-userspace/buffer-format.
 """
 
 from __future__ import annotations

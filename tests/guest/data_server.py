@@ -18,12 +18,12 @@ The first line of a connection says what is wanted:
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import queue
 import socket
 import threading
 from collections.abc import Callable
-from typing import BinaryIO
 
 PAYLOAD_BYTES = 200_000_000
 READ_BYTES = 1 << 20
@@ -90,17 +90,17 @@ class DataServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb", buffering=READ_BYTES) as stream:
+        with connection, connection.makefile("rb") as stream:
             try:
                 self._answer(connection, stream, stream.readline(4096).decode().split())
             except (ConnectionError, ValueError):
                 pass  # the guest went away, or sent what we do not know: it sees the end of the connection
 
-    def _answer(self, connection: socket.socket, stream: BinaryIO, words: list[str]) -> None:
+    def _answer(self, connection: socket.socket, stream: io.BufferedReader, words: list[str]) -> None:
         if words[-1:] and words[-1].startswith("HTTP/"):
             self._answer_http(connection, stream, words)
             return
-        handlers: dict[str, Callable[[socket.socket, BinaryIO, int], None]] = {
+        handlers: dict[str, Callable[[socket.socket, io.BufferedReader, int], None]] = {
             "GET": lambda connection, _stream, size: self.payload.send(connection, size),
             "PUT": self._put,
             "SUM": self._sum,
@@ -111,24 +111,24 @@ class DataServer:
             raise ValueError(f"unknown request {words}")
         handlers[words[0]](connection, stream, int(words[1]) if len(words) > 1 else 0)
 
-    def _put(self, connection: socket.socket, stream: BinaryIO, size: int) -> None:
+    def _put(self, connection: socket.socket, stream: io.BufferedReader, size: int) -> None:
         _, digest = _taken(stream, size)
         connection.sendall(digest.encode() + b"\n")
 
-    def _sum(self, connection: socket.socket, stream: BinaryIO, _size: int) -> None:
+    def _sum(self, connection: socket.socket, stream: io.BufferedReader, _size: int) -> None:
         _, digest = _taken(stream, None)
         connection.sendall(digest.encode() + b"\n")
 
-    def _first(self, connection: socket.socket, stream: BinaryIO, size: int) -> None:
+    def _first(self, connection: socket.socket, stream: io.BufferedReader, size: int) -> None:
         self.payload.send(connection, size)
         connection.shutdown(socket.SHUT_WR)
         self.received.put(_taken(stream, None))
 
-    def _hold(self, connection: socket.socket, stream: BinaryIO, _size: int) -> None:
+    def _hold(self, connection: socket.socket, stream: io.BufferedReader, _size: int) -> None:
         connection.sendall(b"held\n")
         stream.read(1)
 
-    def _answer_http(self, connection: socket.socket, stream: BinaryIO, words: list[str]) -> None:
+    def _answer_http(self, connection: socket.socket, stream: io.BufferedReader, words: list[str]) -> None:
         length, wants_continue = 0, False
         while (line := stream.readline(4096).strip().lower()) != b"":
             name, _, value = line.partition(b":")
@@ -147,12 +147,12 @@ class DataServer:
             connection.sendall(head + answer)
 
 
-def _taken(stream: BinaryIO, size: int | None) -> tuple[int, str]:
+def _taken(stream: io.BufferedReader, size: int | None) -> tuple[int, str]:
     """Reads `size` bytes, or to the end; how many came, and their digest."""
     digest, taken = hashlib.sha256(), 0
     while size is None or taken < size:
         wanted = READ_BYTES if size is None else min(READ_BYTES, size - taken)
-        data = stream.read1(wanted)  # type: ignore[attr-defined]
+        data = stream.read1(wanted)
         if not data:
             break
         digest.update(data)

@@ -102,10 +102,10 @@ def demo(kind: str, debug: bool) -> int:
         if not ipv6:
             guest.network_up("inet")
         _show(screen, guest)
+        names = ", ".join(f"{name} {pid}" for pid, name in helper.processes().items())
+        screen.fact("processes", f"{names}; {helper.pss_bytes() / MEGABYTE:.1f} MB in all")
         server = DataServer()
         equal = _transfer(screen, guest, helper, server)
-        names = ", ".join(f"{name} {pid}" for pid, name in helper.processes().items())
-        screen.fact("memory", f"{helper.pss_bytes() / MEGABYTE:.1f} MB for all of: {names}")
         total = helper.cpu_seconds()
         guest.power_off()
         status = helper.wait_exit()

@@ -28,6 +28,7 @@ SCRIPTS = {"init": "init.sh", "bin/network-up": "network-up.sh", "bin/lease": "l
 
 # In load order; those that a kernel has built in are not found and left out.
 MODULES = (
+    "crc-ccitt",
     "ipv6",
     "virtio_ring",
     "virtio",

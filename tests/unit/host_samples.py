@@ -80,6 +80,4 @@ def assignments(
     *records: netlink.Address | netlink.Route, resolv_conf: str = RESOLV_CONF, mtu: int = 65520
 ) -> netview.Assignments:
     """What a guest of an ordinary host (or of the given one) is assigned."""
-    return netview.assign(
-        NetworkSpec(contract="passt", mtu=mtu), host(*(records or ORDINARY), resolv_conf=resolv_conf)
-    )
+    return netview.assign(NetworkSpec(contract="passt", mtu=mtu), host(*(records or ORDINARY), resolv_conf=resolv_conf))

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import _socket
 from pathlib import Path
 
-import _socket
 import pytest
 from host_samples import ETH0, LINKS, LO, ORDINARY, WG0, WLAN0, host, ip, own, route
 

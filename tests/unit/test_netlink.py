@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import json
 import struct
@@ -10,7 +11,6 @@ import subprocess
 import sys
 from typing import Any, cast
 
-import _socket
 import pytest
 from host_samples import ip
 from hypothesis import example, given, settings
@@ -94,11 +94,17 @@ def test_addresses_of_both_families_are_read() -> None:
     )
     mine, other = fed(four + six + DONE).addresses
     assert (mine.family, mine.index, mine.address, mine.prefix, mine.scope) == (2, 5, ip("10.0.0.1"), 32, 253)
-    assert (other.family, other.index, other.address, other.prefix, other.flags) == (10, 6, ip("2001:db8::7"), 64, 0x2A0)
+    assert (other.family, other.index, other.address, other.prefix, other.flags) == (
+        10,
+        6,
+        ip("2001:db8::7"),
+        64,
+        0x2A0,
+    )
 
 
 def test_routes_of_each_shape_are_read() -> None:
-    """A default route, an on-link one, a multipath one, a blackhole, one in a table above 255, one via the other family."""
+    """Default, on-link, multipath, blackhole, in a table above 255, and through a router of the other family."""
     data = b"".join(
         (
             route({"family": 2}, ("RTA_GATEWAY", "192.0.2.1"), ("RTA_OIF", 5), ("RTA_PRIORITY", 100)),

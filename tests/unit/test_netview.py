@@ -91,16 +91,17 @@ def test_options_come_before_the_host() -> None:
     assert (view.our_mac.hex(), view.mtu, view.map_host4) == ("020000000001", 1400, ip("10.1.0.1"))
 
 
-def test_an_address_without_netmask_has_that_of_its_class() -> None:
-    """--address alone; the netmask alone applies to the host's address."""
-    assert netview.assign(passt(ipv4_address=ip("172.20.0.9")), host(*ORDINARY)).prefix4 == 16
+def test_a_netmask_alone_applies_to_the_hosts_address() -> None:
+    """--netmask without --address."""
     only_mask = netview.assign(passt(ipv4_prefix_length=28), host(*ORDINARY))
     assert (only_mask.guest4, only_mask.prefix4) == (ip("192.0.2.7"), 28)
 
 
 def test_addresses_can_be_given_to_a_host_that_has_none() -> None:
     """The router stays the one of local mode."""
-    view = netview.assign(passt(ipv4_address=ip("10.1.2.3"), ipv6_address=ip("2001:db8:1::3")), host())
+    view = netview.assign(
+        passt(ipv4_address=ip("10.1.2.3"), ipv4_prefix_length=8, ipv6_address=ip("2001:db8:1::3")), host()
+    )
     assert (view.guest4, view.prefix4, view.gateway4) == (ip("10.1.2.3"), 8, ip("169.254.2.2"))
     assert (view.guest6, view.our_link_local) == (ip("2001:db8:1::3"), ip("fe80::1"))
 

@@ -32,7 +32,8 @@ def test_a_nameserver_line_may_have_any_blanks(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["", "nameserver", "#nameserver 192.0.2.53", "; nameserver 192.0.2.53", "nameserver 192.0.2", "options ndots:2"]
+    "line",
+    ["", "nameserver", "#nameserver 192.0.2.53", "; nameserver 192.0.2.53", "nameserver 192.0.2", "options ndots:2"],
 )
 def test_a_line_that_names_no_server_is_passed_over(line: str) -> None:
     """Comments, other keywords and what is no address leave no trace."""
@@ -76,7 +77,10 @@ def test_the_last_search_list_counts(text: str, expected: tuple[str, ...]) -> No
 
 
 @settings(deadline=None)
-@given(st.text() | st.lists(st.sampled_from(["nameserver", "search", "domain", " ", "\t", "\n", "1.2.3.4", "::1", "a.b", "%"])))
+@given(
+    st.text()
+    | st.lists(st.sampled_from(["nameserver", "search", "domain", " ", "\t", "\n", "1.2.3.4", "::1", "a.b", "%"]))
+)
 def test_any_text_is_read(text: str | list[str]) -> None:
     """No text raises, and the limits hold for each."""
     parsed = resolvconf.parse("".join(text))

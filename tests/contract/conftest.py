@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder that the helper may use, and helpers that are gone after each test. Read by pytest. Adversary: nobody."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from running import Foreground
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short, since a socket's path has 107 bytes; open to nobody, as whom a helper started by root goes on."""
+    path = Path(tempfile.mkdtemp(prefix="lockgate-"))
+    path.chmod(0o777)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Foreground]]:
+    """Starts helpers in the foreground, and ends them."""
+    started: list[Foreground] = []
+
+    def begin(*arguments: str, **options: object) -> Foreground:
+        helper = Foreground(folder, *arguments, **options)  # type: ignore[arg-type]
+        started.append(helper)
+        return helper
+
+    yield begin
+    for helper in started:
+        helper.close()

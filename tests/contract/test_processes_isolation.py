@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each process of `passt` may still do once it runs, and what is said where the machine refuses a layer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import structlog
+from running import PASST, Foreground, FrontEnd, descriptors, namespace, pss_bytes, status, tree
+
+Start = Callable[..., Foreground]
+
+NOBODY = 65534
+NO_CAPABILITIES = "0" * 16
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to look into processes that are not dumpable")
+
+
+@pytest.fixture
+def served(start: Start) -> Foreground:
+    """A helper whose control is known to have started."""
+    helper = start("-q")
+    FrontEnd.connect(helper.socket).negotiate()
+    return helper
+
+
+def test_the_worker_has_no_capability_left(served: Foreground) -> None:
+    """Neither now nor, with an empty bounding set and no_new_privs, ever again."""
+    facts = status(served.children()["passt-worker"])
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert facts[kind] == NO_CAPABILITIES, kind
+    assert facts["NoNewPrivs"] == "1"
+
+
+def test_control_has_no_capability_left(served: Foreground) -> None:
+    """The same, in the namespaces of the machine."""
+    facts = status(served.children()["passt-control"])
+    for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert facts[kind] == NO_CAPABILITIES, kind
+    assert facts["NoNewPrivs"] == "1"
+
+
+@as_root
+def test_the_worker_lives_in_namespaces_of_its_own(served: Foreground) -> None:
+    """User, mount, PID, IPC and UTS are its own; the network is the caller's, whose sockets it uses."""
+    worker, keeper = served.children()["passt-worker"], served.process.pid
+    for kind in ("user", "mnt", "pid", "ipc", "uts"):
+        assert namespace(worker, kind) != namespace(keeper, kind), kind
+    assert namespace(worker, "net") == namespace(keeper, "net")
+    assert status(worker)["NSpid"].split()[-1] == "1"
+
+
+@as_root
+def test_the_worker_sees_an_empty_read_only_root(served: Foreground) -> None:
+    """One tmpfs, without an entry, and nothing of the host under it."""
+    worker = served.children()["passt-worker"]
+    assert os.listdir(f"/proc/{worker}/root/") == []
+    (mount,) = Path(f"/proc/{worker}/mounts").read_text().splitlines()
+    fields = mount.split()
+    assert fields[1:3] == ["/", "tmpfs"] and "ro" in fields[3].split(",")
+    assert os.readlink(f"/proc/{worker}/cwd") == "/"
+
+
+@as_root
+def test_the_worker_holds_only_its_own_descriptors(served: Foreground) -> None:
+    """Channels, the counters' page, an epoll; of the caller's only standard error, for a sanitizer's report."""
+    for fd, target in descriptors(served.children()["passt-worker"]).items():
+        if fd == 2:
+            continue
+        allowed = ("socket:", "/memfd:lockgate-", "anon_inode:[eventpoll]", "/null")
+        assert target.startswith(allowed), (fd, target)
+
+
+@as_root
+def test_the_worker_cannot_be_looked_into_by_its_user(served: Foreground) -> None:
+    """Not dumpable: its files in /proc belong to root, so that no process of the same user may attach to it."""
+    worker = served.children()["passt-worker"]
+    assert os.stat(f"/proc/{worker}/mem").st_uid == 0 and os.stat(f"/proc/{worker}/environ").st_uid == 0
+
+
+@as_root
+def test_root_of_the_machine_goes_on_as_nobody(start: Start) -> None:
+    """A warning even with -q; every process has all its ids changed and no supplementary group."""
+    helper = start("-q")
+    FrontEnd.connect(helper.socket).negotiate()
+    for pid in tree(helper.process.pid):
+        facts = status(pid)
+        assert facts["Uid"].split() == facts["Gid"].split() == [str(NOBODY)] * 4
+        assert facts["Groups"] == ""
+    assert "nobody" in helper.line()
+
+
+@as_root
+def test_modules_that_only_root_can_read_are_enough(start: Start, folder: Path) -> None:
+    """A checkout in /root: all that control imports, it imports before it leaves root. With -d, structlog too."""
+    private = folder / "private"
+    packages = Path(structlog.__file__).parent.parent
+    (private / "bin").mkdir(parents=True)
+    private.chmod(0o700)
+    shutil.copy(PASST, private / "bin")
+    (private / "bin" / "python3").symlink_to(os.path.realpath(sys.executable))
+    shutil.copy(Path(sys.prefix, "pyvenv.cfg"), private)
+    (private / packages.relative_to(sys.prefix)).parent.mkdir(parents=True)
+    (private / packages.relative_to(sys.prefix)).symlink_to(packages)
+    helper = start("-d", command=str(private / "bin" / "passt"))
+    FrontEnd.connect(helper.socket).negotiate()
+
+
+def unshare(*arguments: str) -> list[str]:
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare(1)")
+    return ["unshare", *arguments]
+
+
+FORBID = ["sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"', "sh"]
+
+
+@as_root
+def test_a_refused_layer_is_named_and_the_others_are_put_on(start: Start) -> None:
+    """Root of a container that forbids nested user namespaces: one warning says so, and what would allow them; mount
+    and PID namespaces and the empty root are there all the same."""
+    helper = start("-q", prefix=[*unshare("--user", "--map-root-user"), *FORBID])
+    warning = helper.line()
+    assert "user namespace: " in warning and "user.max_user_namespaces" in warning
+    assert "root" not in warning
+    FrontEnd.connect(helper.socket).negotiate()
+    worker = helper.children()["passt-worker"]
+    assert os.listdir(f"/proc/{worker}/root/") == []
+    assert status(worker)["CapEff"] == NO_CAPABILITIES
+
+
+@as_root
+def test_without_any_namespace_the_helper_still_serves(start: Start) -> None:
+    """A user without capabilities where user namespaces are forbidden: the warning lists all that is missing; what
+    needs no permission (no capabilities, no_new_privs, closed descriptors) is done."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv(1)")
+    powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    helper = start("-q", prefix=[*unshare("--user", "--map-root-user"), *FORBID, *powerless])
+    warning = helper.line()
+    assert "user namespace: " in warning and "empty root: " in warning
+    front_end = FrontEnd.connect(helper.socket)
+    front_end.negotiate()
+    front_end.reach_worker()
+    facts = status(helper.children()["passt-worker"])
+    assert facts["CapEff"] == NO_CAPABILITIES and facts["NoNewPrivs"] == "1"
+    helper.send(signal.SIGTERM)
+    assert helper.wait() == 0
+
+
+@as_root
+def test_all_processes_at_rest_fit_in_20_megabytes(served: Foreground) -> None:
+    """Proportional memory of the whole helper, as the contract's users count it."""
+    assert pss_bytes(served.process.pid) <= 20_000_000

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the guest tests: a booted network for each variant, shared by the tests of one file.
+
+Read by pytest. Adversary: nobody. Invariants: a variant that this machine lacks is skipped with the reason; the logs
+of a failing test are named in its report and stay in build/guest-logs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import pytest
+from data_server import DataServer
+from helper import LOGS
+from network import VARIANTS, Network, usable
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[DataServer]:
+    """One server for all: its payload takes a second to make."""
+    started = DataServer()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids=lambda variant: variant.name)
+def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Network]:
+    """A guest on its network, in every variant."""
+    booted = Network(usable(request.param), server)
+    yield booted
+    booted.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says where the guest's console and the helper's messages of a failing test are."""
+    report = yield
+    if report.failed:
+        names = "\n".join(str(path) for path in sorted(LOGS.glob("*.log")) if path.stat().st_size)
+        report.sections.append(("logs of guests and helpers", names))
+    return report

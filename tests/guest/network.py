@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A helper with a guest behind it, in each of the variants that the tests run in.
+
+Called by conftest.py. Adversary: nobody.
+Invariants: the addresses are given on the command line, so that nothing depends on this machine's own network; the
+guest reaches this machine's loopback through its gateway's addresses, which is the contract's default mapping.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import machine
+import pytest
+from data_server import DataServer
+from guest import Guest, Result
+from helper import OUR_COMMAND, ROOT, Helper
+from image import MissingIngredient
+
+ADDRESS, PREFIX, GATEWAY = {4: "10.77.0.15", 6: "fd77::15"}, {4: 24, 6: 64}, {4: "10.77.0.1", 6: "fd77::1"}
+OPTIONS = f"-a {ADDRESS[4]} -n {PREFIX[4]} -g {GATEWAY[4]} -a {ADDRESS[6]} -g {GATEWAY[6]}"
+SANITIZED_COMMAND = str(ROOT / ".venv-asan" / "bin" / "passt")
+SANITIZER_REPORT = re.compile(r"ERROR: \w+Sanitizer.*|.*runtime error: .*")
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """For a module built with -fsanitize=address,undefined in a Python that was not.
+
+    AddressSanitizer has to be the first library of the process, and `python -I` keeps LD_PRELOAD, which is the dynamic
+    linker's. Reports go to standard error (the worker has no root to write a file in). Leaks are not looked for: that
+    needs ptrace, and the interpreter keeps memory until its end anyway.
+    """
+    library = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    return {
+        "LD_PRELOAD": library.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is booted, on which build of the helper."""
+
+    name: str
+    kind: str
+    sanitized: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def helper(self, name: str, options: str) -> Helper:
+        """The helper of this variant, listening."""
+        if self.sanitized:
+            started = Helper(name, options, SANITIZED_COMMAND, {**self.environment, **sanitizer_environment()})
+        else:
+            started = Helper(name, options, None, self.environment)
+        started.wait_ready()
+        return started
+
+    def reason_to_skip(self) -> str | None:
+        """Why another helper than ours cannot run in this variant."""
+        other = os.environ.get("LOCKGATE_TEST_HELPER", OUR_COMMAND) != OUR_COMMAND
+        return f"{self.name} is about our own build, another helper is tested" if other and self._is_ours else None
+
+    @property
+    def _is_ours(self) -> bool:
+        return self.sanitized or bool(self.environment)
+
+
+VARIANTS = [
+    Variant("uml", "uml"),
+    Variant("uml-discard", "uml", environment={"LOCKGATE_TCP_PEEK": "discard"}),
+    Variant("uml-sanitized", "uml", sanitized=True),
+    Variant("qemu", "qemu"),
+    Variant("uml-peer", "uml-peer"),
+    Variant("qemu-peer", "qemu-peer"),
+]
+
+
+def usable(variant: Variant) -> Variant:
+    """The variant, unless it cannot be run: newer peers are an offer, the two guests of Debian are not."""
+    if reason := variant.reason_to_skip():
+        pytest.skip(reason)
+    try:
+        machine.find(variant.kind)
+    except MissingIngredient as missing:
+        if variant.kind.endswith("-peer"):
+            pytest.skip(str(missing))
+        raise
+    return variant
+
+
+class Network:
+    """A booted guest with addresses, its helper, and a data server on this machine's loopback."""
+
+    def __init__(self, variant: Variant, server: DataServer) -> None:
+        self.variant = variant
+        self.server = server
+        self.helper = variant.helper(variant.name, f"-1 {OPTIONS}")
+        try:
+            self.guest = Guest.boot(variant.name, variant.kind, self.helper.socket)
+        except BaseException:
+            self.helper.close()
+            raise
+
+    @cached_property
+    def addressed(self) -> bool:
+        """Brings the guest's network up, once."""
+        self.guest.network_up()
+        return True
+
+    def client(self, family: int, request: str, port: int | None = None, flags: str = "") -> str:
+        """The command line of the guest's client program, to this machine's loopback; see client.c."""
+        return f"client {flags} -r '{request}' {GATEWAY[family]} {port or self.server.port}"
+
+    def run(self, command: str, timeout: float = 60) -> Result:
+        """Runs a command in the guest once it is on the network."""
+        assert self.addressed
+        return self.guest.run(command, timeout)
+
+    def close(self) -> None:
+        """Ends both; a report of a sanitizer is a failure, whatever the tests saw."""
+        self.guest.kill()
+        try:
+            self.helper.wait_exit()  # what it finds at its own end counts too
+        finally:
+            self.helper.close()
+        reports = SANITIZER_REPORT.findall(self.helper.errors())
+        assert not reports, f"{reports[0]}; all of it is in {self.helper.log}"

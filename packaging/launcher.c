@@ -18,7 +18,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#ifndef SYSTEM_PYTHON
 #define SYSTEM_PYTHON "/usr/bin/python3"
+#endif
 #define ARGUMENTS_MAX 65536 /* far above any caller; keeps the list on the stack, within its usual 8 MiB */
 
 static const char entry[] = "from lockgate.plugin.launch import main; main()";
@@ -30,7 +32,7 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-/* Both paths for a program whose folder is that of `self`; false if it has no python3 that we may run. */
+/* The path of python3 in the folder of `self`; false if there is none that we may run. */
 static int python_beside(const char *self, char *ret_python, size_t size)
 {
     int folder = (int)(base_name(self) - self);

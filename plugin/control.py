@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 from lockgate.core import channel  # noqa: E402
 from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
-from lockgate.plugin.events import Events, address_text, from_worker  # noqa: E402
+from lockgate.plugin.address import UNSET, to_text  # noqa: E402
+from lockgate.plugin.events import Events, from_worker  # noqa: E402
 from lockgate.plugin.services import dhcp, ra  # noqa: E402
 from lockgate.plugin.services.frame import Ignored, mac_text  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
@@ -196,13 +197,9 @@ class Control:
         if seen is None or payload == self._seen:
             return
         self._seen = payload
-        self._events.emit(
-            "guest.seen",
-            mac=mac_text(seen.mac),
-            ipv4=address_text(seen.addr4),
-            ipv6=address_text(seen.addr6),
-            link_local=address_text(seen.link_local),
-        )
+        addresses = {"ipv4": seen.addr4, "ipv6": seen.addr6, "link_local": seen.link_local}
+        told = {name: to_text(address) for name, address in addresses.items() if address != UNSET}
+        self._events.emit("guest.seen", mac=mac_text(seen.mac), **told)
 
     # ---- services ----
 

@@ -41,13 +41,8 @@ _EVENT_NAMES = {
 }
 
 
-def address_text(address: bytes) -> str:
-    """Empty if unset."""
-    return "" if address == UNSET else to_text(address)
-
-
 def endpoint_text(address: bytes, port: int) -> str:
-    text = address_text(address)
+    text = "" if address == UNSET else to_text(address)
     return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
@@ -55,15 +50,15 @@ class Events:
     """Renders events into the log; silent, and free of cost, unless somebody listens."""
 
     def __init__(self, log: Log) -> None:
-        self._write: Callable[..., object] | None = _renderer(log) if log.heard else None
+        self._writers = _writers(log) if log.heard else []
 
     @property
     def on(self) -> bool:
-        return self._write is not None
+        return bool(self._writers)
 
     def emit(self, event: str, /, **fields: object) -> None:
-        if self._write is not None:
-            self._write(event, **fields)
+        for write in self._writers:
+            write(event, **fields)
 
 
 def from_worker(payload: bytes) -> tuple[str, dict[str, object]] | None:
@@ -106,26 +101,36 @@ def _name(text: Any, number: int) -> str:
 class _Sink:
     """What structlog takes for a logger: it calls the method that is named like the level."""
 
-    def __init__(self, log: Log) -> None:
-        self.debug = log.rendered
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.debug = write
 
 
-def _renderer(log: Log) -> Callable[..., object]:
+def _writers(log: Log) -> list[Callable[..., object]]:
+    """One for each place that takes debug lines."""
     structlog = _import_structlog()
-    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
-    last: Any
-    if log.json:
-        last = structlog.processors.JSONRenderer()
+    level = structlog.processors.add_log_level
+    time = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    places: list[tuple[Callable[[str], None], list[Any]]] = []
+    if log.stderr and log.json:
+        places.append((log.event_to_stderr, [level, time, structlog.processors.JSONRenderer()]))
     elif log.stderr:
-        last = structlog.dev.ConsoleRenderer(colors=os.isatty(2), pad_event=18)
-    else:
-        stamp, last = None, structlog.processors.LogfmtRenderer(key_order=("event",))  # the file has its own clock
-    processors = [structlog.processors.add_log_level, stamp, last] if stamp else [last]
-    logger = structlog.wrap_logger(
-        _Sink(log), processors=processors, wrapper_class=structlog.make_filtering_bound_logger(0)
-    )
-    write: Callable[..., object] = logger.debug
-    return write
+        console = structlog.dev.ConsoleRenderer(colors=os.isatty(2), pad_event=16, sort_keys=False)
+        places.append((log.event_to_stderr, [time, _escape, console]))
+    if log.file is not None:  # which has its own clock and levels
+        places.append((log.event_to_file, [_escape, structlog.processors.LogfmtRenderer(key_order=("event",))]))
+    wrapper = structlog.make_filtering_bound_logger(0)
+    return [
+        structlog.wrap_logger(_Sink(write), processors=processors, wrapper_class=wrapper).debug
+        for write, processors in places
+    ]
+
+
+def _escape(logger: object, method: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """What a guest wrote must not end the line or talk to the terminal. (JSON escapes by itself.)"""
+    for name, value in fields.items():
+        if isinstance(value, str) and not value.isprintable():
+            fields[name] = ascii(value)
+    return fields
 
 
 def _import_structlog() -> Any:

@@ -201,7 +201,7 @@ class Keeper:
     def _on_worker_record(self) -> None:
         record = _receive(self._worker.keeper)
         if not record:
-            self._poll.unregister(self._worker.keeper)  # SIGCHLD will say the rest
+            self._stop_watching(self._worker.keeper)  # SIGCHLD will say the rest
             return
         report = isolation.parse_report(record)
         if report is not None and report.refused and not self._ready:
@@ -217,7 +217,7 @@ class Keeper:
     def _on_control_record(self) -> None:
         record = _receive(self._control)
         if not record:
-            self._poll.unregister(self._control)
+            self._stop_watching(self._control)
         elif record == CONTROL_DONE:
             self._exit_code = 0
         elif record == CONTROL_FAILED:
@@ -291,12 +291,15 @@ class Keeper:
 
     def _forget_worker(self) -> None:
         self._worker.pid = 0
-        if self._worker.keeper.fileno() >= 0:
-            try:
-                self._poll.unregister(self._worker.keeper)
-            except KeyError:
-                pass  # its end of file was seen before
-            self._worker.keeper.close()
+        self._stop_watching(self._worker.keeper)
+        self._worker.keeper.close()
+
+    def _stop_watching(self, channel: _socket.socket) -> None:
+        """A channel at its end would be readable for ever."""
+        try:
+            self._poll.unregister(channel)
+        except KeyError:
+            pass  # its end was seen before
 
     # ---- the end ----
 

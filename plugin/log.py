@@ -110,10 +110,11 @@ class Log:
     def debug(self, text: str) -> None:
         self._line(DEBUG, text)
 
-    def rendered(self, line: str) -> None:
-        """A structured event, already text: to stderr as it is, to the file as a debug line."""
-        if self.stderr:
-            _offer(_to_stderr, f"{line}\n")
+    def event_to_stderr(self, line: str) -> None:
+        """A structured event, rendered already."""
+        _offer(_to_stderr, f"{line}\n")
+
+    def event_to_file(self, line: str) -> None:
         self._to_file(DEBUG, line)
 
     def _line(self, level: int, text: str) -> None:

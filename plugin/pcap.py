@@ -118,14 +118,14 @@ class Capture:
         self._event_fd = event_fd
         self._file_fd = file_fd
         self._ended = ended
-        self._on = True
+        self.active = True
         loop.add_reader(event_fd, self._signalled)
         self._store(FILE_HEADER)
 
     def finish(self) -> None:
         """Writes what is left, on quitting; at most a full ring, whatever a worker still adds."""
         for _ in range(lib.LG_PCAP_RING_BYTES // _SLICE + 1):
-            if not self._on or not self._move():
+            if not self.active or not self._move():
                 break
         self._stop()
 
@@ -137,7 +137,7 @@ class Capture:
         self._continue()
 
     def _continue(self) -> None:
-        if self._on and self._move():
+        if self.active and self._move():
             self._loop.call_soon(self._continue)
 
     def _move(self) -> bool:
@@ -165,8 +165,8 @@ class Capture:
         self._ended(why)
 
     def _stop(self) -> None:
-        if self._on:
-            self._on = False
+        if self.active:
+            self.active = False
             self._loop.remove_reader(self._event_fd)
 
 

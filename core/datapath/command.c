@@ -250,7 +250,7 @@ static void describe(const struct flow *flow, struct lg_flow_info *info)
         .rtt_us = tcp->srtt_us,
         .bytes_to_guest = flow->bytes_to_guest,
         .bytes_from_guest = flow->bytes_from_guest,
-        .in_flight = tcp->snd_max - tcp->snd_una,
+        .in_flight = tcp->snd_nxt - tcp->snd_una,
         .guest_window = tcp->snd_window,
     };
     memcpy(info->guest_addr, flow->key.guest.byte, sizeof(info->guest_addr));

@@ -60,7 +60,7 @@
     apply(tcp_duplicate)          /* segments from the guest that we had already */                                    \
     apply(tcp_challenge_acks)                                                                                          \
     apply(tcp_short_sends)        /* the peer's queue took less than the guest had sent */                             \
-    apply(tcp_tail_full)          /* no buffer was left for the rest of a short send: the guest repeats it */          \
+    apply(tcp_hold_full)          /* bytes that the kernel did not take found no place: the guest repeats them */       \
     apply(tcp_bytes_to_guest)     /* payload, sent for the first time */                                               \
     apply(tcp_bytes_from_guest)   /* payload that the peer's queue took */                                             \
     apply(stall_window)                                                                                                \

@@ -241,6 +241,7 @@ const char *lg_fault_name(unsigned fault);
 /* ---- the worker's life ---- */
 
 #define LG_WORKER_NO_PEEK_OFF 1 /* act as on a kernel before 6.9, whose TCP has no SO_PEEK_OFF */
+#define LG_WORKER_NO_REORDER 2  /* drop what comes ahead of a gap, for comparison */
 
 struct lg_worker_config {
     int cmd_fd;

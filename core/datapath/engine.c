@@ -32,14 +32,16 @@ static void *reserve_memory(size_t bytes)
     return at == MAP_FAILED ? NULL : at;
 }
 
-int engine_init(struct engine *engine, uint64_t *counters, uint32_t flow_limit, bool peek_off, const uint8_t random[32])
+int engine_init(struct engine *engine, uint64_t *counters, const struct engine_options *options,
+                const uint8_t random[32])
 {
     struct siphash_key table_key;
 
     memset(engine, 0, sizeof(*engine));
     engine->epoll_fd = -1;
     engine->counters = counters;
-    engine->peek_off = peek_off;
+    engine->peek_off = options->peek_off;
+    engine->reorder = options->reorder;
     memcpy(&table_key, random, sizeof(table_key));
     memcpy(&engine->secret, random + sizeof(table_key), sizeof(engine->secret));
     list_init(&engine->ready);
@@ -49,11 +51,10 @@ int engine_init(struct engine *engine, uint64_t *counters, uint32_t flow_limit, 
     engine->view.mtu = 1500;
     memset(engine->seen.mac, 0xff, sizeof(engine->seen.mac)); /* until the guest has spoken */
 
-    engine->tails.memory = reserve_memory((size_t)TCP_TAILS * TCP_TAIL_BYTES);
-    engine->discard = peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
-    if (!engine->tails.memory || (!peek_off && !engine->discard))
+    engine->discard = options->peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
+    if (hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard))
         return -ENOMEM;
-    return flow_table_init(&engine->flows, flow_limit < FLOWS_MAX ? flow_limit : FLOWS_MAX, table_key);
+    return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX, table_key);
 }
 
 void engine_free(struct engine *engine)
@@ -65,7 +66,7 @@ void engine_free(struct engine *engine)
         flow_remove(&engine->flows, flow);
     }
     flow_table_free(&engine->flows);
-    munmap(engine->tails.memory, (size_t)TCP_TAILS * TCP_TAIL_BYTES);
+    hold_pool_free(&engine->holds);
     if (engine->discard)
         munmap(engine->discard, TCP_REREAD_MAX);
 }

@@ -32,11 +32,6 @@ struct unreachable_memory {
     uint64_t tag[UNREACHABLE_SLOTS]; /* hash of the flow's key; 0 free */
 };
 
-struct tail_pool {
-    uint8_t *memory;
-    uint64_t used; /* a bit for each tail */
-};
-
 /* What a person may want to see; sent to control, rendered there. */
 struct event_sink {
     void (*emit)(struct event_sink *sink, const struct lg_event *event);
@@ -60,7 +55,10 @@ struct engine {
     bool memory_fault;   /* a system call met guest memory that is gone: this worker ends */
     struct siphash_key secret;
     struct unreachable_memory unreachable;
-    struct tail_pool tails;
+    struct hold_pool holds;
+    bool reorder;        /* keep segments that come ahead of a gap */
+    uint32_t challenges; /* left for the second that began at challenge_ms */
+    uint64_t challenge_ms;
     struct event_sink *events;
     void (*punt)(struct engine *engine, const struct guest_frame *frame);
     uint8_t *discard; /* TCP_REREAD_MAX bytes that nobody reads; only without SO_PEEK_OFF */
@@ -72,7 +70,13 @@ struct engine {
 };
 
 /* Everything but the link and the channels. Random bytes make the hash and the sequence numbers unforeseeable. */
-int engine_init(struct engine *engine, uint64_t *counters, uint32_t flow_limit, bool peek_off, const uint8_t random[32]);
+struct engine_options {
+    uint32_t flow_limit;
+    bool peek_off; /* the kernel has SO_PEEK_OFF for TCP */
+    bool reorder;  /* keep segments that come ahead of a gap; without, for comparison, they are dropped */
+};
+int engine_init(struct engine *engine, uint64_t *counters, const struct engine_options *options,
+                const uint8_t random[32]);
 void engine_free(struct engine *engine); /* closes all flows */
 
 /* Frames from the guest, up to a budget. True: there are more. */

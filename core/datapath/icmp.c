@@ -13,7 +13,7 @@
 
 enum {
     ICMP_HOPS = 255, /* RFC 4861, 7.1: a neighbour's message that came over a router must not be believed */
-    MESSAGE_MAX = 1500,
+    MESSAGE_MAX = 65535 - IPV4_HEADER,
     TCP_QUOTED = 8, /* ports and sequence number: what RFC 792 asks for */
 };
 

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "counters.h"
+#include "pieces.h"
 #include "sys.h"
 
 struct virtio_net_header { /* virtio 1.2, 5.1.6; with VERSION_1 always 12 bytes, mergeable buffers or not */
@@ -58,40 +59,6 @@ static void fault_report(struct link_vhost *vhost, unsigned queue)
 
 /* ---- from the guest ---- */
 
-static size_t copy_out(uint8_t *to, size_t max, const struct iovec *iov, unsigned count, size_t skip)
-{
-    size_t copied = 0;
-
-    for (unsigned i = 0; i < count && copied < max; i++) {
-        size_t length = iov[i].iov_len;
-        if (skip >= length) {
-            skip -= length;
-            continue;
-        }
-        length -= skip;
-        if (length > max - copied)
-            length = max - copied;
-        memcpy(to + copied, (const uint8_t *)iov[i].iov_base + skip, length);
-        copied += length;
-        skip = 0;
-    }
-    return copied;
-}
-
-/* Drops the first `skip` bytes from a list of pieces; returns how many whole pieces went. */
-static unsigned pieces_skip(struct iovec *iov, unsigned count, size_t skip)
-{
-    unsigned gone = 0;
-
-    while (gone < count && skip >= iov[gone].iov_len)
-        skip -= iov[gone++].iov_len;
-    if (gone < count) {
-        iov[gone].iov_base = (uint8_t *)iov[gone].iov_base + skip;
-        iov[gone].iov_len -= skip;
-    }
-    return gone;
-}
-
 static bool frame_from_chain(struct link_vhost *vhost, struct guest_frame *frame, struct iovec *iov, unsigned count,
                              size_t bytes)
 {
@@ -105,7 +72,7 @@ static bool frame_from_chain(struct link_vhost *vhost, struct guest_frame *frame
     frame->iov = iov + gone;
     frame->iov_count = count - gone;
     frame->length = (uint32_t)(bytes - NET_HEADER);
-    frame->head_length = (uint16_t)copy_out(frame->head, FRAME_HEAD_MAX, frame->iov, frame->iov_count, 0);
+    frame->head_length = (uint16_t)pieces_read(frame->iov, frame->iov_count, 0, frame->head, FRAME_HEAD_MAX);
     vhost->counters[C_frames_from_guest]++;
     vhost->counters[C_bytes_from_guest] += frame->length;
     if (vhost->pcap->on)
@@ -284,23 +251,6 @@ static void vhost_rollback(struct link *link)
     vhost->reserved_end = vhost->reserved_first;
 }
 
-static void scatter(const struct iovec *iov, size_t offset, const void *bytes, size_t length)
-{
-    const uint8_t *from = bytes;
-
-    for (; length; iov++) {
-        if (offset >= iov->iov_len) {
-            offset -= iov->iov_len;
-            continue;
-        }
-        size_t part = iov->iov_len - offset < length ? iov->iov_len - offset : length;
-        memcpy((uint8_t *)iov->iov_base + offset, from, part);
-        from += part;
-        length -= part;
-        offset = 0;
-    }
-}
-
 static void pieces_log(struct link_vhost *vhost, const struct vhost_reservation *reservation, size_t written)
 {
     for (unsigned i = reservation->first_piece; written; i++) {
@@ -339,7 +289,7 @@ static void vhost_commit(struct link *link, size_t length, const struct offload 
     vhost->counters[C_frames_to_guest]++;
     vhost->counters[C_bytes_to_guest] += length;
     if (length < FRAME_BYTES_MIN) {
-        scatter(piece, NET_HEADER + length, zeros, FRAME_BYTES_MIN - length);
+        pieces_write(piece, NET_HEADER + length, zeros, FRAME_BYTES_MIN - length);
         length = FRAME_BYTES_MIN;
     }
 
@@ -351,7 +301,7 @@ static void vhost_commit(struct link *link, size_t length, const struct offload 
         left -= part;
         header.num_buffers++;
     }
-    scatter(piece, 0, &header, sizeof(header));
+    pieces_write(piece, 0, &header, sizeof(header));
     if (vhost->log.table && feature(vhost, VHOST_F_LOG_ALL))
         pieces_log(vhost, reservation, NET_HEADER + length);
 

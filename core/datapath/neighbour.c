@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "icmp.h"
+#include "pieces.h"
 
 enum {
     ARP_BYTES = 28,
@@ -20,7 +21,6 @@ enum {
     NA_BYTES = 32, /* and the target link-layer address option */
     NA_FLAGS = 0xe0, /* router, solicited, override (RFC 4861, 4.4) */
     OPTION_TARGET_LINK_ADDRESS = 2,
-    ECHO_MAX = FRAME_HEAD_MAX, /* longer ones are answered by their head's bytes only when all of them are there */
 };
 
 void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
@@ -84,26 +84,15 @@ static bool echo(struct engine *engine, const struct guest_frame *frame, const s
                  uint8_t request, uint8_t reply)
 {
     uint8_t message[65536 - IPV4_HEADER];
-    size_t left = packet->l4_length, skip = packet->l4_offset, at = 0;
+    size_t left = packet->l4_length;
 
     if (left < ICMP_HEADER || packet->l4_offset + ICMP_HEADER > frame->head_length ||
         frame->head[packet->l4_offset] != request || left > sizeof(message))
         return false;
-    for (unsigned i = 0; i < frame->iov_count && left; i++) {
-        struct iovec piece = frame->iov[i];
-        if (skip >= piece.iov_len) {
-            skip -= piece.iov_len;
-            continue;
-        }
-        size_t part = piece.iov_len - skip < left ? piece.iov_len - skip : left;
-        memcpy(message + at, (const uint8_t *)piece.iov_base + skip, part);
-        at += part;
-        left -= part;
-        skip = 0;
-    }
+    left = pieces_read(frame->iov, frame->iov_count, packet->l4_offset, message, left);
     message[0] = reply;
     message[1] = 0;
-    if (icmp_send(engine, &packet->destination, &packet->source, message, at))
+    if (icmp_send(engine, &packet->destination, &packet->source, message, left))
         count(engine, C_echo_replies);
     else
         count(engine, C_drop_no_room);

@@ -135,7 +135,15 @@ enum counter packet_parse(const struct guest_frame *frame, struct packet *ret_pa
 
 static void parse_tcp_options(struct tcp_segment *segment, const uint8_t *option, unsigned left)
 {
-    enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_MSS = 2, OPTION_SCALE = 3, SCALE_MAX = 14 /* RFC 7323, 2.3 */ };
+    enum {
+        OPTION_END = 0,
+        OPTION_NOP = 1,
+        OPTION_MSS = 2,
+        OPTION_SCALE = 3,
+        OPTION_SACK_ALLOWED = 4,
+        OPTION_SACK = 5,
+        SCALE_MAX = 14, /* RFC 7323, 2.3 */
+    };
 
     while (left) {
         if (option[0] == OPTION_END)
@@ -152,6 +160,13 @@ static void parse_tcp_options(struct tcp_segment *segment, const uint8_t *option
         if (option[0] == OPTION_SCALE && option[1] == 3) {
             segment->has_scale = true;
             segment->scale = option[2] > SCALE_MAX ? SCALE_MAX : option[2];
+        }
+        if (option[0] == OPTION_SACK_ALLOWED && option[1] == 2)
+            segment->sack_allowed = true;
+        if (option[0] == OPTION_SACK && option[1] <= 2 + sizeof(segment->sack)) {
+            segment->sack_count = (option[1] - 2) / 8;
+            for (unsigned i = 0; i < segment->sack_count; i++)
+                segment->sack[i] = (struct range){load_be32(option + 2 + 8 * i), load_be32(option + 6 + 8 * i)};
         }
         left -= option[1];
         option += option[1];

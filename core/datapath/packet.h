@@ -14,6 +14,7 @@
 
 #include "counters.h"
 #include "link.h"
+#include "ranges.h"
 
 typedef struct address { /* network order, IPv4 as ::ffff:a.b.c.d */
     uint8_t byte[16];
@@ -60,7 +61,10 @@ struct tcp_segment {
     uint8_t flags;
     bool has_scale;
     uint8_t scale;
+    bool sack_allowed;
+    uint8_t sack_count;
     uint16_t mss;            /* 0: no option */
+    struct range sack[4];    /* RFC 2018, 3; not checked against anything yet */
     uint32_t payload_offset; /* from the start of the frame */
     uint32_t payload_length;
 };

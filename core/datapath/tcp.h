@@ -6,6 +6,7 @@
  *   tcp_from_guest.c  a segment of a known flow: what it means
  *   tcp_to_peer.c     payload from the guest into the socket; the window that the guest may use
  *   tcp_to_guest.c    payload from the socket into the guest's buffers
+ *   tcp_recovery.c    what the guest did not get, and when it goes again
  *   tcp_segment.c     writing segments
  *   tcp_timer.c       retransmission and persist timers (RFC 6298; RFC 9293, 3.8.6.1)
  *   tcp_close.c       the halves' transitions, resets, the end
@@ -18,16 +19,6 @@
 #define LOCKGATE_TCP_H
 
 #include "engine.h"
-
-static inline bool seq_before(uint32_t a, uint32_t b)
-{
-    return (int32_t)(a - b) < 0;
-}
-
-static inline bool seq_after(uint32_t a, uint32_t b)
-{
-    return (int32_t)(a - b) > 0;
-}
 
 static inline void tcp_touch(struct engine *engine, struct flow *flow)
 {
@@ -46,18 +37,24 @@ void tcp_connected(struct engine *engine, struct flow *flow); /* connect() has e
 void tcp_event(struct engine *engine, struct flow *flow, uint32_t events);
 
 /* tcp_to_peer.c */
-void tcp_batch_add(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t offset,
-                   uint32_t length);
-void tcp_send_to_peer(struct engine *engine, struct flow *flow); /* the batch's segments, or the tail of an earlier one */
-void tcp_tail_free(struct engine *engine, struct flow *flow);
-uint16_t tcp_advertise(struct engine *engine, struct flow *flow); /* the header's window field; moves rcv_edge */
+void tcp_take_payload(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t seq,
+                      uint32_t offset, uint32_t length); /* not before rcv_taken, and inside the window */
+void tcp_send_to_peer(struct engine *engine, struct flow *flow); /* what this batch or the hold has in sequence */
+void tcp_hold_release(struct engine *engine, struct flow *flow);
+uint16_t tcp_advertise(struct flow *flow); /* the header's window field; moves rcv_edge */
 bool tcp_room_grown(const struct flow *flow); /* enough more than advertised to be worth a segment of its own */
 void tcp_room_ask(struct flow *flow);
 
 /* tcp_to_guest.c */
 void tcp_discard_acked(struct engine *engine, struct flow *flow);
-void tcp_resend_first(struct engine *engine, struct flow *flow); /* fast retransmit: one segment (RFC 5681, 3.2) */
-void tcp_send_to_guest(struct engine *engine, struct flow *flow);
+void tcp_send_to_guest(struct engine *engine, struct flow *flow); /* what was lost, then what is new */
+
+/* tcp_recovery.c */
+void tcp_recovery_sacked(struct engine *engine, struct flow *flow, const struct tcp_segment *segment);
+void tcp_recovery_duplicate(struct engine *engine, struct flow *flow); /* one more duplicate ACK */
+void tcp_recovery_acked(struct flow *flow);                            /* snd_una has moved */
+void tcp_recovery_timed_out(struct flow *flow);
+bool tcp_recovery_next(struct flow *flow, struct range *ret_range); /* what to send again; false: nothing */
 
 /* tcp_segment.c */
 /* A segment without payload. 0 or -EAGAIN, -ENOTCONN. */
@@ -70,9 +67,8 @@ void tcp_send_reset_unknown(struct engine *engine, const struct packet *packet, 
 unsigned tcp_header_bytes(const struct flow *flow); /* Ethernet, IP and TCP, without options */
 
 /* tcp_timer.c: named for what happened; only this file knows which timers that sets. */
-void tcp_timer_sent(struct engine *engine, struct flow *flow, uint32_t seq_end); /* something that wants an ACK */
+void tcp_timer_sent(struct engine *engine, struct flow *flow, uint32_t start, uint32_t end); /* it wants an ACK */
 void tcp_timer_acked(struct engine *engine, struct flow *flow);  /* snd_una has moved */
-void tcp_timer_rewound(struct flow *flow);                       /* the running sample would lie (Karn) */
 void tcp_timer_update(struct engine *engine, struct flow *flow); /* arms or cancels by what the flow's state says */
 void tcp_timer_fired(struct engine *engine, struct flow *flow);
 

@@ -68,7 +68,7 @@ void tcp_close(struct engine *engine, struct flow *flow, enum close_reason reaso
     if (flow->fd >= 0)
         sys_close(flow->fd); /* also takes it out of epoll: nobody else holds this socket */
     flow->fd = -1;
-    tcp_tail_free(engine, flow);
+    tcp_hold_release(engine, flow);
     wheel_cancel(&engine->wheel, &flow->timer);
     count(engine, C_tcp_closed);
     tcp_emit(engine, flow, LG_EVENT_FLOW_CLOSE, reason, error, 0);

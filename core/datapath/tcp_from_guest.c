@@ -12,8 +12,15 @@
 
 static void challenge(struct engine *engine, struct flow *flow)
 {
+    if (engine->now_ms - engine->challenge_ms >= 1000) {
+        engine->challenge_ms = engine->now_ms;
+        engine->challenges = TCP_CHALLENGES_PER_SECOND;
+    }
+    if (!engine->challenges)
+        return;
+    engine->challenges--;
     count(engine, C_tcp_challenge_acks);
-    flow->tcp.ack_due = true; /* at most one a batch: RFC 5961, 7 asks for a limit */
+    flow->tcp.ack_due = true;
 }
 
 /* RFC 5961, 3.2: only the exact number ends a connection, another one inside the window is asked about. */
@@ -34,7 +41,7 @@ static void take_syn(struct engine *engine, struct flow *flow, const struct tcp_
     if (tcp->to_host == HALF_SYN)
         return; /* repeated while connect() is under way */
     if (tcp->to_guest == HALF_SYN && segment->seq + 1 == tcp->rcv_nxt)
-        tcp->snd_nxt = tcp->iss; /* our SYN-ACK was lost: the same again */
+        tcp->syn_ack_due = true; /* ours was lost: the same again */
     else
         challenge(engine, flow);
 }
@@ -45,9 +52,6 @@ static void take_acknowledged(struct engine *engine, struct flow *flow, uint32_t
     uint32_t acked = ack - tcp->snd_una;
 
     tcp->snd_una = ack;
-    tcp->duplicate_acks = 0;
-    if (seq_before(tcp->snd_nxt, ack))
-        tcp->snd_nxt = ack; /* we had gone back, but the guest had more than we knew */
     if (tcp->to_guest >= HALF_FIN_SENT && seq_after(ack, tcp->fin_seq)) {
         acked--; /* the FIN counts in the sequence space, but is no byte of the socket's */
         if (tcp->to_guest == HALF_FIN_SENT)
@@ -56,6 +60,7 @@ static void take_acknowledged(struct engine *engine, struct flow *flow, uint32_t
     tcp->acked += acked;
     flow->active_ms = engine->now_ms;
     flow->bytes_to_guest += acked;
+    tcp_recovery_acked(flow);
     tcp_timer_acked(engine, flow);
 }
 
@@ -72,33 +77,21 @@ static void take_window(struct flow *flow, const struct tcp_segment *segment)
     tcp->snd_wl2 = segment->ack;
 }
 
-static void take_duplicate(struct engine *engine, struct flow *flow, uint32_t window_before)
-{
-    struct tcp *tcp = &flow->tcp;
-
-    if (tcp->snd_una == tcp->snd_max || tcp->snd_window != window_before || tcp->to_guest < HALF_OPEN)
-        return; /* RFC 5681, 2: nothing outstanding, or a window update: no sign of a loss */
-    if (tcp->duplicate_acks < UINT8_MAX)
-        tcp->duplicate_acks++;
-    if (tcp->duplicate_acks == TCP_DUPLICATE_ACKS && tcp->snd_nxt == tcp->snd_max) {
-        count(engine, C_tcp_fast_retransmits);
-        tcp->resend_due = true;
-    }
-}
-
 /* False: the acknowledgement makes no sense, and the segment goes no further. */
 static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
 {
     struct tcp *tcp = &flow->tcp;
     uint32_t window_before = tcp->snd_window;
 
-    if (seq_after(segment->ack, tcp->snd_max)) {
+    if (seq_after(segment->ack, tcp->snd_nxt)) {
         challenge(engine, flow);
         return false;
     }
     if (tcp->to_guest == HALF_SYN) {
-        if (segment->ack != tcp->iss + 1)
+        if (segment->ack != tcp->iss + 1) {
+            tcp->ack_due = true;
             return false;
+        }
         tcp->snd_una = segment->ack;
         tcp_move_to_guest(flow, HALF_OPEN);
         tcp_timer_acked(engine, flow);
@@ -112,45 +105,55 @@ static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_
         tcp->retries = 0; /* the guest lives: probes of its closed window may go on for ever (RFC 9293, 3.8.6.1) */
     if (segment->ack != tcp->snd_una)
         take_acknowledged(engine, flow, segment->ack);
-    else if (!segment->payload_length && !(segment->flags & TCP_FIN))
-        take_duplicate(engine, flow, window_before);
+    else if (!segment->payload_length && !(segment->flags & TCP_FIN) && tcp->snd_una != tcp->snd_nxt &&
+             tcp->snd_window == window_before) /* RFC 5681, 2: no data, something outstanding, the same window */
+        tcp_recovery_duplicate(engine, flow);
+    if (segment->sack_count && tcp->sack_allowed)
+        tcp_recovery_sacked(engine, flow, segment);
     return true;
+}
+
+static void take_fin(struct engine *engine, struct flow *flow, uint32_t seq)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (seq_after(seq, tcp->rcv_edge))
+        return; /* beyond what we offered; it will come again */
+    if (tcp->fin_seen && tcp->guest_fin != seq)
+        challenge(engine, flow); /* two ends: the first counts */
+    else
+        tcp->guest_fin = seq;
+    tcp->fin_seen = true;
+    tcp->ack_due = true;
 }
 
 static void take_data(struct engine *engine, struct flow *flow, const struct guest_frame *frame,
                       const struct tcp_segment *segment)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t seq = segment->seq, offset = segment->payload_offset, length = segment->payload_length;
-    bool fin = segment->flags & TCP_FIN;
+    uint32_t seq = segment->seq, end = seq + segment->payload_length, offset = segment->payload_offset;
+    uint32_t edge = tcp->fin_seen ? tcp->guest_fin : tcp->rcv_edge;
 
-    if (tcp->to_host != HALF_OPEN || tcp->fin_received) {
+    if (tcp->to_host != HALF_OPEN) {
         challenge(engine, flow); /* after its FIN the guest has nothing more to say: a repetition */
         return;
     }
-    if (seq_after(seq, tcp->rcv_taken)) {
-        count(engine, C_tcp_out_of_order);
-        tcp->ack_due = true;
-        return;
+    if (segment->flags & TCP_FIN)
+        take_fin(engine, flow, end);
+    if (seq_before(seq, tcp->rcv_taken)) {
+        offset += tcp->rcv_taken - seq;
+        seq = tcp->rcv_taken;
     }
-    uint32_t known = tcp->rcv_taken - seq;
-    if (known > length || (known == length && !fin)) {
+    if (seq_after(end, edge)) {
+        end = edge; /* more than we offered, or than the guest's own FIN left: not ours to take */
+        tcp->ack_due = true;
+    }
+    if (seq_before(seq, end)) {
+        tcp_take_payload(engine, flow, frame, seq, offset, end - seq);
+    } else if (segment->payload_length) {
         count(engine, C_tcp_duplicate);
         tcp->ack_due = true;
-        return;
     }
-    seq += known;
-    offset += known;
-    length -= known;
-    uint32_t window = seq_after(tcp->rcv_edge, seq) ? tcp->rcv_edge - seq : 0;
-    if (length > window) {
-        length = window; /* more than we offered: what is beyond the edge is not ours to take */
-        fin = false;
-        tcp->ack_due = true;
-    }
-    if (length)
-        tcp_batch_add(engine, flow, frame, offset, length);
-    tcp->fin_received = fin;
 }
 
 /* A segment without data still has to lie in the window; one byte before it is a keep-alive or a window probe, and

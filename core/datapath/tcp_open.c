@@ -89,17 +89,19 @@ static void flow_start(struct engine *engine, struct flow *flow, const struct tc
     struct tcp *tcp = &flow->tcp;
 
     flow->active_ms = engine->now_ms;
-    tcp->iss = tcp->snd_una = tcp->snd_nxt = tcp->snd_max = initial_sequence(engine, &flow->key);
+    tcp->iss = tcp->snd_una = tcp->snd_nxt = tcp->resend_at = tcp->resend_end = tcp->recover = initial_sequence(engine, &flow->key);
     tcp->rcv_nxt = tcp->rcv_taken = tcp->rcv_edge = segment->seq + 1;
     tcp->snd_window = segment->window;
     tcp->snd_wl1 = segment->seq;
     tcp->mss = segment->mss ? segment->mss : TCP_MSS_ASSUMED;
     if (tcp->mss < TCP_MSS_MIN)
         tcp->mss = TCP_MSS_MIN;
+    tcp->sack_allowed = segment->sack_allowed;
     tcp->our_scale = segment->has_scale ? TCP_SCALE : 0;
     tcp->guest_scale = segment->scale;
-    /* Not asked of the kernel yet: whatever it really is, more than this first window fits, or the tail holds it. */
+    /* Not asked of the kernel yet: whatever it really is, this first window fits, or the hold takes the rest. */
     tcp->room = tcp->room_asked = UINT16_MAX;
+    tcp->read_hint = TCP_READ_FIRST;
 }
 
 /* Unreachable: the first SYN gets an ICMP error, which the guest's connect() reports as such; the next one of the same
@@ -191,5 +193,6 @@ void tcp_connected(struct engine *engine, struct flow *flow)
         return;
     }
     tcp_move_to_host(flow, HALF_OPEN);
+    flow->tcp.syn_ack_due = true;
     tcp_emit(engine, flow, LG_EVENT_FLOW_CONNECT, 0, 0, 0);
 }

@@ -13,7 +13,6 @@
 enum {
     TCP_HOPS = 255, /* as the contract's packets have it; the guest is the next hop in any case */
     TCP_CHECK_OFFSET = 16,
-    SYN_OPTIONS = 8, /* MSS, NOP, window scale */
     HEADERS_MAX = ETHERNET_HEADER + IPV6_HEADER + TCP_HEADER + TCP_OPTIONS_MAX,
 };
 
@@ -107,6 +106,12 @@ static void write_syn_options(struct outgoing *out, uint16_t mss, const struct f
     *option++ = 4;
     store_be16(option, mss);
     option += 2;
+    if (flow->tcp.sack_allowed) {
+        *option++ = 1;
+        *option++ = 1;
+        *option++ = 4;
+        *option++ = 2;
+    }
     if (flow->tcp.our_scale) { /* only if the guest offered it (RFC 7323, 2.2) */
         *option++ = 1;
         *option++ = 3;
@@ -114,6 +119,38 @@ static void write_syn_options(struct outgoing *out, uint16_t mss, const struct f
         *option++ = (uint8_t)flow->tcp.our_scale;
     }
     out->option_bytes = (unsigned)(option - out->options);
+}
+
+static void write_sack_block(struct outgoing *out, struct range range)
+{
+    store_be32(out->options + out->option_bytes, range.start);
+    store_be32(out->options + out->option_bytes + 4, range.end);
+    out->option_bytes += 8;
+}
+
+/* What came ahead of a gap; the range that grew last is the first (RFC 2018, 4). */
+static void write_sack(struct outgoing *out, const struct tcp *tcp)
+{
+    enum { BLOCKS_MAX = 4 };
+    const struct hold *hold = tcp->hold;
+    unsigned blocks = 0;
+
+    if (!hold || !tcp->sack_allowed)
+        return;
+    out->option_bytes = 4; /* two NOP, kind and length */
+    for (int recent = 1; recent >= 0; recent--) {
+        for (unsigned i = 0; i < hold->ranges.count && blocks < BLOCKS_MAX; i++) {
+            struct range range = hold->ranges.range[i];
+            bool grew = !seq_before(hold->recent, range.start) && seq_before(hold->recent, range.end);
+            /* What is in sequence is no gap's business: it waits for the kernel's queue. */
+            if (grew != recent || !seq_after(range.start, tcp->rcv_taken))
+                continue;
+            write_sack_block(out, range);
+            blocks++;
+        }
+    }
+    out->option_bytes = blocks ? out->option_bytes : 0;
+    memcpy(out->options, (uint8_t[]){1, 1, 5, (uint8_t)(2 + 8 * blocks)}, 4);
 }
 
 static uint16_t our_mss(const struct engine *engine, const struct flow *flow)
@@ -127,12 +164,14 @@ int tcp_send_control(struct engine *engine, struct flow *flow, uint32_t seq, uin
     struct outgoing out = {.seq = seq, .ack = flow->tcp.rcv_nxt, .flags = flags | TCP_ACK};
     int err;
 
-    out.window = tcp_advertise(engine, flow);
+    out.window = tcp_advertise(flow);
     if (flags & TCP_SYN) {
         /* The window of a SYN is not scaled (RFC 7323, 2.2). */
         uint32_t window = flow->tcp.rcv_edge - flow->tcp.rcv_nxt;
         out.window = window > UINT16_MAX ? UINT16_MAX : (uint16_t)window;
         write_syn_options(&out, our_mss(engine, flow), flow);
+    } else if (!(flags & TCP_RST)) {
+        write_sack(&out, &flow->tcp);
     }
     engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
     err = send_bare(engine, &path, flow->key.remote_port, flow->key.guest_port, &out);
@@ -150,7 +189,7 @@ void tcp_commit_data(struct engine *engine, struct flow *flow, const struct gues
     uint8_t headers[HEADERS_MAX];
     unsigned tcp_offset;
 
-    out.window = tcp_advertise(engine, flow);
+    out.window = tcp_advertise(flow);
     engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
     unsigned length = write_headers(headers, &path, flow->key.remote_port, flow->key.guest_port, &out, payload_length,
                                     &tcp_offset);
@@ -168,7 +207,8 @@ void tcp_commit_data(struct engine *engine, struct flow *flow, const struct gues
     }
     scatter_header(room, headers);
     engine->link->operations->commit(engine->link, length + payload_length, &offload);
-    flow->tcp.ack_due = false;
+    if (!flow->tcp.hold)
+        flow->tcp.ack_due = false; /* it went along; an ACK that has a gap to report goes by itself */
 }
 
 void tcp_send_reset_unknown(struct engine *engine, const struct packet *packet, const struct tcp_segment *segment)

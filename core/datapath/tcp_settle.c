@@ -63,14 +63,15 @@ static void send_syn_ack(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (tcp->snd_nxt != tcp->iss)
+    if (!tcp->syn_ack_due)
         return; /* it is out */
     if (tcp_send_control(engine, flow, tcp->iss, TCP_SYN)) {
         wait_for_link(engine, flow);
         return;
     }
-    tcp_timer_sent(engine, flow, tcp->iss + 1);
-    tcp->snd_nxt = tcp->snd_max = tcp->iss + 1;
+    tcp->syn_ack_due = false;
+    tcp_timer_sent(engine, flow, tcp->iss, tcp->iss + 1);
+    tcp->snd_nxt = tcp->iss + 1;
 }
 
 /* The guest's FIN, once all before it is with the kernel. */
@@ -78,7 +79,7 @@ static void shut_to_host(struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (!tcp->fin_received || tcp->tail_length || tcp->to_host != HALF_OPEN)
+    if (!tcp->fin_seen || tcp->rcv_nxt != tcp->guest_fin || tcp->to_host != HALF_OPEN)
         return;
     tcp_move_to_host(flow, HALF_FIN_SENT);
     sys_shutdown(flow->fd, SHUT_WR);
@@ -99,8 +100,16 @@ static void send_owed(struct engine *engine, struct flow *flow)
         tcp->probe_due = false;
         count(engine, C_tcp_window_probes);
     }
-    if (tcp->ack_due && tcp_send_control(engine, flow, tcp->snd_nxt, 0))
-        wait_for_link(engine, flow);
+    while (tcp->ack_due) {
+        if (tcp_send_control(engine, flow, tcp->snd_nxt, 0)) {
+            wait_for_link(engine, flow);
+            return;
+        }
+        if (tcp->gap_acks) {
+            tcp->gap_acks--;
+            tcp->ack_due = true;
+        }
+    }
 }
 
 static void progress(struct engine *engine, struct flow *flow)
@@ -118,7 +127,6 @@ static void progress(struct engine *engine, struct flow *flow)
         return;
     if (tcp->to_guest == HALF_SYN)
         send_syn_ack(engine, flow);
-    tcp_resend_first(engine, flow);
     tcp_send_to_guest(engine, flow);
     if (tcp->done)
         return;
@@ -130,7 +138,7 @@ static void progress(struct engine *engine, struct flow *flow)
 static void finish(struct engine *engine, struct flow *flow)
 {
     if (flow->tcp.reset_due) {
-        if (tcp_send_control(engine, flow, flow->tcp.snd_max, TCP_RST)) {
+        if (tcp_send_control(engine, flow, flow->tcp.snd_nxt, TCP_RST)) {
             wait_for_link(engine, flow);
             return;
         }

@@ -5,13 +5,16 @@
  * The engine translates between two TCP connections: the guest's, whose segments are made and read here, and the peer's,
  * which the host's kernel runs. Bytes from the peer stay in the kernel's receive queue until the guest has acknowledged
  * them; bytes from the guest are acknowledged when the kernel's send queue has taken them. So nothing is stored here but
- * the tail of a short send.
+ * what the kernel did not take at once, or what came ahead of a gap (hold.h).
  */
 #ifndef LOCKGATE_TCP_STATE_H
 #define LOCKGATE_TCP_STATE_H
 
 #include <stdbool.h>
 #include <stdint.h>
+
+#include "hold.h"
+#include "ranges.h"
 
 /* Each direction is one half; both start in SYN, and the flow ends when both are CLOSED.
  *
@@ -82,17 +85,20 @@ enum tcp_limits {
     TCP_RETRIES_MAX = 12,    /* about nine minutes with these: a guest that is stopped for a snapshot comes back */
     TCP_SYN_RETRIES_MAX = 6, /* the guest asked for this connection: it is there, or it is gone */
 
-    TCP_DUPLICATE_ACKS = 3, /* RFC 5681, 3.2 */
+    TCP_DUPLICATE_ACKS = 3, /* RFC 5681, 3.2; RFC 6675, 2 */
+
+    /* RFC 5961, 7: challenge ACKs, for all flows together. A guest that is answered less often only harms itself. */
+    TCP_CHALLENGES_PER_SECOND = 1000,
 
     TCP_BUDGET_BYTES = 1 << 20, /* to the guest, before other flows have their turn; one full ring of 256 pages */
+
+    /* Bytes that a read expects at first, and at least: reserving room costs time for each buffer of the guest's, and a
+     * request's answer is short. Reads that find all they expected double it. */
+    TCP_READ_FIRST = 16384,
 
     /* Before 6.9 Linux has no SO_PEEK_OFF for TCP: what is in flight is read again into a buffer that nobody looks at.
      * That work grows with the square of what is in flight, hence the bound. */
     TCP_REREAD_MAX = 1 << 20,
-
-    /* The rest of a short send: the largest segment, and as many at once as 4 MiB hold. */
-    TCP_TAIL_BYTES = 65536,
-    TCP_TAILS = 64,
 
     TCP_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full */
 };
@@ -101,12 +107,17 @@ struct tcp {
     /* towards the guest (RFC 9293, 3.3.1, in the guest's sequence space) */
     uint32_t iss;
     uint32_t snd_una;
-    uint32_t snd_nxt;
-    uint32_t snd_max;    /* the highest that snd_nxt has been: it goes back for a retransmission */
+    uint32_t snd_nxt; /* the highest that was sent; never moves back */
     uint32_t snd_window; /* bytes beyond snd_una */
     uint32_t snd_wl1, snd_wl2;
     uint32_t fin_seq; /* of our FIN; valid when to_guest is past OPEN */
     uint32_t acked;   /* acknowledged, not yet taken from the kernel's queue */
+
+    /* Loss recovery (RFC 6675; without SACK RFC 6582). What lies between resend_at and resend_end and is not SACKed is
+     * taken as lost and goes again, once: resend_at only moves forward until `recover` is acknowledged. */
+    struct ranges sacked;
+    uint32_t resend_at, resend_end;
+    uint32_t recover; /* snd_nxt when the recovery began */
     uint32_t peek_offset; /* what the socket's SO_PEEK_OFF is now */
     uint32_t read_hint;   /* bytes that the next read should find: room for more would be reserved in vain */
     uint16_t mss;         /* payload of a segment to the guest */
@@ -116,14 +127,15 @@ struct tcp {
 
     /* from the guest */
     uint32_t rcv_nxt;   /* taken by the kernel: what we acknowledge */
-    uint32_t rcv_taken; /* rcv_nxt, and what this batch or the tail holds */
+    uint32_t rcv_taken; /* rcv_nxt, and what this batch or the hold has in sequence behind it */
     uint32_t rcv_edge;  /* of the window that we have advertised; it never moves back */
     uint32_t room;      /* bytes that the kernel's send queue takes, as last asked, less what was sent since */
     uint32_t room_asked;
-    uint8_t *tail; /* NULL: none */
-    uint32_t tail_length;
+    uint32_t guest_fin; /* the sequence number of the guest's FIN; valid with fin_seen */
+    struct hold *hold;  /* NULL: the kernel has all that came */
     uint16_t batch_first, batch_last; /* segments of this batch, index + 1; 0 none */
-    uint16_t our_scale;               /* 0 if the guest does not scale */
+    uint8_t our_scale;                /* 0 if the guest does not scale */
+    uint8_t gap_acks;                 /* ACKs that are due for segments ahead of a gap, beyond the first */
 
     uint8_t to_guest, to_host; /* enum half_state */
     uint8_t stall;             /* enum stall */
@@ -134,9 +146,11 @@ struct tcp {
     bool urgent : 1;       /* the peer sent urgent data: reads stop at the mark, so a short read is no end of data */
     bool muted : 1;        /* an edge came during a window or link stall: IN is masked until the stall ends */
     bool send_blocked : 1; /* the kernel's send queue is full: we wait for OUT */
-    bool fin_received : 1; /* the guest's FIN is in sequence, behind rcv_taken */
+    bool fin_seen : 1;     /* the guest's FIN is known; it counts once all before it is with the kernel */
+    bool sack_allowed : 1; /* both sides offered it (RFC 2018, 2) */
+    bool recovering : 1;
+    bool syn_ack_due : 1;
     bool ack_due : 1;
-    bool resend_due : 1;   /* three duplicate ACKs: the first segment again */
     bool done : 1;         /* the flow has ended: tcp_settle() will free it */
     bool reset_due : 1;    /* and the guest's RST waits for room */
     bool probe_due : 1;    /* the guest's window is closed and its time to be asked has come */

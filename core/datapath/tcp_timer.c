@@ -35,15 +35,17 @@ static void sample(struct tcp *tcp, uint64_t rtt_ns)
     tcp->srtt_us = tcp->srtt_us - tcp->srtt_us / 8 + rtt_us / 8;
 }
 
-void tcp_timer_sent(struct engine *engine, struct flow *flow, uint32_t seq_end)
+void tcp_timer_sent(struct engine *engine, struct flow *flow, uint32_t start, uint32_t end)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (tcp->snd_una == tcp->snd_max || !tcp->rto_start_ms)
+    if (tcp->snd_una == tcp->snd_nxt || !tcp->rto_start_ms)
         tcp->rto_start_ms = engine->now_ms; /* RFC 6298, (5.1) */
-    if (!tcp->rtt_start_ns && !seq_before(seq_end, tcp->snd_max) && tcp->snd_nxt == tcp->snd_max) {
+    if (seq_before(start, tcp->snd_nxt)) {
+        tcp->rtt_start_ns = 0; /* Karn: an ACK could be for either transmission (RFC 6298, 3) */
+    } else if (!tcp->rtt_start_ns) {
         tcp->rtt_start_ns = engine->now_ns;
-        tcp->rtt_seq = seq_end;
+        tcp->rtt_seq = end;
     }
 }
 
@@ -59,14 +61,9 @@ void tcp_timer_acked(struct engine *engine, struct flow *flow)
     tcp->rto_start_ms = engine->now_ms; /* RFC 6298, (5.3) */
 }
 
-void tcp_timer_rewound(struct flow *flow)
-{
-    flow->tcp.rtt_start_ns = 0; /* Karn: an ACK could be for either transmission (RFC 6298, 3) */
-}
-
 static bool outstanding(const struct tcp *tcp)
 {
-    return tcp->snd_una != tcp->snd_max;
+    return tcp->snd_una != tcp->snd_nxt;
 }
 
 void tcp_timer_update(struct engine *engine, struct flow *flow)
@@ -99,14 +96,13 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
     }
     tcp->retries++;
     tcp->rto_start_ms = engine->now_ms;
-    tcp->duplicate_acks = 0;
     /* RFC 6298, (5.4): the earliest that is not acknowledged goes again, and what follows after it. A guest that has
      * closed its window is only asked: it has nowhere to put them. */
-    if (outstanding(tcp) && (tcp->snd_window || tcp->to_guest == HALF_SYN)) {
-        tcp->snd_nxt = tcp->snd_una;
-        tcp_timer_rewound(flow);
-    } else {
+    if (tcp->to_guest == HALF_SYN)
+        tcp->syn_ack_due = true;
+    else if (outstanding(tcp) && tcp->snd_window)
+        tcp_recovery_timed_out(flow);
+    else
         tcp->probe_due = true;
-    }
     tcp_touch(engine, flow);
 }

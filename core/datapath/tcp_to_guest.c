@@ -14,7 +14,6 @@
 
 enum {
     ROOMS_MAX = 64,
-    READ_HINT_FIRST = 16384,
     IP_PACKET_MAX = 65535,
     PREFIX = 1, /* iov[0] is kept for what is read again without SO_PEEK_OFF */
 };
@@ -94,11 +93,11 @@ static ssize_t peek_again(struct engine *engine, struct flow *flow, uint32_t off
     return -error;
 }
 
-/* Reads at snd_nxt into engine->pieces. Bytes, 0 at the peer's FIN, or a negative errno. */
-static ssize_t peek(struct engine *engine, struct flow *flow)
+/* Reads at `seq` into engine->pieces. Bytes, 0 at the peer's FIN, or a negative errno. */
+static ssize_t peek(struct engine *engine, struct flow *flow, uint32_t seq)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t offset = tcp->snd_nxt - tcp->snd_una + tcp->acked;
+    uint32_t offset = seq - tcp->snd_una + tcp->acked;
     struct msghdr msg = {.msg_iov = engine->pieces.iov + PREFIX, .msg_iovlen = engine->pieces.count - PREFIX};
     ssize_t n;
 
@@ -115,11 +114,10 @@ static ssize_t peek(struct engine *engine, struct flow *flow)
     return n;
 }
 
-static void commit_frames(struct engine *engine, struct flow *flow, const struct guest_room *room, uint32_t bytes)
+static void commit_frames(struct engine *engine, struct flow *flow, const struct guest_room *room, uint32_t seq,
+                          uint32_t bytes)
 {
-    struct tcp *tcp = &flow->tcp;
     struct iovec *payload = engine->pieces.iov + PREFIX;
-    uint32_t seq = tcp->snd_nxt;
 
     for (; bytes; room++) {
         uint32_t length = bytes < room->payload ? bytes : (uint32_t)room->payload;
@@ -133,22 +131,18 @@ static void commit_frames(struct engine *engine, struct flow *flow, const struct
     engine->link->operations->rollback(engine->link);
 }
 
-static void account_sent(struct engine *engine, struct flow *flow, uint32_t bytes)
+static void account_sent(struct engine *engine, struct flow *flow, uint32_t seq, uint32_t bytes)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t end = tcp->snd_nxt + bytes;
-    uint32_t again = seq_before(tcp->snd_nxt, tcp->snd_max) ? tcp->snd_max - tcp->snd_nxt : 0;
 
-    if (again) {
+    tcp_timer_sent(engine, flow, seq, seq + bytes);
+    if (seq_before(seq, tcp->snd_nxt)) {
         count(engine, C_tcp_retransmits);
-        tcp_emit(engine, flow, LG_EVENT_RETRANSMIT, 0, 0, bytes < again ? bytes : again);
+        tcp_emit(engine, flow, LG_EVENT_RETRANSMIT, 0, 0, bytes);
+        return;
     }
-    tcp_timer_sent(engine, flow, end);
-    tcp->snd_nxt = end;
-    if (seq_after(end, tcp->snd_max)) {
-        engine->counters[C_tcp_bytes_to_guest] += end - tcp->snd_max;
-        tcp->snd_max = end;
-    }
+    tcp->snd_nxt += bytes;
+    engine->counters[C_tcp_bytes_to_guest] += bytes;
 }
 
 static void link_is_full(struct engine *engine, struct flow *flow)
@@ -158,8 +152,9 @@ static void link_is_full(struct engine *engine, struct flow *flow)
     list_append(&engine->waiting, &flow->waiting);
 }
 
-/* The peer has said its last: our FIN takes the next sequence number, the same each time it is sent. */
-static void send_fin(struct engine *engine, struct flow *flow)
+/* The peer has said its last: our FIN takes the next sequence number, the same each time it is sent. False: the link is
+ * full. */
+static bool send_fin(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
@@ -170,28 +165,36 @@ static void send_fin(struct engine *engine, struct flow *flow)
     tcp->readable = false;
     if (tcp_send_control(engine, flow, tcp->fin_seq, TCP_FIN)) {
         link_is_full(engine, flow);
-        return;
+        return false;
     }
-    tcp_timer_sent(engine, flow, tcp->fin_seq + 1);
+    tcp_timer_sent(engine, flow, tcp->fin_seq, tcp->fin_seq + 1);
     tcp->snd_nxt = tcp->fin_seq + 1;
-    if (seq_after(tcp->snd_nxt, tcp->snd_max))
-        tcp->snd_max = tcp->snd_nxt;
+    return true;
 }
 
-/* How many bytes may go now; 0 sets the stall. */
-static uint32_t may_send(const struct engine *engine, struct flow *flow)
+/* How many bytes the guest's window allows at `seq`. */
+static uint32_t window_at(const struct engine *engine, const struct tcp *tcp, uint32_t seq)
 {
-    struct tcp *tcp = &flow->tcp;
-    uint32_t in_flight = tcp->snd_nxt - tcp->snd_una;
+    uint32_t in_flight = seq - tcp->snd_una;
     uint32_t window = tcp->snd_window > in_flight ? tcp->snd_window - in_flight : 0;
 
     if (!engine->peek_off) {
         uint32_t room = TCP_REREAD_MAX > in_flight + tcp->acked ? TCP_REREAD_MAX - in_flight - tcp->acked : 0;
         window = window < room ? window : room;
     }
+    return window;
+}
+
+/* How many new bytes may go now; 0 sets the stall. */
+static uint32_t may_send(const struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+    bool in_flight = tcp->snd_nxt != tcp->snd_una;
+    uint32_t window = window_at(engine, tcp, tcp->snd_nxt);
+
     /* Sender's silly window avoidance (RFC 9293, 3.8.6.2.1): a crumb of window is used only when nothing else would
      * make the guest open it. */
-    if (window < tcp->mss && in_flight && window < tcp->snd_window)
+    if (window < tcp->mss && in_flight)
         window = 0;
     if (!window) {
         tcp->stall = STALL_window;
@@ -200,90 +203,104 @@ static uint32_t may_send(const struct engine *engine, struct flow *flow)
     return window;
 }
 
-/* One read. True: go on. */
-static bool send_burst(struct engine *engine, struct flow *flow, uint32_t wanted)
+/* A read that found nothing: why? */
+static void take_read_result(struct engine *engine, struct flow *flow, ssize_t result)
 {
     struct tcp *tcp = &flow->tcp;
+
+    if (result == -EAGAIN) {
+        tcp->readable = false;
+    } else if (!result) {
+        send_fin(engine, flow);
+    } else if (result == -EFAULT) {
+        engine->memory_fault = true;
+    } else {
+        count(engine, C_tcp_resets_from_peer);
+        tcp_abort(engine, flow, CLOSE_peer_reset, (int)-result);
+    }
+}
+
+/* One read of up to `wanted` bytes at `seq`, and its frames. How many bytes went; 0: nothing can, for now. */
+static uint32_t send_burst(struct engine *engine, struct flow *flow, uint32_t seq, uint32_t wanted)
+{
     struct guest_room room[ROOMS_MAX];
     uint32_t planned;
-    unsigned frames;
     ssize_t n;
 
-    if (!tcp->read_hint)
-        tcp->read_hint = READ_HINT_FIRST;
-    if (tcp->to_guest == HALF_FIN_SENT && tcp->fin_seq - tcp->snd_nxt < wanted)
-        wanted = tcp->fin_seq - tcp->snd_nxt;
-    frames = reserve_frames(engine, flow, wanted < tcp->read_hint ? wanted : tcp->read_hint, room, &planned);
-    if (!frames) {
+    if (!reserve_frames(engine, flow, wanted, room, &planned)) {
         link_is_full(engine, flow);
-        return false;
+        return 0;
     }
-    n = peek(engine, flow);
+    n = peek(engine, flow, seq);
     if (n <= 0) {
         engine->link->operations->rollback(engine->link);
-        if (n == -EAGAIN) {
-            tcp->readable = false;
-        } else if (!n) {
-            send_fin(engine, flow);
-        } else if (n == -EFAULT) {
-            engine->memory_fault = true;
-        } else {
-            count(engine, C_tcp_resets_from_peer);
-            tcp_abort(engine, flow, CLOSE_peer_reset, (int)-n);
-        }
-        return false;
+        take_read_result(engine, flow, n);
+        return 0;
     }
-    commit_frames(engine, flow, room, (uint32_t)n);
-    account_sent(engine, flow, (uint32_t)n);
+    commit_frames(engine, flow, room, seq, (uint32_t)n);
+    account_sent(engine, flow, seq, (uint32_t)n);
+    if (seq + (uint32_t)n != flow->tcp.snd_nxt)
+        return (uint32_t)n; /* a retransmission says nothing of what is new */
+
+    struct tcp *tcp = &flow->tcp;
     if ((uint32_t)n == planned) {
         if (tcp->read_hint < TCP_BUDGET_BYTES)
             tcp->read_hint *= 2;
-        return true;
+        return (uint32_t)n;
     }
-    tcp->read_hint = (uint32_t)n > READ_HINT_FIRST ? (uint32_t)n : READ_HINT_FIRST;
+    tcp->read_hint = (uint32_t)n > TCP_READ_FIRST ? (uint32_t)n : TCP_READ_FIRST;
     /* A short read is the end of what is there: what comes later is a new edge. But not at an urgent mark, where reads
      * stop early, and not once the end was announced: that edge has gone already. */
     if (!tcp->urgent && !tcp->peer_hup)
         tcp->readable = false;
-    return tcp->readable;
+    return (uint32_t)n;
 }
 
-void tcp_resend_first(struct engine *engine, struct flow *flow)
+/* What was lost goes first. False: it could not all go. */
+static bool send_lost(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t next = tcp->snd_nxt;
+    struct range lost;
 
-    if (!tcp->resend_due || tcp->snd_una == tcp->snd_max)
-        return;
-    tcp_timer_rewound(flow);
-    tcp->snd_nxt = tcp->snd_una;
-    if (tcp->to_guest == HALF_FIN_SENT && tcp->snd_una == tcp->fin_seq)
-        send_fin(engine, flow);
-    else
-        send_burst(engine, flow, tcp->mss);
-    tcp->resend_due = tcp->snd_nxt == tcp->snd_una; /* the link was full: once more when it is not */
-    if (seq_before(tcp->snd_nxt, next))
-        tcp->snd_nxt = next;
+    while (tcp_recovery_next(flow, &lost)) {
+        uint32_t sent, window = window_at(engine, tcp, lost.start);
+
+        if (tcp->to_guest == HALF_FIN_SENT && lost.start == tcp->fin_seq) {
+            if (!send_fin(engine, flow))
+                return false;
+            tcp->resend_at = lost.start + 1;
+            continue;
+        }
+        if (tcp->to_guest == HALF_FIN_SENT && seq_after(lost.end, tcp->fin_seq))
+            lost.end = tcp->fin_seq;
+        if (!window) {
+            tcp->stall = STALL_window;
+            return false;
+        }
+        if (window > lost.end - lost.start)
+            window = lost.end - lost.start;
+        if (!(sent = send_burst(engine, flow, lost.start, window)))
+            return false;
+        tcp->resend_at = lost.start + sent;
+    }
+    return true;
 }
 
 void tcp_send_to_guest(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t left = TCP_BUDGET_BYTES;
+    uint32_t left = TCP_BUDGET_BYTES, sent = 0;
 
     tcp->stall = STALL_none;
     tcp->window_pending = false;
-    while (!tcp->done && tcp->to_guest != HALF_SYN && tcp->to_guest != HALF_CLOSED) {
-        uint32_t window, before = tcp->snd_nxt;
+    if (tcp->to_guest == HALF_SYN || tcp->to_guest == HALF_CLOSED || !send_lost(engine, flow))
+        return;
+    if (tcp->to_guest == HALF_FIN_SENT && tcp->snd_nxt == tcp->fin_seq && !send_fin(engine, flow))
+        return;
+    while (tcp->to_guest == HALF_OPEN && !tcp->done) {
+        uint32_t wanted;
 
-        if (tcp->to_guest == HALF_FIN_SENT && tcp->snd_nxt == tcp->fin_seq) {
-            send_fin(engine, flow);
-            return;
-        }
-        if (tcp->to_guest == HALF_FIN_SENT && seq_after(tcp->snd_nxt, tcp->fin_seq))
-            return;
-        /* What was sent once is in the kernel's queue, whether or not an edge tells of more. */
-        if (!tcp->readable && !seq_before(tcp->snd_nxt, tcp->snd_max)) {
+        if (!tcp->readable) {
             tcp->stall = STALL_caught_up;
             return;
         }
@@ -291,15 +308,12 @@ void tcp_send_to_guest(struct engine *engine, struct flow *flow)
             tcp_touch(engine, flow);
             return;
         }
-        if (!(window = may_send(engine, flow)))
+        if (!(wanted = may_send(engine, flow)))
             return;
-        if (!send_burst(engine, flow, window < left ? window : left) && tcp->stall != STALL_none)
+        wanted = wanted < left ? wanted : left;
+        sent = send_burst(engine, flow, tcp->snd_nxt, wanted < tcp->read_hint ? wanted : tcp->read_hint);
+        if (!sent && tcp->stall == STALL_link)
             return;
-        uint32_t sent = tcp->snd_nxt - before;
         left -= sent < left ? sent : left;
-        if (!sent && tcp->to_guest == HALF_OPEN && !tcp->done) { /* EAGAIN */
-            tcp->stall = STALL_caught_up;
-            return;
-        }
     }
 }

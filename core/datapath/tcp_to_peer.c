@@ -3,21 +3,22 @@
  * tcp_to_peer.c: payload from the guest into the peer's socket, straight out of the guest's memory.
  *
  * All segments of a flow in one batch become one sendmsg(). We acknowledge what the kernel took, always, and advertise
- * the room that it has left. A send that was cut short leaves its tail in a buffer of ours, not acknowledged, until the
- * kernel has room; the buffers are few and of one size, and a guest that keeps to its window hardly ever needs one.
+ * the room that it has left. What it did not take, and what came ahead of a gap, is kept in a hold, not acknowledged; a
+ * guest that keeps to its window on a link that loses nothing never needs one.
  */
 #include <errno.h>
 #include <linux/sock_diag.h>
 #include <string.h>
 #include <sys/socket.h>
 
+#include "pieces.h"
 #include "sys.h"
 #include "tcp.h"
 
-/* ---- the batch ---- */
+/* ---- what came ---- */
 
-void tcp_batch_add(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t offset,
-                   uint32_t length)
+static void batch_add(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t offset,
+                      uint32_t length)
 {
     struct tcp *tcp = &flow->tcp;
     uint16_t place = (uint16_t)++engine->segment_count; /* index + 1; a frame adds one segment at most */
@@ -31,91 +32,48 @@ void tcp_batch_add(struct engine *engine, struct flow *flow, const struct guest_
     tcp->rcv_taken += length;
 }
 
-/* Appends the payload of one segment to iov[]; returns how many pieces it has, or 0 when they do not fit. */
-static unsigned segment_pieces(const struct batch_segment *segment, struct iovec *iov, unsigned max)
+void tcp_hold_release(struct engine *engine, struct flow *flow)
 {
-    const struct guest_frame *frame = segment->frame;
-    size_t skip = segment->offset, length = segment->length;
-    unsigned pieces = 0;
-
-    for (unsigned i = 0; i < frame->iov_count && length; i++) {
-        struct iovec piece = frame->iov[i];
-        if (skip >= piece.iov_len) {
-            skip -= piece.iov_len;
-            continue;
-        }
-        piece.iov_base = (uint8_t *)piece.iov_base + skip;
-        piece.iov_len -= skip;
-        skip = 0;
-        if (piece.iov_len > length)
-            piece.iov_len = length;
-        if (pieces == max)
-            return 0;
-        iov[pieces++] = piece;
-        length -= piece.iov_len;
-    }
-    return pieces;
+    if (flow->tcp.hold)
+        hold_give(&engine->holds, flow->tcp.hold);
+    flow->tcp.hold = NULL;
 }
 
-/* ---- the tail of a short send ---- */
-
-static uint8_t *tail_take(struct tail_pool *pool)
-{
-    if (pool->used == UINT64_MAX)
-        return NULL;
-    unsigned index = (unsigned)__builtin_ctzll(~pool->used);
-    pool->used |= UINT64_C(1) << index;
-    return pool->memory + (size_t)index * TCP_TAIL_BYTES;
-}
-
-_Static_assert(TCP_TAILS == 64, "a bit of tail_pool.used for each");
-
-void tcp_tail_free(struct engine *engine, struct flow *flow)
-{
-    if (!flow->tcp.tail)
-        return;
-    size_t index = (size_t)(flow->tcp.tail - engine->tails.memory) / TCP_TAIL_BYTES;
-    engine->tails.used &= ~(UINT64_C(1) << index);
-    flow->tcp.tail = NULL;
-    flow->tcp.tail_length = 0;
-}
-
-/* Keeps what one more segment has beyond `skip`; false when the tail is full. */
-static bool tail_keep(struct flow *flow, const struct batch_segment *segment, uint32_t skip)
+/* Copies a segment into the flow's hold; what finds no place was never acknowledged, and comes again. */
+static void hold_segment(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t seq,
+                         uint32_t offset, uint32_t length)
 {
     struct tcp *tcp = &flow->tcp;
     struct iovec iov[LINK_PIECES];
-    struct batch_segment rest = {
-        .frame = segment->frame, .offset = segment->offset + skip, .length = segment->length - skip};
-    unsigned pieces = segment_pieces(&rest, iov, LINK_PIECES);
+    unsigned pieces = pieces_slice(frame->iov, frame->iov_count, offset, length, iov, LINK_PIECES);
 
-    for (unsigned i = 0; i < pieces; i++) {
-        size_t room = TCP_TAIL_BYTES - tcp->tail_length;
-        size_t part = iov[i].iov_len < room ? iov[i].iov_len : room;
-        memcpy(tcp->tail + tcp->tail_length, iov[i].iov_base, part);
-        tcp->tail_length += (uint32_t)part;
-        if (part < iov[i].iov_len)
-            return false;
-    }
-    return true;
+    if (!tcp->hold)
+        tcp->hold = hold_take(&engine->holds);
+    if (!tcp->hold || !hold_put(tcp->hold, tcp->rcv_nxt, seq, iov, pieces))
+        count(engine, C_tcp_hold_full);
 }
 
-/* What the kernel did not take: `first` and its successors, less `skip` bytes of the first. What finds no place here was
- * never acknowledged, so that the guest sends it again. */
-static void keep_rest(struct engine *engine, struct flow *flow, uint16_t first, uint32_t skip)
+void tcp_take_payload(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t seq,
+                      uint32_t offset, uint32_t length)
 {
     struct tcp *tcp = &flow->tcp;
-    bool whole = true;
+    bool gap = seq != tcp->rcv_taken;
 
-    if (!tcp->tail)
-        tcp->tail = tail_take(&engine->tails);
-    for (uint16_t place = first; place && whole; place = engine->segment[place - 1].next, skip = 0)
-        whole = tcp->tail && tail_keep(flow, &engine->segment[place - 1], skip);
-    tcp->rcv_taken = tcp->rcv_nxt + tcp->tail_length;
-    if (whole)
+    if (gap) {
+        count(engine, C_tcp_out_of_order);
+        /* RFC 5681, 4.2: at once, for each. With SACK one says as much as many. */
+        if (tcp->ack_due && !tcp->sack_allowed && tcp->gap_acks < TCP_DUPLICATE_ACKS - 1)
+            tcp->gap_acks++;
+        tcp->ack_due = true;
+        if (!engine->reorder)
+            return;
+    } else if (!tcp->hold) {
+        batch_add(engine, flow, frame, offset, length);
         return;
-    count(engine, C_tcp_tail_full);
-    tcp->fin_received = false; /* a FIN behind it is not in sequence any more */
+    }
+    hold_segment(engine, flow, frame, seq, offset, length);
+    if (tcp->hold)
+        tcp->rcv_taken = ranges_end_of(&tcp->hold->ranges, tcp->rcv_taken);
 }
 
 /* ---- the kernel's send queue ---- */
@@ -151,14 +109,19 @@ bool tcp_room_grown(const struct flow *flow)
     return seq_after(edge, tcp->rcv_edge) && (edge - tcp->rcv_edge >= 2 * UINT16_MAX || tcp->rcv_edge == tcp->rcv_nxt);
 }
 
-uint16_t tcp_advertise(struct engine *engine, struct flow *flow)
+/* Bytes in sequence that the kernel would not take: until it does, no more are welcome. */
+static bool holds_in_sequence(const struct tcp *tcp)
+{
+    return tcp->hold && ranges_end_of(&tcp->hold->ranges, tcp->rcv_nxt) != tcp->rcv_nxt;
+}
+
+uint16_t tcp_advertise(struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t room = tcp->tail ? 0 : tcp->room;
+    uint32_t room = holds_in_sequence(tcp) ? 0 : tcp->room;
     uint32_t max = (uint32_t)UINT16_MAX << tcp->our_scale;
     uint32_t window = tcp->rcv_edge - tcp->rcv_nxt; /* what was offered stays offered (RFC 9293, 3.8.6) */
 
-    (void)engine;
     room -= room % (1u << tcp->our_scale);
     if (room > window)
         window = room;
@@ -176,9 +139,8 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent
     tcp->rcv_nxt += sent;
     tcp->room -= sent < tcp->room ? sent : tcp->room;
     flow->bytes_from_guest += sent;
-    if (sent)
-        flow->active_ms = engine->now_ms;
     engine->counters[C_tcp_bytes_from_guest] += sent;
+    flow->active_ms = engine->now_ms;
     tcp->ack_due = true;
     /* Peers only take from the queue, so that the last answer less what we put in since is never too much: ask again
      * only when half of it is used. */
@@ -186,54 +148,37 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent
         tcp_room_ask(flow);
 }
 
-/* sendmsg() with its two harmless failures made one: 0 bytes. */
-static ssize_t send_pieces(struct engine *engine, struct flow *flow, struct iovec *iov, unsigned pieces)
+/* sendmsg(), whose harmless failures are 0 bytes. What is short of `bytes` blocks the flow until the kernel has room.
+ * Negative: the flow has ended. */
+static ssize_t send_pieces(struct engine *engine, struct flow *flow, struct iovec *iov, unsigned pieces, size_t bytes)
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = pieces};
     ssize_t sent = sys_sendmsg(flow->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 
-    if (sent >= 0 || sent == -EAGAIN || sent == -ENOBUFS || sent == -ENOMEM)
-        return sent > 0 ? sent : 0;
-    engine->memory_fault |= sent == -EFAULT;
-    count(engine, C_tcp_resets_from_peer);
-    tcp_abort(engine, flow, CLOSE_peer_reset, (int)-sent);
+    if (sent == -EAGAIN || sent == -ENOBUFS || sent == -ENOMEM)
+        sent = 0;
+    if (sent < 0) {
+        engine->memory_fault |= sent == -EFAULT;
+        count(engine, C_tcp_resets_from_peer);
+        tcp_abort(engine, flow, CLOSE_peer_reset, (int)-sent);
+        return sent;
+    }
+    if (sent)
+        account_sent(engine, flow, (uint32_t)sent);
+    if ((size_t)sent < bytes) {
+        count(engine, C_tcp_short_sends);
+        flow->tcp.send_blocked = true;
+        flow->tcp.room = 0;
+        flow->tcp.ack_due = true;
+    }
     return sent;
 }
 
-static void send_blocked(struct engine *engine, struct flow *flow)
-{
-    count(engine, C_tcp_short_sends);
-    flow->tcp.send_blocked = true;
-    flow->tcp.room = 0;
-    flow->tcp.ack_due = true;
-}
-
-/* True: nothing of an earlier short send is left. */
-static bool send_tail(struct engine *engine, struct flow *flow)
-{
-    struct tcp *tcp = &flow->tcp;
-    struct iovec iov = {.iov_base = tcp->tail, .iov_len = tcp->tail_length};
-    ssize_t sent;
-
-    if (!tcp->tail_length)
-        return true;
-    if (tcp->send_blocked || (sent = send_pieces(engine, flow, &iov, 1)) < 0)
-        return false;
-    tcp->tail_length -= (uint32_t)sent;
-    memmove(tcp->tail, tcp->tail + sent, tcp->tail_length);
-    if (tcp->tail_length) {
-        account_sent(engine, flow, (uint32_t)sent);
-        send_blocked(engine, flow);
-        return false;
-    }
-    tcp_tail_free(engine, flow);
-    account_sent(engine, flow, (uint32_t)sent);
-    return true;
-}
+/* ---- what goes ---- */
 
 /* As many whole segments as one call takes, from `first` on. Returns the next segment; *ret_bytes of those gathered. */
-static uint16_t gather(struct engine *engine, uint16_t first, struct iovec *iov, unsigned *ret_pieces,
-                       uint32_t *ret_bytes)
+static uint16_t gather(const struct engine *engine, uint16_t first, struct iovec *iov, unsigned *ret_pieces,
+                       size_t *ret_bytes)
 {
     uint16_t place = first;
 
@@ -241,7 +186,8 @@ static uint16_t gather(struct engine *engine, uint16_t first, struct iovec *iov,
     *ret_bytes = 0;
     while (place) {
         const struct batch_segment *segment = &engine->segment[place - 1];
-        unsigned pieces = segment_pieces(segment, iov + *ret_pieces, LINK_PIECES - *ret_pieces);
+        unsigned pieces = pieces_slice(segment->frame->iov, segment->frame->iov_count, segment->offset,
+                                       segment->length, iov + *ret_pieces, LINK_PIECES - *ret_pieces);
         if (!pieces)
             break;
         *ret_pieces += pieces;
@@ -251,38 +197,66 @@ static uint16_t gather(struct engine *engine, uint16_t first, struct iovec *iov,
     return place;
 }
 
-void tcp_send_to_peer(struct engine *engine, struct flow *flow)
+/* What the kernel did not take of the batch: `first` and its successors, less `skip` bytes of the first. */
+static void hold_rest(struct engine *engine, struct flow *flow, uint16_t first, uint32_t skip)
 {
-    struct tcp *tcp = &flow->tcp;
-    struct iovec iov[LINK_PIECES];
-    uint16_t first = tcp->batch_first;
-    bool clear = send_tail(engine, flow);
+    uint32_t seq = flow->tcp.rcv_nxt;
 
-    tcp->batch_first = tcp->batch_last = 0;
-    if (tcp->done)
-        return;
-    while (first && clear) {
+    for (uint16_t place = first; place; place = engine->segment[place - 1].next, skip = 0) {
+        const struct batch_segment *segment = &engine->segment[place - 1];
+        hold_segment(engine, flow, segment->frame, seq, segment->offset + skip, segment->length - skip);
+        seq += segment->length - skip;
+    }
+}
+
+static void send_batch(struct engine *engine, struct flow *flow)
+{
+    struct iovec iov[LINK_PIECES];
+    uint16_t first = flow->tcp.batch_first;
+
+    flow->tcp.batch_first = flow->tcp.batch_last = 0;
+    while (first) {
         unsigned pieces;
-        uint32_t bytes;
+        size_t bytes;
         uint16_t next = gather(engine, first, iov, &pieces, &bytes);
-        ssize_t sent = send_pieces(engine, flow, iov, pieces);
+        ssize_t sent = send_pieces(engine, flow, iov, pieces, bytes);
 
         if (sent < 0)
             return;
-        account_sent(engine, flow, (uint32_t)sent);
-        if ((uint32_t)sent == bytes) {
-            first = next;
-            continue;
+        if ((size_t)sent < bytes) {
+            uint32_t skip = (uint32_t)sent;
+            for (; skip >= engine->segment[first - 1].length; first = engine->segment[first - 1].next)
+                skip -= engine->segment[first - 1].length;
+            hold_rest(engine, flow, first, skip);
+            return;
         }
-        uint32_t skip = (uint32_t)sent;
-        for (; skip >= engine->segment[first - 1].length; first = engine->segment[first - 1].next)
-            skip -= engine->segment[first - 1].length;
-        send_blocked(engine, flow);
-        keep_rest(engine, flow, first, skip);
-        return;
+        first = next;
     }
-    if (first) {
-        tcp->ack_due = true;
-        keep_rest(engine, flow, first, 0);
+}
+
+static void send_held(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+    struct iovec iov[2];
+    unsigned pieces;
+
+    ranges_drop_before(&tcp->hold->ranges, tcp->rcv_nxt);
+    while (!tcp->send_blocked && (pieces = hold_pieces(tcp->hold, tcp->rcv_nxt, iov))) {
+        if (send_pieces(engine, flow, iov, pieces, iov[0].iov_len + (pieces > 1 ? iov[1].iov_len : 0)) < 0)
+            return;
+        ranges_drop_before(&tcp->hold->ranges, tcp->rcv_nxt);
     }
+    if (!tcp->hold->ranges.count)
+        tcp_hold_release(engine, flow);
+}
+
+void tcp_send_to_peer(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    send_batch(engine, flow);
+    if (!tcp->done && tcp->hold)
+        send_held(engine, flow);
+    if (!tcp->done)
+        tcp->rcv_taken = tcp->hold ? ranges_end_of(&tcp->hold->ranges, tcp->rcv_nxt) : tcp->rcv_nxt;
 }

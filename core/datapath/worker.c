@@ -118,7 +118,11 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
 {
     uint8_t random[32];
     uint64_t *counters = mmap(NULL, LG_COUNTER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, config->counters_fd, 0);
-    bool peek_off = !(config->flags & LG_WORKER_NO_PEEK_OFF) && kernel_peeks_at_offset();
+    struct engine_options options = {
+        .flow_limit = config->flow_limit,
+        .peek_off = !(config->flags & LG_WORKER_NO_PEEK_OFF) && kernel_peeks_at_offset(),
+        .reorder = !(config->flags & LG_WORKER_NO_REORDER),
+    };
     int err;
 
     if (counters == MAP_FAILED || getrandom(random, sizeof(random), 0) != sizeof(random))
@@ -127,7 +131,7 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
     worker->up_fd = config->up_fd;
     worker->keeper_fd = config->keeper_fd;
     worker->sink.emit = up_emit;
-    if ((err = engine_init(&worker->engine, counters, config->flow_limit, peek_off, random)))
+    if ((err = engine_init(&worker->engine, counters, &options, random)))
         return err;
     if (config->pcap_fd >= 0 &&
         (err = pcap_ring_map(&worker->pcap, config->pcap_fd, config->pcap_event_fd, counters)))

@@ -446,12 +446,12 @@ def _rules() -> Iterable[Rule]:
     yield Rule(r.GET_INFLIGHT_FD, reply=True)
     yield Rule(r.SET_INFLIGHT_FD)
     yield Rule(r.GPU_SET_SOCKET)
-    # Older front ends send it where the specification now asks for a protocol feature first.
+    # Its protocol feature is not offered; who sends it all the same is better served than refused.
     yield Rule(r.RESET_DEVICE, "reset_device", barrier=True)
     yield Rule(r.VRING_KICK)
     yield Rule(r.GET_MAX_MEM_SLOTS, "get_max_mem_slots", needs=f.CONFIGURE_MEM_SLOTS, reply=True)
     yield Rule(r.ADD_MEM_REG, "add_mem_reg", MemRegion, fds=(1, 1), needs=f.CONFIGURE_MEM_SLOTS, barrier=True)
-    # "The back-end MAY accept messages with one file descriptor", and must close it: QEMU before 8 sends one.
+    # "The back-end MAY accept messages with one file descriptor", and must close it; some QEMUs sent one.
     yield Rule(r.REM_MEM_REG, "rem_mem_reg", MemRegion, fds=(0, 1), needs=f.CONFIGURE_MEM_SLOTS, barrier=True)
     yield Rule(r.SET_STATUS, "set_status", U64, needs=f.STATUS)
     yield Rule(r.GET_STATUS, "get_status", needs=f.STATUS, reply=True)

@@ -148,9 +148,7 @@ def test_a_socket_in_use_is_not_taken(start: Start) -> None:
         (["-i", "nosuchif0"], "nosuchif0"),
     ],
 )
-def test_what_cannot_be_opened_is_named_before_anything_is_made(
-    folder: Path, arguments: list[str], named: str
-) -> None:
+def test_what_cannot_be_opened_is_named_before_anything_is_made(folder: Path, arguments: list[str], named: str) -> None:
     """One line, exit status 1, and no socket is left behind, with and without -f."""
     for foreground in ([], ["-f"]):
         result = run("--vhost-user", "-q", "-s", str(folder / "s"), *arguments, *foreground)

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,11 +88,18 @@ class Guest:
 
     @classmethod
     def boot(
-        cls, name: str, kind: str, socket_path: Path, memory_mb: int = 768, mac: str | None = None, timeout: float = 60
+        cls,
+        name: str,
+        kind: str,
+        socket_path: Path,
+        memory_mb: int = 768,
+        mac: str | None = None,
+        timeout: float = 60,
+        more_programs: Mapping[str, str] | None = None,
     ) -> Guest:
         """Starts a guest of that kind on the helper's socket and waits until it takes commands."""
         found = machine.find(kind)
-        initramfs = image.build(kind, found.modules)
+        initramfs = image.build(kind, found.modules, more_programs)
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{name}.console.log"
         started = time.monotonic()
@@ -121,6 +129,11 @@ class Guest:
             return listener.accept()[0]
         except TimeoutError:
             raise self._failure(f"QEMU did not open its serial line within {timeout} s") from None
+
+    @property
+    def pid(self) -> int:
+        """Of the monitor; User-mode Linux's own."""
+        return self._process.pid
 
     def run(self, command: str, timeout: float = 30) -> Result:
         """Runs a shell command; its status, and its output with what went to standard error."""

@@ -36,6 +36,22 @@ def default_command() -> str:
     return os.environ.get("LOCKGATE_TEST_HELPER", OUR_COMMAND)
 
 
+def command_line(command: str, socket: Path, options: str) -> list[str]:
+    """A command that says {socket} somewhere is whole; any other gets what every caller adds, and the options."""
+    if "{socket}" in command:
+        return [word.replace("{socket}", str(socket)) for word in shlex.split(command)]
+    return [*shlex.split(command), "--vhost-user", "-s", str(socket), "-f", *shlex.split(options)]
+
+
+def listens(socket: Path) -> bool:
+    """Whether somebody listens on that Unix socket, by the kernel's table."""
+    for line in Path("/proc/net/unix").read_text().splitlines():
+        fields = line.split()
+        if fields[7:] == [str(socket)] and int(fields[3], 16) & LISTENING:
+            return True
+    return False
+
+
 class Helper:
     """One helper process tree behind one vhost-user socket."""
 
@@ -51,14 +67,7 @@ class Helper:
         self.log = LOGS / f"{name}.helper.log"
         self._folder = tempfile.TemporaryDirectory(prefix="lockgate-")  # short: a socket's path has 107 bytes
         self.socket = Path(self._folder.name, "s")
-        self.arguments = [
-            *shlex.split(command or default_command()),
-            "--vhost-user",
-            "-s",
-            str(self.socket),
-            "-f",
-            *shlex.split(options),
-        ]
+        self.arguments = command_line(command or default_command(), self.socket, options)
         self.started = time.monotonic()
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
@@ -79,20 +88,17 @@ class Helper:
 
     def wait_ready(self, timeout: float = 20) -> None:
         """Until the socket listens. The kernel tells nobody when it does, so its table is read again after each ms."""
-        while not self._listens():
+        while not listens(self.socket):
             if self._ended(0.001) is not None:
                 raise HelperFailed(f"{shlex.join(self.arguments)} ended at once:\n{self.errors()}")
             if time.monotonic() - self.started > timeout:
                 raise HelperFailed(f"{self.socket} does not listen after {timeout} s:\n{self.errors()}")
         self.ready_seconds = time.monotonic() - self.started
 
-    def _listens(self) -> bool:
-        path = str(self.socket)
-        for line in Path("/proc/net/unix").read_text().splitlines():
-            fields = line.split()
-            if fields[7:] == [path] and int(fields[3], 16) & LISTENING:
-                return True
-        return False
+    def watch(self, seconds: float) -> None:
+        """Lets time pass, and fails if the helper ends meanwhile."""
+        if (status := self._ended(seconds)) is not None:
+            raise HelperFailed(f"{shlex.join(self.arguments)} ended with status {status}:\n{self.errors()}")
 
     def _ended(self, timeout: float) -> int | None:
         """The exit status (negative: the signal) once the process ended within `timeout`, else None."""
@@ -120,8 +126,8 @@ class Helper:
         """Of all its processes."""
         return process_tree.cpu_seconds(self.pid)
 
-    def pss_bytes(self) -> int:
-        """Of all its processes."""
+    def pss_bytes(self) -> int | None:
+        """Of all its processes, if we may see it."""
         return process_tree.pss_bytes(self.pid)
 
     def errors(self) -> str:

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from cpio import Archive
@@ -22,8 +23,9 @@ from cpio import Archive
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 OUTPUT = ROOT / "build" / "guest"
-PROGRAMS = ("curl", "ethtool", "iperf3")
-C_PROGRAMS = ("client", "await_address")  # ours, from the .c files beside this one
+PROGRAMS = {"curl": "curl", "ethtool": "ethtool", "iperf3": "iperf3"}  # by name, with Debian's package
+DIGEST_LENGTH = 16
+C_PROGRAMS = ("client", "await_address", "hold_connections")  # ours, from the .c files beside this one
 SCRIPTS = {"init": "init.sh", "bin/network-up": "network-up.sh", "bin/lease": "lease.sh"}
 
 # In load order; those that a kernel has built in are not found and left out.
@@ -79,12 +81,12 @@ def _module(modules: Path, name: str) -> bytes | None:
     return None
 
 
-def _ingredients(modules: Path) -> dict[str, bytes]:
+def _ingredients(modules: Path, programs: Mapping[str, str]) -> dict[str, bytes]:
     files = {"bin/busybox": program_path("busybox", "busybox-static").read_bytes()}
     for name in C_PROGRAMS:
         files[f"bin/{name}"] = _compiled(name).read_bytes()
-    for name in PROGRAMS:
-        path = program_path(name, name)
+    for name, package in programs.items():
+        path = program_path(name, package)
         files[f"usr/bin/{name}"] = path.read_bytes()
         files.update((str(library).lstrip("/"), library.read_bytes()) for library in _libraries(path))
     for target, source in SCRIPTS.items():
@@ -97,13 +99,15 @@ def _ingredients(modules: Path) -> dict[str, bytes]:
     return files
 
 
-def build(kind: str, modules: Path) -> Path:
-    """The image for one kind of kernel, whose modules lie under `modules`."""
-    files = _ingredients(modules)
+def build(kind: str, modules: Path, more: Mapping[str, str] | None = None) -> Path:
+    """The image for one kind of kernel, whose modules lie under `modules`; `more` programs, each with its package."""
+    more = more or {}
+    files = _ingredients(modules, {**PROGRAMS, **more})
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name} {len(content)}\n".encode() + content)
-    image = OUTPUT / f"{kind}-{digest.hexdigest()[:16]}.cpio"
+    name = "-".join([kind, *sorted(more)])
+    image = OUTPUT / f"{name}-{digest.hexdigest()[:DIGEST_LENGTH]}.cpio"
     if image.exists():
         return image
     archive = Archive()
@@ -114,7 +118,7 @@ def build(kind: str, modules: Path) -> Path:
     for name, content in files.items():
         archive.file(name, content)
     OUTPUT.mkdir(parents=True, exist_ok=True)
-    for old in OUTPUT.glob(f"{kind}-*.cpio"):
+    for old in OUTPUT.glob(f"{name}-{'?' * DIGEST_LENGTH}.cpio"):
         old.unlink()
     with tempfile.NamedTemporaryFile(dir=OUTPUT, delete=False) as scratch:
         scratch.write(archive.content())

@@ -25,6 +25,8 @@ ADDRESS, PREFIX, GATEWAY = {4: "10.77.0.15", 6: "fd77::15"}, {4: 24, 6: 64}, {4:
 OPTIONS = f"-a {ADDRESS[4]} -n {PREFIX[4]} -g {GATEWAY[4]} -a {ADDRESS[6]} -g {GATEWAY[6]}"
 SANITIZED_COMMAND = str(ROOT / ".venv-asan" / "bin" / "passt")
 SANITIZER_REPORT = re.compile(r"ERROR: \w+Sanitizer.*|.*runtime error: .*")
+FRAME = re.compile(r"\((\S+_datapath\S*\.so)\+(0x[0-9a-f]+)\)")
+FRAMES_SHOWN = 6
 
 
 def sanitizer_environment() -> dict[str, str]:
@@ -40,6 +42,21 @@ def sanitizer_environment() -> dict[str, str]:
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
+
+
+def sanitizer_report(errors: str) -> str | None:
+    """The first report in what a helper wrote, with the places in the source; None if there is none.
+
+    The worker has no root to look its own symbols up in, so addr2line does it here.
+    """
+    found = SANITIZER_REPORT.search(errors)
+    if found is None:
+        return None
+    places = []
+    for module, offset in FRAME.findall(errors[found.end() :])[:FRAMES_SHOWN]:
+        looked_up = subprocess.run(["addr2line", "-f", "-s", "-e", module, offset], capture_output=True, text=True)
+        places.append(looked_up.stdout.replace("\n", " "))
+    return "\n".join([found[0], *places])
 
 
 @dataclass(frozen=True)
@@ -128,5 +145,5 @@ class Network:
             self.helper.wait_exit()  # what it finds at its own end counts too
         finally:
             self.helper.close()
-        reports = SANITIZER_REPORT.findall(self.helper.errors())
-        assert not reports, f"{reports[0]}; all of it is in {self.helper.log}"
+        report = sanitizer_report(self.helper.errors())
+        assert report is None, f"{report}\nall of it is in {self.helper.log}"

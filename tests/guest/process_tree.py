@@ -49,13 +49,15 @@ def cpu_seconds(pid: int) -> float:
     return ticks / TICKS
 
 
-def pss_bytes(pid: int) -> int:
-    """Proportional memory of the tree; needs to be root or the same user."""
+def pss_bytes(pid: int) -> int | None:
+    """Proportional memory of the tree; None if we may not see it: that of a sandboxed process is root's to see."""
     total = 0
     for member in tree(pid):
         try:
             lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             continue
+        except PermissionError:
+            return None
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total

@@ -16,7 +16,7 @@ import pytest
 from data_server import DataServer
 from guest import Guest
 from helper import Helper
-from network import GATEWAY, OPTIONS, SANITIZER_REPORT, VARIANTS, Variant, usable
+from network import GATEWAY, OPTIONS, VARIANTS, Variant, sanitizer_report, usable
 
 GONE_SECONDS = 10
 
@@ -39,7 +39,7 @@ def staying(variant: Variant, name: str) -> Iterator[Helper]:
     started = variant.helper(name, OPTIONS)
     yield started
     started.close()
-    assert not SANITIZER_REPORT.search(started.errors()), started.errors()
+    assert sanitizer_report(started.errors()) is None
 
 
 def fetched(guest: Guest, server: DataServer, size: int = 100_000) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ payloads = st.one_of(
     ("spelled", "known", "first"),
     [(FRONT_END, Request, 1), (BACK_END, BackendRequest, 1), (PROTOCOL, ProtocolFeature, 0)],
 )
-def test_every_name_of_the_specification_has_its_number(spelled: list[str], known: type, first: int) -> None:
+def test_every_name_of_the_specification_has_its_number(spelled: list[str], known: type[IntEnum], first: int) -> None:
     """No request or protocol feature is missing, and none has another number than the specification gives it."""
     assert {member.name: int(member) for member in known} == {name: i for i, name in enumerate(spelled, first)}
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -23,8 +24,10 @@ from vhost_user_front_end import (
     play,
     run,
     served,
+    turn,
 )
 
+from lockgate.plugin.vhost_user import server
 from lockgate.plugin.vhost_user.messages import (
     FLAG_NEED_REPLY,
     HEADER,
@@ -210,11 +213,67 @@ def test_a_process_without_room_for_descriptors_says_so_and_lives(tmp_path: Path
     script.close()
 
 
+def test_a_process_without_room_for_a_connection_accepts_it_later(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line says that there is no room; the front end waits in the listener's queue until there is."""
+    monkeypatch.setattr(server, "ACCEPT_RETRY_SECONDS", 0)
+
+    async def conversation() -> Events:
+        async with served(FakeWorker(), tmp_path) as service:
+            await (await service.attach(script)).leave()
+            service.events.all.clear()
+            filler = [os.dup(0)]
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                front_end = FrontEnd(sock)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (max(filler[0], sock.fileno()) + 1, hard))
+                with contextlib.suppress(OSError):
+                    while True:
+                        filler.append(os.dup(0))
+                try:
+                    sock.connect(str(service.path))
+                    await service.events.until("link.refused")
+                finally:
+                    for fd in filler:
+                        os.close(fd)
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                await play(front_end, script.up())
+                await front_end.fence()
+                await front_end.leave()
+            return service.events
+
+    events = run(conversation())
+    assert events.of("link.refused")[0] == {
+        "request": "connect",
+        "reason": "no room for a connection: Too many open files",
+    }
+    assert events.names()[-2:] == ["link.attach", "link.detach"]
+    script.close()
+
+
+def test_a_worker_that_refuses_the_reset_does_not_keep_the_next_front_end_out(tmp_path: Path, script: Script) -> None:
+    """It cannot, unless something of ours is wrong; then the line says so."""
+
+    async def conversation() -> Events:
+        worker = FakeWorker(refuses={"link_reset": errno.EIO})
+        async with served(worker, tmp_path) as service:
+            front_end = await service.connect()
+            await front_end.fence()
+            await front_end.leave()
+            worker.refuses = {}
+            await (await service.attach(script)).leave()
+            return service.events
+
+    events = run(conversation())
+    assert events.refusal() == ("disconnect", "the worker refused to reset the link: EIO: Input/output error")
+    assert "link.attach" in events.names()
+    script.close()
+
+
 def test_every_byte_of_a_session_may_be_its_last(tmp_path: Path, script: Script) -> None:
     """A front end that dies anywhere leaves nothing behind, and the next is served."""
-    messages = [
-        (HEADER.pack(request, VERSION, len(payload)) + payload, fds) for request, payload, fds in script.up()
-    ]
+    messages = [(HEADER.pack(request, VERSION, len(payload)) + payload, fds) for request, payload, fds in script.up()]
 
     async def conversation() -> None:
         async with served(FakeWorker(), tmp_path) as service:
@@ -394,7 +453,7 @@ def test_a_front_end_that_reads_no_answers_is_only_its_own_trouble(tmp_path: Pat
             try:
                 while True:
                     deaf.sock.send(request)
-                    await asyncio.sleep(0)
+                    await turn()
             except BlockingIOError:
                 pass
             deaf.sock.close()
@@ -420,7 +479,7 @@ def test_a_server_that_is_cancelled_leaves_no_descriptor(tmp_path: Path, script:
             front_end = await service.attach(script)
             if midway == "message":
                 await front_end.send_bytes(b"\x05", (script.memory,))
-                await asyncio.sleep(0)
+                await turn()
             else:
                 worker.idle.clear()
                 worker.busy.clear()

@@ -2,7 +2,8 @@
 """vhost_user_front_end: the other two sides of the vhost-user back end, for its tests: a front end and a worker.
 
 FakeWorker holds every caller to what worker.Worker promises, and checks that each descriptor it is lent is open.
-FrontEnd speaks over a real socket. `served()` runs the real server between the two.
+FrontEnd speaks over a real socket, and `served()` runs the real server between the two. Bench puts messages straight
+into a session.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lockgate.plugin.vhost_user.dispatch import Answer, Message, Refused, answer
 from lockgate.plugin.vhost_user.memory import SharedRegion
 from lockgate.plugin.vhost_user.messages import (
     FLAG_NEED_REPLY,
@@ -33,8 +35,10 @@ from lockgate.plugin.vhost_user.messages import (
     VringAddr,
     VringState,
     mask,
+    pack_message,
 )
 from lockgate.plugin.vhost_user.server import VhostUserServer
+from lockgate.plugin.vhost_user.session import Session
 from lockgate.plugin.vhost_user.vring import VringStart, parts
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 
@@ -51,6 +55,14 @@ def run(conversation: Coroutine[Any, Any, T]) -> T:
             return await conversation
 
     return asyncio.run(bounded())
+
+
+async def turn() -> None:
+    """Lets everything else that is ready run once."""
+    loop = asyncio.get_running_loop()
+    passed = loop.create_future()
+    loop.call_soon(passed.set_result, None)
+    await passed
 
 
 def memory_file(size: int) -> int:
@@ -72,9 +84,17 @@ class Events:
 
     def __init__(self) -> None:
         self.all: list[tuple[str, dict[str, object]]] = []
+        self._emitted = asyncio.Event()
 
     def __call__(self, event: str, /, **fields: object) -> None:
         self.all.append((event, fields))
+        self._emitted.set()
+
+    async def until(self, name: str) -> None:
+        """Returns when an event of this name has been emitted."""
+        while name not in self.names():
+            self._emitted.clear()
+            await self._emitted.wait()
 
     def names(self) -> list[str]:
         return [event for event, _ in self.all]
@@ -201,7 +221,9 @@ class FakeWorker:
             os.fstat(fd)
 
     async def dirty_log(self, fd: int | None, size: int, offset: int, event_fd: int | None) -> None:
-        await self._command("dirty_log", "off" if fd is None else f"{size}@{offset}", "" if event_fd is None else "event")
+        await self._command(
+            "dirty_log", "off" if fd is None else f"{size}@{offset}", "" if event_fd is None else "event"
+        )
         for lent in (fd, event_fd):
             if lent is not None:
                 os.fstat(lent)
@@ -424,3 +446,58 @@ async def served(worker: FakeWorker, folder: Path, *, one_off: bool = False) -> 
                 task.result()  # a server that fell over must not pass unseen
             task.cancel()
             await asyncio.wait([task])
+
+
+# ---- A session without a server. ----
+
+
+class Bench:
+    """A session with a worker that cannot die, and messages put straight into it."""
+
+    def __init__(self, worker: FakeWorker) -> None:
+        self.worker = worker
+        self.events = Events()
+        self.session = Session(worker, self.events)
+        self.script = Script()
+
+    async def say(self, request: int, payload: bytes = b"", fds: tuple[int, ...] = (), *, ack: bool = False) -> Answer:
+        """What goes out for this message. The descriptors are copied, as the kernel would."""
+        header = Header(request, VERSION | (FLAG_NEED_REPLY if ack else 0), len(payload))
+        message = Message(header, payload, [os.dup(fd) for fd in fds])
+        plan = self.session.receive(message)
+        verdict = await self.session.carry_out(message, plan)
+        self.verdict = verdict
+        for fd in message.fds:
+            os.close(fd)
+        return answer(message, verdict, self.session.protocol_features)
+
+    async def play(self, steps: list[Step]) -> None:
+        for request, payload, fds in steps:
+            out = await self.say(request, payload, fds)
+            assert not out.close, (Request(request).name, self.verdict)
+
+    def reason(self) -> str:
+        assert isinstance(self.verdict, Refused), self.verdict
+        return self.verdict.reason
+
+    def close(self) -> None:
+        self.session.close()
+        self.script.close()
+
+
+def bench_of_one_test() -> Iterator[Bench]:
+    """For a fixture: a bench, and after the test the proof that no descriptor was left open."""
+    before = open_descriptors()
+    bench = Bench(FakeWorker())
+    yield bench
+    bench.close()
+    assert open_descriptors() == before, "descriptors were left open"
+
+
+def ack(request: int, value: int) -> Answer:
+    """The ack of REPLY_ACK, and the connection goes on."""
+    return Answer(pack_message(request, U64(value).pack()), close=False)
+
+
+CLOSED = Answer(None, close=True)
+SILENT = Answer(None, close=False)

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * hold.h: bytes from the guest that the peer's kernel has not taken yet, and that are not acknowledged: the rest of a
+ * short send, and segments that came ahead of a lost one.
+ *
+ * Adversary: the guest, which can leave a gap in every flow it has. Holds are few; a flow that finds none drops such
+ * segments, which the guest then sends again, as it would to any receiver without a queue.
+ */
+#ifndef LOCKGATE_HOLD_H
+#define LOCKGATE_HOLD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "ranges.h"
+
+enum hold_limits {
+    HOLD_BYTES = 262144, /* of sequence space behind what the kernel has; a power of two */
+    HOLDS = 64,          /* 16 MiB in all */
+};
+
+struct hold {
+    struct ranges ranges;
+    uint32_t recent; /* a sequence number in the range that grew last: SACK reports it first (RFC 2018, 4) */
+    uint8_t *bytes;  /* the byte of sequence number s lies at s % HOLD_BYTES */
+};
+
+struct hold_pool {
+    uint8_t *memory; /* reserved, filled by the kernel as it is used */
+    uint64_t used;   /* a bit for each hold */
+    struct hold hold[HOLDS];
+};
+
+int hold_pool_init(struct hold_pool *pool); /* 0 or -ENOMEM */
+void hold_pool_free(struct hold_pool *pool);
+
+struct hold *hold_take(struct hold_pool *pool); /* NULL: all are in use */
+void hold_give(struct hold_pool *pool, struct hold *hold);
+
+/* Stores what of the bytes at `seq` fits behind `base`, the first number that the kernel lacks. False: not all did. */
+bool hold_put(struct hold *hold, uint32_t base, uint32_t seq, const struct iovec *iov, unsigned count);
+
+/* The bytes that are there from `seq` on, as one or two pieces; 0: there are none. */
+unsigned hold_pieces(const struct hold *hold, uint32_t seq, struct iovec iov[2]);
+
+#endif

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fake_kernel.h: a kernel small enough to read, for the conversations of this folder. It implements the functions that
+ * core/datapath/sys.h declares under LG_FAKE_SYS: TCP sockets whose peers are played by the test, epoll with its edges,
+ * and a clock that moves when it is told to.
+ *
+ * Called by the core (sys_*) and by the tests (fake_*). Adversary: nobody; but a core that uses a descriptor after close()
+ * or hands over other bytes than the guest sent has done wrong, which fake_violation() then says.
+ *
+ * Invariants: what it does is what kernel_facts.py found the real kernel to do, in the same assertions. A socket option
+ * that is not modelled is a violation, never a silent success. Descriptors are not used twice, so that a stale one shows.
+ */
+#ifndef FAKE_KERNEL_H
+#define FAKE_KERNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cdef: begin */
+
+void fake_kernel_reset(void); /* no descriptors, no counts, no violation */
+void fake_clock_set(uint64_t ns);
+
+/* What the core called, and how often. fake_fail() lets the next call of a kind fail with a positive errno. */
+unsigned fake_call_kinds(void);
+const char *fake_call_name(unsigned kind);
+uint64_t fake_call_count(unsigned kind);
+void fake_fail(unsigned kind, int error);
+const char *fake_violation(void); /* the first; empty: none */
+
+/* Every stream of bytes is a pattern that follows from its number and the position in it: nothing is stored, and a byte
+ * that is lost, doubled or of another flow does not match. */
+#define FAKE_PATTERN_PERIOD 65521
+void fake_pattern_fill(uint32_t stream, uint64_t position, void *bytes, size_t length);
+size_t fake_pattern_match(uint32_t stream, uint64_t position, const void *bytes, size_t length); /* how many match */
+
+/* ---- sockets ---- */
+
+#define FAKE_IDLE 0
+#define FAKE_CONNECTING 1
+#define FAKE_CONNECTED 2
+#define FAKE_CLOSED 3 /* refused, or reset by the peer: TCP's state CLOSE */
+
+struct fake_socket {
+    int state; /* FAKE_* */
+    int family;
+    uint8_t address[16]; /* where connect() was to go, IPv4 as ::ffff:a.b.c.d */
+    uint16_t port;
+    uint32_t stream_in, stream_out; /* pattern numbers: from the peer, to the peer */
+
+    uint64_t arrived; /* bytes that came from the peer, in order */
+    uint64_t taken;   /* of them, read or discarded */
+    uint64_t urgent;  /* position of the urgent byte; valid with has_urgent */
+    int64_t peek_offset; /* SO_PEEK_OFF, -1 off */
+    uint32_t receive_limit;
+
+    uint64_t sent;    /* bytes that the core handed over */
+    uint64_t drained; /* of them, acknowledged by the peer */
+    uint32_t send_limit;
+    int error; /* SO_ERROR */
+
+    bool has_urgent;
+    bool fin_received;
+    bool read_shut, write_shut;
+    bool no_space; /* a send came short: OUT is due when a third is free */
+    bool fin_acked;
+    bool nodelay, oob_inline, linger_hard;
+    bool closed;  /* by the core */
+    bool aborted; /* ... with RST: SO_LINGER 0, or unread data */
+};
+
+/* Of new sockets. The overhead of the send queue's memory is in per cent of the bytes. */
+void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_overhead, int peek_off);
+int fake_last_socket(void); /* the newest descriptor of a socket, also when it was closed since; -1 none */
+const struct fake_socket *fake_socket_at(int fd); /* NULL: no socket ever had this descriptor */
+unsigned fake_sockets_open(void);
+void fake_send_limit(int fd, uint32_t bytes);
+
+/* What the peer does. 0, or a negative errno where it cannot. */
+int fake_peer_accept(int fd);
+int fake_peer_refuse(int fd, int error);
+int64_t fake_peer_send(int fd, uint64_t length); /* one segment; how much of it our window takes */
+int64_t fake_peer_send_urgent(int fd, uint64_t length); /* its last byte is urgent */
+int fake_peer_fin(int fd);
+int fake_peer_reset(int fd);
+int64_t fake_peer_take(int fd, uint64_t length); /* reads: the kernel's send queue drains */
+
+/* For the facts, which speak to this kernel without a core in between. */
+int fake_eventfd(void);
+int fake_epoll(void);
+int fake_dup(int fd);
+int fake_epoll_wait_one(int epoll_fd, uint32_t *ret_events, uint64_t *ret_data); /* 0 nothing, 1 an event */
+int64_t fake_recv(int fd, void *bytes, size_t length, int flags);
+int64_t fake_send(int fd, const void *bytes, size_t length);
+
+/* cdef: end */
+
+/* ---- between the fake kernel's two files ---- */
+
+enum {
+    FAKE_DESCRIPTORS = 8192, /* of one conversation, since none is used twice */
+    FAKE_DESCRIPTOR_FIRST = 3,
+};
+
+#define FAKE_CALLS(apply)                                                                                              \
+    apply(socket)                                                                                                      \
+    apply(connect)                                                                                                     \
+    apply(setsockopt)                                                                                                  \
+    apply(getsockopt)                                                                                                  \
+    apply(recvmsg)                                                                                                     \
+    apply(sendmsg)                                                                                                     \
+    apply(discard)                                                                                                     \
+    apply(shutdown)                                                                                                    \
+    apply(close)                                                                                                       \
+    apply(epoll_ctl)                                                                                                   \
+    apply(epoll_wait)                                                                                                  \
+    apply(eventfd_signal)
+
+enum fake_call {
+#define CALL_ENUM(name) CALL_##name,
+    FAKE_CALLS(CALL_ENUM)
+#undef CALL_ENUM
+        CALL_COUNT
+};
+
+/* Counts a call; a negative errno if it was told to fail. */
+int fake_called(enum fake_call call);
+void fake_violate(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* A new descriptor of a socket. -EMFILE: none is left. */
+int fake_socket_descriptor(void);
+struct fake_socket *fake_socket_of(int fd, const char *call); /* open ones only; NULL: the violation is noted */
+
+/* Wakes all that wait for the socket: mask as the kernel's wake functions have it, 0 for a change of state. */
+void fake_wake(int fd, uint32_t mask);
+
+/* fake_socket.c */
+void fake_socket_init(struct fake_socket *socket, int fd);
+uint32_t fake_socket_poll(struct fake_socket *socket);
+void fake_socket_closed(struct fake_socket *socket); /* the last descriptor has gone */
+
+#endif

@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fake_socket.c: the TCP of the fake kernel, and the peers at its other end. Names in brackets are Linux's own.
+ *
+ * Which wake-up carries which mask decides what an edge-triggered watch sees:
+ *   a segment with data    IN|PRI    [sock_def_readable]
+ *   connect() has ended, FIN, RST, our own shutdown(), the ACK of our FIN    none: a change of state [sock_def_wakeup]
+ *   RST                    ERR beside that [sk_error_report]
+ *   room in the queue      OUT, if a send came short before [sk_stream_write_space]
+ *
+ * Called by the core through sys.h, and by the tests. Adversary: nobody.
+ * Invariants: taken <= arrived, drained <= sent; what the core sends is compared with the pattern of the socket's stream.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <linux/sock_diag.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fake_kernel.h"
+#include "sys.h"
+
+static struct {
+    uint32_t send_limit, receive_limit, send_overhead;
+    int peek_off;
+} defaults;
+
+void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_overhead, int peek_off)
+{
+    defaults.send_limit = send_limit;
+    defaults.receive_limit = receive_limit;
+    defaults.send_overhead = send_overhead;
+    defaults.peek_off = peek_off;
+}
+
+void fake_socket_init(struct fake_socket *socket, int fd)
+{
+    *socket = (struct fake_socket){
+        .stream_in = 2u * (unsigned)fd,
+        .stream_out = 2u * (unsigned)fd + 1,
+        .peek_offset = -1,
+        .receive_limit = defaults.receive_limit,
+        .send_limit = defaults.send_limit,
+    };
+}
+
+/* ---- what is there ---- */
+
+/* The memory of the send queue [sk_wmem_queued]: the bytes and what the kernel needs to keep them. */
+static uint64_t queue_memory(const struct fake_socket *socket, uint64_t bytes)
+{
+    (void)socket;
+    return bytes + bytes * defaults.send_overhead / 100;
+}
+
+static uint64_t queued(const struct fake_socket *socket)
+{
+    return queue_memory(socket, socket->sent - socket->drained);
+}
+
+static uint64_t queue_room(const struct fake_socket *socket)
+{
+    uint64_t used = queued(socket);
+
+    return used >= socket->send_limit ? 0 : (socket->send_limit - used) * 100 / (100 + defaults.send_overhead);
+}
+
+/* [sk_stream_is_writeable]: what is free is half of what is used, a third of the whole. */
+static bool writable(const struct fake_socket *socket)
+{
+    uint64_t used = queued(socket);
+
+    return used <= socket->send_limit && socket->send_limit - used >= used / 2;
+}
+
+/* [tcp_poll] */
+uint32_t fake_socket_poll(struct fake_socket *socket)
+{
+    uint32_t mask = socket->error ? EPOLLERR : 0;
+
+    if (socket->state == FAKE_CONNECTING)
+        return mask;
+    if ((socket->read_shut && socket->write_shut) || socket->state != FAKE_CONNECTED)
+        mask |= EPOLLHUP;
+    if (socket->read_shut)
+        mask |= EPOLLIN | EPOLLRDHUP;
+    if (socket->arrived > socket->taken)
+        mask |= EPOLLIN;
+    if (socket->has_urgent)
+        mask |= EPOLLPRI;
+    if (socket->write_shut || writable(socket))
+        mask |= EPOLLOUT;
+    else
+        socket->no_space = true;
+    return mask;
+}
+
+/* The kernel knows a socket by its first descriptor, which its streams are numbered by. */
+static int descriptor(const struct fake_socket *socket)
+{
+    return (int)(socket->stream_in / 2);
+}
+
+static void wake(const struct fake_socket *socket, uint32_t mask)
+{
+    fake_wake(descriptor(socket), mask);
+}
+
+/* Our FIN is acknowledged at once when all before it is. */
+static void fin_progress(struct fake_socket *socket)
+{
+    if (!socket->write_shut || socket->fin_acked || socket->drained < socket->sent || socket->state != FAKE_CONNECTED)
+        return;
+    socket->fin_acked = true;
+    wake(socket, 0);
+}
+
+/* ---- the core's calls ---- */
+
+int sys_socket(int family, int type, int protocol)
+{
+    int err = fake_called(CALL_socket);
+    int fd;
+
+    if (err)
+        return err;
+    if (type != (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC) || protocol)
+        fake_violate("socket(): type %#x, protocol %d", (unsigned)type, protocol);
+    fd = fake_socket_descriptor();
+    if (fd >= 0)
+        fake_socket_of(fd, "socket")->family = family;
+    return fd;
+}
+
+int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
+{
+    int err = fake_called(CALL_connect);
+    struct fake_socket *socket = fake_socket_of(fd, "connect");
+
+    if (!socket)
+        return -EBADF;
+    if (addr->sa_family == AF_INET && length >= sizeof(struct sockaddr_in)) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)addr;
+        memset(socket->address + 10, 0xff, 2);
+        memcpy(socket->address + 12, &in->sin_addr, 4);
+        socket->port = ntohs(in->sin_port);
+    } else if (addr->sa_family == AF_INET6 && length >= sizeof(struct sockaddr_in6)) {
+        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)(const void *)addr;
+        memcpy(socket->address, &in6->sin6_addr, 16);
+        socket->port = ntohs(in6->sin6_port);
+    } else {
+        return -EINVAL;
+    }
+    if (err)
+        return err;
+    socket->state = FAKE_CONNECTING;
+    return -EINPROGRESS;
+}
+
+int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
+{
+    int err = fake_called(CALL_setsockopt);
+    struct fake_socket *socket = fake_socket_of(fd, "setsockopt");
+    int number = 0;
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    memcpy(&number, value, length < sizeof(number) ? length : sizeof(number));
+    if (level == IPPROTO_TCP && name == TCP_NODELAY) {
+        socket->nodelay = number;
+    } else if (level == SOL_SOCKET && name == SO_OOBINLINE) {
+        socket->oob_inline = number;
+    } else if (level == SOL_SOCKET && name == SO_LINGER && length == sizeof(struct linger)) {
+        const struct linger *linger = value;
+        socket->linger_hard = linger->l_onoff && !linger->l_linger;
+    } else if (level == SOL_SOCKET && name == SO_PEEK_OFF) {
+        if (!defaults.peek_off)
+            return -EOPNOTSUPP;
+        socket->peek_offset = number;
+    } else {
+        fake_violate("setsockopt(): level %d, option %d is not modelled", level, name);
+        return -ENOPROTOOPT;
+    }
+    return 0;
+}
+
+static int meminfo(const struct fake_socket *socket, uint32_t *value, socklen_t *length)
+{
+    uint32_t memory[SK_MEMINFO_VARS] = {
+        [SK_MEMINFO_SNDBUF] = socket->send_limit,
+        [SK_MEMINFO_WMEM_QUEUED] = (uint32_t)queued(socket),
+        [SK_MEMINFO_RCVBUF] = socket->receive_limit,
+        [SK_MEMINFO_RMEM_ALLOC] = (uint32_t)(socket->arrived - socket->taken),
+    };
+
+    if (*length > sizeof(memory))
+        *length = sizeof(memory);
+    memcpy(value, memory, *length);
+    return 0;
+}
+
+int sys_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
+{
+    int err = fake_called(CALL_getsockopt);
+    struct fake_socket *socket = fake_socket_of(fd, "getsockopt");
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (level == SOL_SOCKET && name == SO_MEMINFO)
+        return meminfo(socket, value, length);
+    if (level == SOL_SOCKET && name == SO_ERROR && *length >= sizeof(int)) {
+        memcpy(value, &socket->error, sizeof(int));
+        *length = sizeof(int);
+        socket->error = 0;
+        return 0;
+    }
+    fake_violate("getsockopt(): level %d, option %d is not modelled", level, name);
+    return -ENOPROTOOPT;
+}
+
+/* The answer when no byte is there [the end of tcp_recvmsg_locked's loop]: a FIN hides an error that came after it. */
+static ssize_t nothing_there(struct fake_socket *socket)
+{
+    int error = socket->error;
+
+    if (socket->fin_received)
+        return 0;
+    socket->error = 0;
+    if (error)
+        return -error;
+    if (socket->read_shut)
+        return 0;
+    return socket->state == FAKE_IDLE || socket->state == FAKE_CLOSED ? -ENOTCONN : -EAGAIN;
+}
+
+/* How many bytes one read finds at `start`: it stops before the urgent byte, and starts again there. */
+static uint64_t readable(const struct fake_socket *socket, uint64_t start)
+{
+    if (start >= socket->arrived)
+        return 0;
+    if (socket->has_urgent && start < socket->urgent)
+        return socket->urgent - start;
+    return socket->arrived - start;
+}
+
+/* A read that takes: the peek offset moves back, and urgent data that was passed is urgent no more. */
+static void take(struct fake_socket *socket, uint64_t length)
+{
+    socket->taken += length;
+    if (socket->peek_offset >= 0)
+        socket->peek_offset = socket->peek_offset > (int64_t)length ? socket->peek_offset - (int64_t)length : 0;
+    if (socket->taken > socket->urgent)
+        socket->has_urgent = false;
+}
+
+ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags)
+{
+    int err = fake_called(CALL_recvmsg);
+    struct fake_socket *socket = fake_socket_of(fd, "recvmsg");
+    uint64_t done = 0;
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (flags & ~(MSG_PEEK | MSG_DONTWAIT))
+        fake_violate("recvmsg(): flags %#x are not modelled", (unsigned)flags);
+    if (msg->msg_iovlen > UIO_MAXIOV)
+        return -EMSGSIZE;
+    bool at_offset = flags & MSG_PEEK && socket->peek_offset >= 0;
+    uint64_t start = socket->taken + (at_offset ? (uint64_t)socket->peek_offset : 0);
+    uint64_t there = readable(socket, start);
+
+    if (!there)
+        return nothing_there(socket);
+    for (size_t i = 0; i < msg->msg_iovlen && done < there; i++) {
+        size_t part = msg->msg_iov[i].iov_len < there - done ? msg->msg_iov[i].iov_len : (size_t)(there - done);
+        fake_pattern_fill(socket->stream_in, start + done, msg->msg_iov[i].iov_base, part);
+        done += part;
+    }
+    if (at_offset)
+        socket->peek_offset += (int64_t)done;
+    else if (!(flags & MSG_PEEK))
+        take(socket, done);
+    return (ssize_t)done;
+}
+
+ssize_t sys_discard(int fd, size_t length)
+{
+    int err = fake_called(CALL_discard);
+    struct fake_socket *socket = fake_socket_of(fd, "discard");
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    uint64_t there = readable(socket, socket->taken);
+    if (!there)
+        return nothing_there(socket);
+    if (there > length)
+        there = length;
+    take(socket, there);
+    return (ssize_t)there;
+}
+
+static void compare(const struct fake_socket *socket, const struct iovec *iov, uint64_t position, size_t length)
+{
+    size_t match = fake_pattern_match(socket->stream_out, position, iov->iov_base, length);
+
+    if (match < length)
+        fake_violate("sendmsg() on descriptor %d: byte %llu of the stream is not the guest's", descriptor(socket),
+                     (unsigned long long)(position + match));
+}
+
+ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    int err = fake_called(CALL_sendmsg);
+    struct fake_socket *socket = fake_socket_of(fd, "sendmsg");
+    uint64_t done = 0;
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (flags != (MSG_DONTWAIT | MSG_NOSIGNAL))
+        fake_violate("sendmsg(): flags %#x are not modelled", (unsigned)flags);
+    if (msg->msg_iovlen > UIO_MAXIOV)
+        return -EMSGSIZE;
+    if (socket->error || socket->write_shut || socket->state != FAKE_CONNECTED) {
+        int error = socket->error ? socket->error : EPIPE;
+        socket->error = 0; /* whoever meets the error first takes it with him [sk_stream_error] */
+        return -error;
+    }
+    uint64_t room = queue_room(socket);
+    for (size_t i = 0; i < msg->msg_iovlen; i++) {
+        size_t part = msg->msg_iov[i].iov_len < room - done ? msg->msg_iov[i].iov_len : (size_t)(room - done);
+        compare(socket, &msg->msg_iov[i], socket->sent + done, part);
+        done += part;
+        if (part < msg->msg_iov[i].iov_len) {
+            socket->no_space = true;
+            break;
+        }
+    }
+    socket->sent += done;
+    return done || !socket->no_space ? (ssize_t)done : -EAGAIN;
+}
+
+int sys_shutdown(int fd, int how)
+{
+    int err = fake_called(CALL_shutdown);
+    struct fake_socket *socket = fake_socket_of(fd, "shutdown");
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (socket->state != FAKE_CONNECTED)
+        return -ENOTCONN;
+    if (how != SHUT_WR)
+        fake_violate("shutdown(): %d is not modelled", how);
+    socket->write_shut = true;
+    wake(socket, 0);
+    fin_progress(socket);
+    return 0;
+}
+
+void fake_socket_closed(struct fake_socket *socket)
+{
+    socket->closed = true;
+    socket->aborted = socket->state == FAKE_CONNECTED && (socket->linger_hard || socket->arrived > socket->taken);
+}
+
+/* ---- what the peer does ---- */
+
+static struct fake_socket *peer_of(int fd)
+{
+    return fake_socket_of(fd, "peer");
+}
+
+int fake_peer_accept(int fd)
+{
+    struct fake_socket *socket = peer_of(fd);
+
+    if (!socket || socket->state != FAKE_CONNECTING)
+        return -EINVAL;
+    socket->state = FAKE_CONNECTED;
+    wake(socket, 0);
+    return 0;
+}
+
+static void end(struct fake_socket *socket, int error)
+{
+    socket->state = FAKE_CLOSED;
+    socket->error = error;
+    socket->read_shut = socket->write_shut = true;
+    socket->drained = socket->sent; /* nobody will take it any more */
+    wake(socket, 0);
+    wake(socket, EPOLLERR);
+}
+
+int fake_peer_refuse(int fd, int error)
+{
+    struct fake_socket *socket = peer_of(fd);
+
+    if (!socket || socket->state != FAKE_CONNECTING)
+        return -EINVAL;
+    end(socket, error);
+    return 0;
+}
+
+int64_t fake_peer_send(int fd, uint64_t length)
+{
+    struct fake_socket *socket = peer_of(fd);
+
+    if (!socket || socket->state != FAKE_CONNECTED || socket->read_shut)
+        return -EPIPE;
+    uint64_t room = socket->receive_limit - (socket->arrived - socket->taken);
+    if (length > room)
+        length = room;
+    if (!length)
+        return 0;
+    socket->arrived += length;
+    wake(socket, EPOLLIN | EPOLLPRI);
+    return (int64_t)length;
+}
+
+int64_t fake_peer_send_urgent(int fd, uint64_t length)
+{
+    int64_t sent = fake_peer_send(fd, length);
+    struct fake_socket *socket = peer_of(fd);
+
+    if (sent > 0) {
+        socket->has_urgent = true;
+        socket->urgent = socket->arrived - 1;
+    }
+    return sent;
+}
+
+int fake_peer_fin(int fd)
+{
+    struct fake_socket *socket = peer_of(fd);
+
+    if (!socket || socket->state != FAKE_CONNECTED || socket->read_shut)
+        return -EPIPE;
+    socket->fin_received = socket->read_shut = true;
+    wake(socket, 0);
+    return 0;
+}
+
+int fake_peer_reset(int fd)
+{
+    struct fake_socket *socket = peer_of(fd);
+
+    if (!socket || socket->state != FAKE_CONNECTED)
+        return -EPIPE;
+    end(socket, socket->fin_received ? EPIPE : ECONNRESET); /* [tcp_reset] */
+    return 0;
+}
+
+int64_t fake_peer_take(int fd, uint64_t length)
+{
+    struct fake_socket *socket = peer_of(fd);
+
+    if (!socket || socket->state != FAKE_CONNECTED)
+        return -EPIPE;
+    uint64_t there = socket->sent - socket->drained;
+    if (length > there)
+        length = there;
+    socket->drained += length;
+    if (socket->no_space && writable(socket)) {
+        socket->no_space = false;
+        wake(socket, EPOLLOUT);
+    }
+    fin_progress(socket);
+    return (int64_t)length;
+}
+
+void fake_send_limit(int fd, uint32_t bytes)
+{
+    struct fake_socket *socket = fake_socket_of(fd, "fake_send_limit");
+
+    if (socket)
+        socket->send_limit = bytes;
+}
+
+/* ---- for the facts ---- */
+
+int64_t fake_recv(int fd, void *bytes, size_t length, int flags)
+{
+    struct iovec iov = {bytes, length};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+    return sys_recvmsg(fd, &msg, flags);
+}
+
+int64_t fake_send(int fd, const void *bytes, size_t length)
+{
+    struct iovec iov = {(void *)(uintptr_t)bytes, length};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+    return sys_sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+}

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""packaging/launcher.c: what the four commands hand to Python, whatever the caller's environment holds.
+
+Adversary: the caller's environment. A shell script stands in for the interpreter and prints what it gets.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from c_parts import OURS
+
+SOURCE = Path(__file__).resolve().parents[2] / "packaging" / "launcher.c"
+ENTRY = "from lockgate.plugin.launch import main; main()"
+SHOW = '#!/bin/bash\nprintf "%s\\n" "$(tr "\\0" "|" </proc/$$/cmdline)"\n'
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The launcher, for a machine without /usr/bin/python3."""
+    target = tmp_path_factory.mktemp("launcher") / "passt"
+    system = '-DSYSTEM_PYTHON="/nonexistent/python3"'
+    subprocess.run(["cc", *OURS, system, "-o", target, SOURCE], check=True)
+    return target
+
+
+@pytest.fixture
+def command(compiled: Path, tmp_path: Path) -> Path:
+    """A copy beside a python3 that shows its arguments."""
+    python = tmp_path / "python3"
+    python.write_text(SHOW)
+    python.chmod(0o755)
+    target = tmp_path / "passt"
+    target.write_bytes(compiled.read_bytes())
+    target.chmod(0o755)
+    return target
+
+
+def shown(command: Path, *words: str, name: str | None = None) -> list[str]:
+    """What the stand-in for Python was started with: bash shows itself first, then the script."""
+    output = subprocess.run(
+        [name or str(command), *words], executable=command, check=True, capture_output=True, text=True
+    )
+    return output.stdout.strip().strip("|").split("|")[2:]
+
+
+def test_python_gets_the_isolated_flag_the_entry_and_all_words_as_typed(command: Path) -> None:
+    """-I, the one line of code, the command's name, and then the caller's words, empty ones too."""
+    assert shown(command, "-f", "", "a b") == ["-I", "-c", ENTRY, "passt", "-f", "", "a b"]
+
+
+def test_the_name_that_was_typed_is_handed_on_without_its_folder(command: Path) -> None:
+    """It decides the contract, also when a link or an exec gives another name than the file's."""
+    assert shown(command, name="/somewhere/pasta.avx2")[3] == "pasta.avx2"
+    link = command.parent / "gvproxy"
+    link.symlink_to(command)
+    assert subprocess.run([link], capture_output=True, text=True).stdout.split("|")[5] == "gvproxy"
+
+
+def test_a_link_from_elsewhere_finds_the_interpreter_beside_the_real_file(command: Path, tmp_path: Path) -> None:
+    """A link in /usr/local/bin to a command in a virtual environment."""
+    (tmp_path / "bin").mkdir()
+    link = tmp_path / "bin" / "passt"
+    link.symlink_to(command)
+    assert subprocess.run([link, "-f"], capture_output=True, text=True).stdout.count("-I|-c") == 1
+
+
+def test_without_an_interpreter_there_is_one_sentence_and_status_1(compiled: Path) -> None:
+    """Nothing beside it, nothing at the system's place: both are named."""
+    ended = subprocess.run([compiled, "-f"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert "/nonexistent/python3" in ended.stderr and str(compiled) in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "variable", ["PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR", "PYTHONSAFEPATH"]
+)
+def test_a_variable_for_python_changes_nothing(tmp_path: Path, variable: str) -> None:
+    """With the real command and a folder whose modules would end the process if they were ever read."""
+    planted = tmp_path / "lockgate"
+    planted.mkdir()
+    for name in ("sitecustomize.py", "os.py", "lockgate/__init__.py"):
+        (tmp_path / name).write_text("import sys; sys.exit('planted code ran')")
+    command = SOURCE.parents[1] / ".venv" / "bin" / "passt"
+    plain = subprocess.run([command, "--version"], capture_output=True, cwd=tmp_path)
+    touched = subprocess.run(
+        [command, "--version"], capture_output=True, cwd=tmp_path, env={**os.environ, variable: str(tmp_path)}
+    )
+    assert (plain.returncode, touched.returncode) == (0, 0)
+    assert plain.stdout == touched.stdout
+
+
+def test_ps_shows_the_command_by_its_own_path() -> None:
+    """argv[0] of the interpreter is the command beside it, which is also how Python finds its environment."""
+    command = SOURCE.parents[1] / ".venv" / "bin" / "lockgate"
+    ended = subprocess.run(
+        ["strace", "-qq", "-e", "trace=execve", "-s", "200", command], capture_output=True, text=True
+    )
+    assert f'python3", ["{command}", "-I", "-c"' in ended.stderr

@@ -144,41 +144,34 @@ static int run_vring_enable(struct worker *worker, struct request *request)
     return 0;
 }
 
-static int replace_fd(struct worker *worker, struct request *request, int *(*slot)(struct vring *))
+static struct vring *named_ring(struct worker *worker, const struct request *request)
 {
     uint64_t index = request->command->value.value;
 
-    if (index >= VHOST_QUEUES)
-        return -EINVAL;
-    int *fd = slot(&worker->vhost.ring[index]);
-    if (*fd >= 0)
-        close(*fd);
-    *fd = take_fd(request, 0);
-    return 0;
-}
-
-static int *slot_call(struct vring *ring)
-{
-    return &ring->call_fd;
-}
-
-static int *slot_err(struct vring *ring)
-{
-    return &ring->err_fd;
+    return index < VHOST_QUEUES ? &worker->vhost.ring[index] : NULL;
 }
 
 static int run_vring_call(struct worker *worker, struct request *request)
 {
-    int err = replace_fd(worker, request, slot_call);
+    struct vring *ring = named_ring(worker, request);
 
-    if (!err) /* a call on the old descriptor may have been missed */
-        vring_call(&worker->vhost.ring[request->command->value.value]);
-    return err;
+    if (!ring)
+        return -EINVAL;
+    vring_set_call(ring, take_fd(request, 0));
+    vring_call(ring); /* a call on the old descriptor may have been missed */
+    return 0;
 }
 
 static int run_vring_err(struct worker *worker, struct request *request)
 {
-    return replace_fd(worker, request, slot_err);
+    struct vring *ring = named_ring(worker, request);
+
+    if (!ring)
+        return -EINVAL;
+    if (ring->err_fd >= 0)
+        close(ring->err_fd);
+    ring->err_fd = take_fd(request, 0);
+    return 0;
 }
 
 static int run_dirty_log(struct worker *worker, struct request *request)

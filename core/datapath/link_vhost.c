@@ -369,8 +369,9 @@ void link_vhost_init(struct link_vhost *vhost, uint64_t *counters, struct pcap_r
     vring_init(&vhost->ring[TRANSMITQ], &vhost->memory, false);
 }
 
-static void ring_apply_features(const struct link_vhost *vhost, struct vring *ring)
+static void ring_apply_features(struct link_vhost *vhost, struct vring *ring)
 {
+    ring->log = ring->logged && feature(vhost, VHOST_F_LOG_ALL) ? &vhost->log : NULL;
     ring->event_idx = feature(vhost, VIRTIO_RING_F_EVENT_IDX);
     ring->indirect = feature(vhost, VIRTIO_RING_F_INDIRECT_DESC);
 }
@@ -463,11 +464,12 @@ int link_vhost_start(struct link_vhost *vhost, const struct lg_cmd_vring *setup,
             ring->desc = NULL;
         return err;
     }
-    ring_apply_features(vhost, ring);
     ring->enabled = setup->flags & LG_VRING_ENABLED;
-    ring->log = setup->flags & LG_VRING_LOG ? &vhost->log : NULL;
+    ring->logged = setup->flags & LG_VRING_LOG;
+    ring_apply_features(vhost, ring);
     ring->used_guest_addr = setup->log_addr;
-    descriptor_take(&ring->call_fd, call_fd);
+    if (call_fd >= 0)
+        vring_set_call(ring, call_fd);
     descriptor_take(&ring->err_fd, err_fd);
     return 0;
 }

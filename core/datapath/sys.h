@@ -34,6 +34,7 @@ int sys_close(int fd);
 int sys_epoll_ctl(int epoll_fd, int op, int fd, uint32_t events, uint64_t data);
 int sys_epoll_wait(int epoll_fd, struct epoll_event *events, int max, int timeout_ms);
 int sys_eventfd_signal(int fd);
+int sys_socket_signal(int fd);
 
 #else
 
@@ -124,6 +125,13 @@ static inline int sys_eventfd_signal(int fd)
 {
     uint64_t one = 1;
     return write(fd, &one, sizeof(one)) < 0 ? -errno : 0;
+}
+
+/* The same for a socket, which User-mode Linux has in an eventfd's place. A full one has been signalled often enough. */
+static inline int sys_socket_signal(int fd)
+{
+    uint64_t one = 1;
+    return send(fd, &one, sizeof(one), MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
 #endif

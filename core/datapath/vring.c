@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "sys.h"
@@ -265,8 +266,22 @@ bool vring_publish(struct vring *ring)
 
 void vring_call(struct vring *ring)
 {
-    if (ring->call_fd >= 0)
+    if (ring->call_fd < 0)
+        return;
+    if (ring->call_is_socket)
+        sys_socket_signal(ring->call_fd);
+    else
         sys_eventfd_signal(ring->call_fd);
+}
+
+void vring_set_call(struct vring *ring, int fd)
+{
+    struct stat stat;
+
+    if (ring->call_fd >= 0)
+        close(ring->call_fd);
+    ring->call_fd = fd;
+    ring->call_is_socket = fd >= 0 && !fstat(fd, &stat) && S_ISSOCK(stat.st_mode);
 }
 
 bool vring_ask_kick(struct vring *ring)

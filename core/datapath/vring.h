@@ -68,7 +68,8 @@ struct vring {
     const struct vring_avail *avail;
     struct vring_used *used;
     struct guest_memory *memory;
-    struct dirty_log *log;    /* for the used ring; NULL when it is not to be logged */
+    bool logged;              /* the front end wants writes to the used ring logged, while LOG_ALL is acknowledged */
+    struct dirty_log *log;    /* then where; NULL: not now */
     uint64_t used_guest_addr; /* for the log */
     uint32_t size;
     uint16_t next_avail; /* the next entry of the avail ring that we take */
@@ -82,6 +83,7 @@ struct vring {
     bool indirect;
     bool writable; /* the receiveq: the device writes its buffers */
     int kick_fd, call_fd, err_fd;
+    bool call_is_socket;
     enum vring_fault fault;
 };
 
@@ -120,6 +122,7 @@ void vring_finish(struct vring *ring, uint16_t head, uint32_t written);
 /* Shows the guest all that was finished. True: the guest wants to be told, and vring_call() should follow. */
 bool vring_publish(struct vring *ring);
 void vring_call(struct vring *ring);
+void vring_set_call(struct vring *ring, int fd); /* takes fd over; -1: none */
 
 /* Asks the guest for a kick at the first chain beyond those that vring_waiting() has seen. True: such chains came while
  * we asked, go on instead of sleeping. */

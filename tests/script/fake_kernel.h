@@ -49,9 +49,9 @@ struct fake_socket {
     uint16_t port;
     uint32_t stream_in, stream_out; /* pattern numbers: from the peer, to the peer */
 
-    uint64_t arrived; /* bytes that came from the peer, in order */
-    uint64_t taken;   /* of them, read or discarded */
-    uint64_t urgent;  /* position of the urgent byte; valid with has_urgent */
+    uint64_t arrived;    /* bytes that came from the peer, in order */
+    uint64_t taken;      /* of them, read or discarded */
+    uint64_t urgent;     /* position of the urgent byte; valid with has_urgent */
     int64_t peek_offset; /* SO_PEEK_OFF, -1 off */
     uint32_t receive_limit;
 
@@ -80,7 +80,7 @@ void fake_send_limit(int fd, uint32_t bytes);
 /* What the peer does. 0, or a negative errno where it cannot. */
 int fake_peer_accept(int fd);
 int fake_peer_refuse(int fd, int error);
-int64_t fake_peer_send(int fd, uint64_t length); /* one segment; how much of it our window takes */
+int64_t fake_peer_send(int fd, uint64_t length);        /* one segment; how much of it our window takes */
 int64_t fake_peer_send_urgent(int fd, uint64_t length); /* its last byte is urgent */
 int fake_peer_fin(int fd);
 int fake_peer_reset(int fd);
@@ -121,7 +121,7 @@ enum fake_call {
 #define CALL_ENUM(name) CALL_##name,
     FAKE_CALLS(CALL_ENUM)
 #undef CALL_ENUM
-        CALL_COUNT
+    CALL_COUNT
 };
 
 /* Counts a call; a negative errno if it was told to fail. */

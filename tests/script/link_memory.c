@@ -49,7 +49,8 @@ static void frames_free(struct list *list)
 /* ---- from the guest ---- */
 
 /* Cuts a frame into pieces; 0: they do not fit any more. */
-static unsigned scatter(const struct link_memory *memory, const struct memory_frame *frame, struct iovec *iov, unsigned max)
+static unsigned scatter(const struct link_memory *memory, const struct memory_frame *frame, struct iovec *iov,
+                        unsigned max)
 {
     unsigned count = 0;
 

@@ -46,14 +46,14 @@ struct link_memory {
 
     /* to the guest */
     bool connected;
-    bool merge;          /* several buffers make one frame */
+    bool merge; /* several buffers make one frame */
     size_t buffer_bytes;
-    unsigned buffers;    /* that the guest has given, and that are free */
-    unsigned given;      /* ever; tells whether more came since somebody looked */
+    unsigned buffers; /* that the guest has given, and that are free */
+    unsigned given;   /* ever; tells whether more came since somebody looked */
     unsigned given_seen;
-    bool room_event;     /* more came, and the engine wanted to know */
+    bool room_event; /* more came, and the engine wanted to know */
     bool room_asked;
-    unsigned full;       /* how often reserve() said so */
+    unsigned full; /* how often reserve() said so */
     struct memory_reservation reserved[MEMORY_RESERVED_MAX];
     unsigned reserved_first, reserved_end;
     struct list committed; /* not flushed yet: the guest does not see them */

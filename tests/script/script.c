@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * script.c: the world of script.h. See there for who calls it, and the invariants.
+ */
+#include "script.h"
+
+#include <assert.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "engine.h"
+#include "fake_kernel.h"
+#include "link_memory.h"
+#include "sys.h"
+#include "tcp.h"
+
+enum {
+    WAKEUPS_KEPT = 1 << 16,
+    EVENTS_KEPT = 1 << 12,
+};
+
+static struct {
+    struct engine engine;
+    struct link_memory link;
+    struct event_sink sink;
+    struct memory_frame *taken; /* what Python looks at */
+    uint64_t counters[C_COUNT];
+    bool open, guest_ready;
+    unsigned wakeups, events, punts;
+    struct script_wakeup wakeup[WAKEUPS_KEPT];
+    struct lg_event event[EVENTS_KEPT];
+    char left[512];
+} world;
+
+/* ---- faults: what would end the process becomes a text, so that the test that met it has a name ---- */
+
+static char fault[4096];
+static jmp_buf escape;
+
+const char *script_fault(void)
+{
+    return fault;
+}
+
+/* In place of the C library's, which calls abort(). */
+void __assert_fail(const char *assertion, const char *file, unsigned line, const char *function)
+{
+    if (!fault[0])
+        snprintf(fault, sizeof(fault), "assertion: %s:%u: %s(): %s", file, line, function, assertion);
+    longjmp(escape, 1);
+}
+
+#ifdef SCRIPT_SANITIZED
+#include <sanitizer/asan_interface.h>
+
+const char *__asan_default_options(void);
+const char *__ubsan_default_options(void);
+void __ubsan_on_report(void);
+void __ubsan_get_current_report_data(const char **kind, const char **message, const char **file, unsigned *line,
+                                     unsigned *column, char **address);
+
+/* Python was there first, and has handlers of its own; what it lost is not ours to count. */
+const char *__asan_default_options(void)
+{
+    return "verify_asan_link_order=0:detect_leaks=0:halt_on_error=0:handle_segv=0:handle_sigbus=0:handle_sigfpe=0:"
+           "handle_abort=0:quarantine_size_mb=16:detect_stack_use_after_return=0";
+}
+
+const char *__ubsan_default_options(void)
+{
+    return "halt_on_error=0:print_stacktrace=1";
+}
+
+static void on_address_report(const char *text)
+{
+    if (!fault[0])
+        snprintf(fault, sizeof(fault), "%s", text);
+}
+
+void __ubsan_on_report(void)
+{
+    const char *kind, *message, *file;
+    unsigned line, column;
+    char *address;
+
+    __ubsan_get_current_report_data(&kind, &message, &file, &line, &column, &address);
+    if (!fault[0])
+        snprintf(fault, sizeof(fault), "undefined behaviour: %s:%u: %s: %s", file, line, kind, message);
+}
+
+static void watch_for_faults(void)
+{
+    __asan_set_error_report_callback(on_address_report);
+}
+#else
+static void watch_for_faults(void)
+{
+}
+#endif
+
+/* ---- life ---- */
+
+static void keep_event(struct event_sink *sink, const struct lg_event *event)
+{
+    (void)sink;
+    if (world.events < EVENTS_KEPT)
+        world.event[world.events++] = *event;
+}
+
+static void note_punt(struct engine *engine, const struct guest_frame *frame)
+{
+    (void)engine;
+    (void)frame;
+    world.punts++;
+}
+
+int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off)
+{
+    static const uint8_t random[32] = {7};
+    int err;
+
+    watch_for_faults();
+    fault[0] = '\0';
+    world.wakeups = world.events = world.punts = 0;
+    world.guest_ready = false;
+    memset(world.counters, 0, sizeof(world.counters));
+    fake_clock_set(start_ms * 1000000);
+    if (setjmp(escape))
+        return -1;
+    err = engine_init(&world.engine, world.counters, flow_limit, peek_off, random);
+    if (err)
+        return err;
+    link_memory_init(&world.link, &world.engine.now_ms);
+    world.sink = (struct event_sink){.emit = keep_event, .level = 2};
+    world.engine.link = &world.link.link;
+    world.engine.events = &world.sink;
+    world.engine.punt = note_punt;
+    world.engine.epoll_fd = fake_epoll();
+    world.open = true;
+    return 0;
+}
+
+void script_close(void)
+{
+    if (!world.open)
+        return;
+    world.open = false;
+    if (!fault[0] && !setjmp(escape))
+        engine_free(&world.engine);
+    link_memory_free(&world.link);
+    if (world.taken)
+        memory_frame_free(world.taken);
+    world.taken = NULL;
+}
+
+struct lg_net_view *script_view(void)
+{
+    return &world.engine.view;
+}
+
+/* ---- the loop ---- */
+
+uint64_t script_now_ms(void)
+{
+    return sys_monotonic_ns() / 1000000;
+}
+
+uint64_t script_next_ms(void)
+{
+    return engine_next_ms(&world.engine);
+}
+
+void script_set_time(uint64_t ms)
+{
+    fake_clock_set(ms * 1000000);
+}
+
+/* What a wake-up has to change to be worth its cost. That the socket is now known to be readable, or is not watched any
+ * more, does not count: nothing that anybody waits for follows from it. */
+struct signature {
+    uint32_t snd_una, snd_nxt, snd_max, rcv_nxt, rcv_edge;
+    uint8_t to_guest, to_host;
+    bool there, peer_hup, urgent, send_blocked, done;
+};
+
+static struct signature signature(uint64_t handle)
+{
+    const struct flow *flow = flow_from_handle(&world.engine.flows, handle);
+    struct signature s;
+
+    memset(&s, 0, sizeof(s)); /* it is compared as bytes */
+    if (!flow)
+        return s;
+    const struct tcp *tcp = &flow->tcp;
+    s.there = true;
+    s.snd_una = tcp->snd_una;
+    s.snd_nxt = tcp->snd_nxt;
+    s.snd_max = tcp->snd_max;
+    s.rcv_nxt = tcp->rcv_nxt;
+    s.rcv_edge = tcp->rcv_edge;
+    s.to_guest = tcp->to_guest;
+    s.to_host = tcp->to_host;
+    s.peer_hup = tcp->peer_hup;
+    s.urgent = tcp->urgent;
+    s.send_blocked = tcp->send_blocked;
+    s.done = tcp->done;
+    return s;
+}
+
+static int descriptor(uint64_t handle)
+{
+    const struct flow *flow = flow_from_handle(&world.engine.flows, handle);
+
+    return flow ? flow->fd : -1;
+}
+
+static int step(void)
+{
+    struct epoll_event events[EVENTS_PER_WAIT];
+    struct signature before[EVENTS_PER_WAIT], after;
+    struct engine *engine = &world.engine;
+    int n = sys_epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, 0);
+    bool due;
+    unsigned first = world.wakeups;
+
+    engine_set_time(engine, sys_monotonic_ns());
+    due = engine_next_ms(engine) <= engine->now_ms;
+    for (int i = 0; i < n; i++) {
+        before[i] = signature(events[i].data.u64);
+        if (world.wakeups < WAKEUPS_KEPT)
+            world.wakeup[world.wakeups++] = (struct script_wakeup){
+                .time_ms = engine->now_ms, .fd = descriptor(events[i].data.u64), .events = events[i].events};
+        engine_socket_event(engine, events[i].data.u64, events[i].events);
+    }
+    due |= world.link.room_event || !list_empty(&world.link.queued) || world.guest_ready;
+    if (world.link.room_event) {
+        world.link.room_event = false;
+        engine_link_room(engine);
+    }
+    if (!list_empty(&world.link.queued) || world.guest_ready)
+        world.guest_ready = engine_from_guest(engine);
+    engine_settle(engine);
+    for (unsigned i = first; i < world.wakeups; i++) {
+        after = signature(events[i - first].data.u64);
+        world.wakeup[i].idle = !memcmp(&before[i - first], &after, sizeof(after));
+    }
+    if (!list_empty(&world.link.committed) && !world.link.violation)
+        world.link.violation = "a frame was committed and never flushed";
+    if (!list_empty(&world.link.lent) && !world.link.violation)
+        world.link.violation = "frames of the guest were not released";
+    return n || due;
+}
+
+int script_step(void)
+{
+    if (fault[0] || setjmp(escape))
+        return 0;
+    return step();
+}
+
+int script_settle(unsigned steps_max)
+{
+    for (unsigned steps = 0; steps < steps_max; steps++) {
+        if (!script_step())
+            return (int)steps;
+    }
+    return -1;
+}
+
+unsigned script_wakeups(void)
+{
+    return world.wakeups;
+}
+
+const struct script_wakeup *script_wakeup(unsigned index)
+{
+    return index < world.wakeups ? &world.wakeup[index] : NULL;
+}
+
+/* ---- the guest's side ---- */
+
+void script_set_link(const struct script_link *settings)
+{
+    struct link_memory *link = &world.link;
+
+    link->piece_bytes = settings->piece_bytes;
+    link->batch_max = settings->batch_max;
+    link->buffer_bytes = settings->buffer_bytes;
+    link->merge = settings->merge;
+    link->connected = settings->connected;
+    link->link.csum = settings->csum;
+    link->link.tso4 = settings->tso4;
+    link->link.tso6 = settings->tso6;
+}
+
+void script_get_link(struct script_link *ret_settings)
+{
+    const struct link_memory *link = &world.link;
+
+    *ret_settings = (struct script_link){
+        .piece_bytes = link->piece_bytes,
+        .batch_max = link->batch_max,
+        .buffer_bytes = link->buffer_bytes,
+        .merge = link->merge,
+        .connected = link->connected,
+        .csum = link->link.csum,
+        .tso4 = link->link.tso4,
+        .tso6 = link->link.tso6,
+    };
+}
+
+unsigned script_room(void)
+{
+    return world.link.buffers;
+}
+
+void script_set_room(unsigned room)
+{
+    world.link.buffers = room;
+}
+
+void script_give_room(unsigned buffers)
+{
+    link_memory_give_room(&world.link, buffers);
+}
+
+void script_attach(void)
+{
+    world.link.room_event = true;
+}
+
+void script_from_guest(const uint8_t *head, size_t head_length, uint32_t stream, uint64_t position, size_t payload)
+{
+    struct memory_frame *frame = memory_frame_new(head_length + payload);
+
+    memcpy(frame->bytes, head, head_length);
+    fake_pattern_fill(stream, position, frame->bytes + head_length, payload);
+    list_append(&world.link.queued, &frame->node);
+}
+
+unsigned script_frames_waiting(void)
+{
+    unsigned count = 0;
+
+    for (struct node *node = world.link.visible.head.next; node != &world.link.visible.head; node = node->next)
+        count++;
+    return count;
+}
+
+int script_to_guest(struct script_frame *ret_frame)
+{
+    struct node *node = list_pop(&world.link.visible);
+
+    if (world.taken)
+        memory_frame_free(world.taken);
+    world.taken = NULL;
+    if (!node)
+        return 0;
+    world.taken = container_of(node, struct memory_frame, node);
+    *ret_frame = (struct script_frame){
+        .bytes = world.taken->bytes,
+        .length = world.taken->length,
+        .time_ms = world.taken->time_ms,
+        .needs_csum = world.taken->offload.needs_csum,
+        .gso_type = world.taken->offload.gso_type,
+        .gso_size = world.taken->offload.gso_size,
+        .header_length = world.taken->offload.header_length,
+        .csum_start = world.taken->offload.csum_start,
+        .csum_offset = world.taken->offload.csum_offset,
+    };
+    return 1;
+}
+
+/* ---- what became of it ---- */
+
+bool script_flow(uint32_t *cursor, struct script_flow *ret_flow)
+{
+    const struct flow *flow = flow_next(&world.engine.flows, cursor);
+
+    if (!flow)
+        return false;
+    const struct tcp *tcp = &flow->tcp;
+    *ret_flow = (struct script_flow){
+        .id = flow_handle(flow),
+        .fd = flow->fd,
+        .to_guest = tcp->to_guest,
+        .to_host = tcp->to_host,
+        .stall = tcp->stall,
+        .interest = flow->interest,
+        .iss = tcp->iss,
+        .snd_una = tcp->snd_una,
+        .snd_nxt = tcp->snd_nxt,
+        .snd_max = tcp->snd_max,
+        .snd_window = tcp->snd_window,
+        .rcv_nxt = tcp->rcv_nxt,
+        .rcv_taken = tcp->rcv_taken,
+        .rcv_edge = tcp->rcv_edge,
+        .tail_length = tcp->tail_length,
+        .done = tcp->done,
+        .readable = tcp->readable,
+        .muted = tcp->muted,
+        .guest_port = flow->key.guest_port,
+        .remote_port = flow->key.remote_port,
+    };
+    memcpy(ret_flow->guest_addr, &flow->key.guest, sizeof(ret_flow->guest_addr));
+    memcpy(ret_flow->remote_addr, &flow->key.remote, sizeof(ret_flow->remote_addr));
+    return true;
+}
+
+uint64_t script_counter(unsigned counter)
+{
+    return counter < C_COUNT ? world.counters[counter] : 0;
+}
+
+unsigned script_events(void)
+{
+    return world.events;
+}
+
+const struct lg_event *script_event(unsigned index)
+{
+    return index < world.events ? &world.event[index] : NULL;
+}
+
+unsigned script_punts(void)
+{
+    return world.punts;
+}
+
+const struct lg_seen *script_seen(void)
+{
+    return &world.engine.seen;
+}
+
+static void add(unsigned count, const char *what)
+{
+    size_t used = strlen(world.left);
+
+    if (count)
+        snprintf(world.left + used, sizeof(world.left) - used, "%s%u %s", used ? ", " : "", count, what);
+}
+
+static unsigned timers_armed(const struct wheel *wheel)
+{
+    unsigned armed = wheel->expired != NULL;
+
+    for (unsigned level = 0; level < WHEEL_LEVELS; level++)
+        armed += (unsigned)__builtin_popcountll(wheel->pending[level]);
+    return armed;
+}
+
+const char *script_left(void)
+{
+    const struct engine *engine = &world.engine;
+    const struct link_memory *link = &world.link;
+
+    world.left[0] = '\0';
+    add(engine->flows.count, "flows");
+    add(!list_empty(&engine->flows.by_age), "list of flows by age");
+    add(timers_armed(&engine->wheel), "timer slots");
+    add((unsigned)__builtin_popcountll(engine->tails.used), "tails");
+    add(!list_empty(&engine->ready), "list of ready flows");
+    add(!list_empty(&engine->waiting), "list of waiting flows");
+    add(link->reserved_end - link->reserved_first, "reservations");
+    add(!list_empty(&link->lent), "batch of the guest's frames");
+    add(fake_sockets_open(), "sockets");
+    add(world.counters[C_flows] != engine->flows.count, "wrong count of flows");
+    add(engine->memory_fault, "memory fault");
+    if (link->violation)
+        add(1, link->violation);
+    return world.left;
+}

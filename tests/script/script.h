@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * script.h: one engine between a fake kernel and a link of memory, as plain functions for Python.
+ *
+ * Called by world.py through cffi, which is given the lines between the cdef marks here and in fake_kernel.h. One world
+ * at a time: the kernel is one, too. Adversary: nobody.
+ *
+ * Invariants: script_step() is the loop body of worker.c without its channels; nothing else runs the engine. After an
+ * assertion or a sanitizer's report script_fault() says what it was, and the engine is not entered again.
+ */
+#ifndef SCRIPT_H
+#define SCRIPT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "datapath.h"
+
+/* cdef: begin */
+
+/* The world with its clock at start_ms. 0 or a negative errno. fake_kernel_reset() and fake_defaults() come before. */
+int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off);
+void script_close(void); /* closes all flows; the fake kernel can still be asked */
+struct lg_net_view *script_view(void);
+const char *script_fault(void); /* empty: none */
+
+/* ---- the loop ---- */
+
+uint64_t script_now_ms(void);
+uint64_t script_next_ms(void); /* when the engine wants to be called again; UINT64_MAX never */
+void script_set_time(uint64_t ms);
+int script_step(void);                 /* 1: something was done, 0: nothing was to be done */
+int script_settle(unsigned steps_max); /* until nothing is to be done. Steps, or -1: it never rests */
+
+struct script_wakeup {
+    uint64_t time_ms;
+    int fd;
+    uint32_t events; /* EPOLL* */
+    bool idle;       /* it moved no byte and changed no state */
+};
+unsigned script_wakeups(void);
+const struct script_wakeup *script_wakeup(unsigned index);
+
+/* ---- the guest's side ---- */
+
+struct script_link {
+    size_t piece_bytes; /* in which the guest's frames lie */
+    unsigned batch_max;
+    size_t buffer_bytes; /* the guest's receive buffers */
+    bool merge, connected, csum, tso4, tso6;
+};
+void script_set_link(const struct script_link *settings);
+void script_get_link(struct script_link *ret_settings);
+unsigned script_room(void);          /* free buffers */
+void script_set_room(unsigned room); /* silently */
+void script_give_room(unsigned buffers);
+void script_attach(void); /* the guest's driver is there (again): the link's room event */
+
+struct script_frame {
+    const uint8_t *bytes; /* until the next frame is taken */
+    size_t length;
+    uint64_t time_ms;
+    bool needs_csum;
+    unsigned gso_type, gso_size, header_length, csum_start, csum_offset;
+};
+
+/* A frame from the guest: bytes, and behind them payload of a stream's pattern. */
+void script_from_guest(const uint8_t *head, size_t head_length, uint32_t stream, uint64_t position, size_t payload);
+unsigned script_frames_waiting(void);
+int script_to_guest(struct script_frame *ret_frame); /* 1, or 0: there is none */
+
+/* ---- what became of it ---- */
+
+struct script_flow {
+    uint64_t id;
+    int fd;
+    int to_guest, to_host; /* enum half_state */
+    int stall;             /* enum stall */
+    uint32_t interest;     /* EPOLL* */
+    uint32_t iss, snd_una, snd_nxt, snd_max, snd_window;
+    uint32_t rcv_nxt, rcv_taken, rcv_edge;
+    uint32_t tail_length;
+    bool done, readable, muted;
+    uint8_t guest_addr[16], remote_addr[16];
+    uint16_t guest_port, remote_port;
+};
+bool script_flow(uint32_t *cursor, struct script_flow *ret_flow); /* the next of all; false: no more */
+uint64_t script_counter(unsigned counter);
+unsigned script_events(void);
+const struct lg_event *script_event(unsigned index);
+unsigned script_punts(void);
+const struct lg_seen *script_seen(void);
+
+/* What is still held, in words; empty: nothing, as it should be after the last flow. */
+const char *script_left(void);
+
+/* cdef: end */
+#endif

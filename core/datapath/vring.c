@@ -135,8 +135,9 @@ static int walk_enter_indirect(struct vring *ring, struct walk *walk, const stru
 {
     size_t contiguous = desc->length;
 
+    /* No chain is longer than a queue (2.7.5.3.1): a longer table would only keep us busy with pieces of no bytes. */
     if (!ring->indirect || walk->indirect || desc->flags & DESC_NEXT || !desc->length ||
-        desc->length % sizeof(struct vring_desc)) {
+        desc->length % sizeof(struct vring_desc) || desc->length / sizeof(struct vring_desc) > VRING_SIZE_MAX) {
         ring->fault = VRING_FAULT_indirect;
         return -EINVAL;
     }

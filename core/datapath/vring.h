@@ -30,7 +30,7 @@ enum vring_limits {
     apply(loop)             /* more descriptors in a chain than its table holds */                                     \
     apply(direction)        /* a buffer that the device may not use this way */                                        \
     apply(address)          /* a buffer outside the guest's memory */                                                  \
-    apply(indirect)         /* a table that is empty, uneven, nested, followed by a next, or not negotiated */         \
+    apply(indirect)         /* a table empty, uneven, too long, nested, followed by a next, or not negotiated */       \
     apply(too_long)         /* a chain of more pieces than any frame has */
 
 enum vring_fault {

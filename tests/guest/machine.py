@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from image import OUTPUT, ROOT, MissingIngredient, build
 
 KINDS = ("uml", "qemu", "uml-peer", "qemu-peer")
 KVM_TRIAL_SECONDS = 10
+UML_SHARED_MEMORY_MIN = 1 << 30
 QEMU = "/usr/bin/qemu-system-x86_64"
 QEMU_PLAIN = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
 CLOUD_KERNEL = "linux-image-cloud-amd64"
@@ -96,6 +98,9 @@ def _uml(kind: str, root: Path, run: list[str], environment: dict[str, str]) -> 
             "channel=ttyS0",
         ]
 
+    # Its memory is a file in /dev/shm, unless TMPDIR says otherwise; a container's may be too small for a machine.
+    if shutil.disk_usage("/dev/shm").free < UML_SHARED_MEMORY_MIN:
+        environment = {**environment, "TMPDIR": "/tmp"}
     return Machine(kind, f"User-mode Linux {versions[-1].name}", versions[-1], True, arguments, environment)
 
 

@@ -343,6 +343,11 @@ int sys_eventfd_signal(int fd)
     return 0;
 }
 
+int sys_socket_signal(int fd)
+{
+    return sys_eventfd_signal(fd);
+}
+
 static struct watch *watch_find(int epoll, int fd)
 {
     for (unsigned i = 0; i < kernel.watches; i++) {

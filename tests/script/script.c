@@ -115,9 +115,10 @@ static void note_punt(struct engine *engine, const struct guest_frame *frame)
     world.punts++;
 }
 
-int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off)
+int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reorder)
 {
     static const uint8_t random[32] = {7};
+    const struct engine_options options = {.flow_limit = flow_limit, .peek_off = peek_off, .reorder = reorder};
     int err;
 
     watch_for_faults();
@@ -128,7 +129,7 @@ int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off)
     fake_clock_set(start_ms * 1000000);
     if (setjmp(escape))
         return -1;
-    err = engine_init(&world.engine, world.counters, flow_limit, peek_off, random);
+    err = engine_init(&world.engine, world.counters, &options, random);
     if (err)
         return err;
     link_memory_init(&world.link, &world.engine.now_ms);
@@ -179,7 +180,7 @@ void script_set_time(uint64_t ms)
 /* What a wake-up has to change to be worth its cost. That the socket is now known to be readable, or is not watched any
  * more, does not count: nothing that anybody waits for follows from it. */
 struct signature {
-    uint32_t snd_una, snd_nxt, snd_max, rcv_nxt, rcv_edge;
+    uint32_t snd_una, snd_nxt, resend_at, rcv_nxt, rcv_edge;
     uint8_t to_guest, to_host;
     bool there, peer_hup, urgent, send_blocked, done;
 };
@@ -196,7 +197,7 @@ static struct signature signature(uint64_t handle)
     s.there = true;
     s.snd_una = tcp->snd_una;
     s.snd_nxt = tcp->snd_nxt;
-    s.snd_max = tcp->snd_max;
+    s.resend_at = tcp->resend_at;
     s.rcv_nxt = tcp->rcv_nxt;
     s.rcv_edge = tcp->rcv_edge;
     s.to_guest = tcp->to_guest;
@@ -391,12 +392,11 @@ bool script_flow(uint32_t *cursor, struct script_flow *ret_flow)
         .iss = tcp->iss,
         .snd_una = tcp->snd_una,
         .snd_nxt = tcp->snd_nxt,
-        .snd_max = tcp->snd_max,
         .snd_window = tcp->snd_window,
         .rcv_nxt = tcp->rcv_nxt,
         .rcv_taken = tcp->rcv_taken,
         .rcv_edge = tcp->rcv_edge,
-        .tail_length = tcp->tail_length,
+        .held = tcp->hold ? ranges_bytes(&tcp->hold->ranges) : 0,
         .done = tcp->done,
         .readable = tcp->readable,
         .muted = tcp->muted,
@@ -459,7 +459,7 @@ const char *script_left(void)
     add(engine->flows.count, "flows");
     add(!list_empty(&engine->flows.by_age), "list of flows by age");
     add(timers_armed(&engine->wheel), "timer slots");
-    add((unsigned)__builtin_popcountll(engine->tails.used), "tails");
+    add((unsigned)__builtin_popcountll(engine->holds.used), "holds");
     add(!list_empty(&engine->ready), "list of ready flows");
     add(!list_empty(&engine->waiting), "list of waiting flows");
     add(link->reserved_end - link->reserved_first, "reservations");

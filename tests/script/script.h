@@ -20,7 +20,7 @@
 /* cdef: begin */
 
 /* The world with its clock at start_ms. 0 or a negative errno. fake_kernel_reset() and fake_defaults() come before. */
-int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off);
+int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reorder);
 void script_close(void); /* closes all flows; the fake kernel can still be asked */
 struct lg_net_view *script_view(void);
 const char *script_fault(void); /* empty: none */
@@ -78,9 +78,9 @@ struct script_flow {
     int to_guest, to_host; /* enum half_state */
     int stall;             /* enum stall */
     uint32_t interest;     /* EPOLL* */
-    uint32_t iss, snd_una, snd_nxt, snd_max, snd_window;
+    uint32_t iss, snd_una, snd_nxt, snd_window;
     uint32_t rcv_nxt, rcv_taken, rcv_edge;
-    uint32_t tail_length;
+    uint32_t held; /* bytes that the peer's kernel did not take, or that lie behind a gap */
     bool done, readable, muted;
     uint8_t guest_addr[16], remote_addr[16];
     uint16_t guest_port, remote_port;

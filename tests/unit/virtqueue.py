@@ -189,6 +189,8 @@ def slow_walk(memory: Memory, driver: Driver, head: int, writable: bool, indirec
         if index in visited:
             return {"loop", "too_long"}  # the same way for ever: whichever limit is met first
         visited.add(index)
+        if [size for _, _, size in memory.spans(table + 16 * index, 16)] != [16]:
+            return {"address"}  # outside, or cut in two by the edge of a region: no table that starts at 16 is
         descriptor = Descriptor(*struct.unpack("<QIHH", memory.read(table + 16 * index, 16)))
         if descriptor.flags & INDIRECT:
             faults = _indirect_faults(memory, descriptor, inside or not indirect)
@@ -214,7 +216,7 @@ def _indirect_faults(memory: Memory, descriptor: Descriptor, forbidden: bool) ->
         faults.add("indirect")
     if descriptor.length // 16 > lib.VRING_SIZE_MAX:
         faults.add("indirect")  # 2.7.5.3.1: no chain is longer than a queue
-    if not memory.contains(descriptor.addr, descriptor.length) or descriptor.addr % 8:
+    if not memory.contains(descriptor.addr, 1) or descriptor.addr % 8:
         faults.add("address")
     return faults
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vocabulary of the benchmark: what a measure is, what a family of them is, and whom they are taken of.
+
+Imported by all the others. Adversary: nobody.
+Invariants: a family fills its values in as it measures them, so that what was measured before a failure counts.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+Values = dict[str, float]  # by a measure's key; "KEY/PART" is a detail of it, shown and not compared
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the report."""
+
+    key: str
+    panel: str  # the heading that it stands under; rows under one heading share a unit
+    title: str
+    unit: str
+    more_is_better: bool = False
+    aim: float | None = None  # the ratio to the peer that the project set itself: a ceiling, or a floor if more is better
+    limit: float | None = None  # the same for our value by itself
+    floor: str | None = None  # the key of a measure that says what no helper at all would cost
+    steady: bool = False  # the tenth percentile over the median is a claim of its own here
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two helpers."""
+
+    name: str  # "ours" or "peer"
+    command: str  # with {socket}
+
+    @property
+    def runner(self) -> list[str]:
+        """The leading words that only bring the helper into another root, see machine.py; mostly none."""
+        words = shlex.split(os.environ.get("LOCKGATE_PEER_RUN", ""))
+        return words if words and shlex.split(self.command)[: len(words)] == words else []
+
+    @property
+    def words(self) -> list[str]:
+        """The helper's own command line."""
+        return shlex.split(self.command)[len(self.runner) :]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person chose."""
+
+    guest: str  # one of machine.KINDS
+    seconds: float  # of load for each value
+    idle_seconds: float  # of each window in which nothing should happen
+    flows: int  # "many": 10 000, or fewer where the limit on descriptors is short
+
+
+@dataclass(frozen=True)
+class Family:
+    """Measures that are taken in one visit to a guest."""
+
+    name: str
+    title: str
+    measures: Callable[[Settings], list[Measure]]
+    run: Callable[[Side, Settings, Values], None]
+    without_helper: bool = field(default=False)  # taken once a pair, of this machine itself

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servers on this machine's loopback that the guest's clients talk to: iperf3, sockperf, nginx.
+
+Called by the families of measures. Adversary: nobody.
+Invariants: each listens on a free port of 127.0.0.1 before it is used, is gone when its `with` ends, and dies with us
+even if we are killed (the kernel's parent-death signal, through setpriv).
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from image import OUTPUT, MissingIngredient, program_path
+
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+START_SECONDS = 10
+FILE_NAME = "file"
+FILE_BYTES = 1 << 30  # a hole: it costs no disk
+_LISTEN = "0A"  # TCP_LISTEN in the column st of /proc/net/tcp
+
+# One process without workers; connections that never send a request are kept, which the idle flows need.
+_NGINX = """
+daemon off; master_process off; pid {folder}/pid; error_log {folder}/errors warn; worker_rlimit_nofile {descriptors};
+events {{ worker_connections {connections}; }}
+http {{
+    access_log off; sendfile on; keepalive_requests 1000000000; keepalive_timeout 1h; client_header_timeout 1h;
+    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder};
+    scgi_temp_path {folder};
+    server {{ listen 127.0.0.1:{port} backlog=4096; root {folder}; location = / {{ return 200 "ok\\n"; }} }}
+}}
+"""
+
+
+class ServerFailed(Exception):
+    """A server did not come up."""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == _LISTEN and fields[1].endswith(f":{port:04X}"):
+            return True
+    return False
+
+
+@contextmanager
+def _running(arguments: list[str], port: int) -> Iterator[int]:
+    """The kernel tells nobody when somebody listens, so its table is read again every few milliseconds."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*DIES_WITH_US, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a person's Ctrl-C is for us: we end the servers after the guest
+        )
+        try:
+            began = time.monotonic()
+            while not _listens(port):
+                if process.poll() is not None or time.monotonic() - began > START_SECONDS:
+                    output.seek(0)
+                    raise ServerFailed(f"{' '.join(arguments)} does not listen: {output.read().decode()}")
+                select.select([], [], [], 0.005)
+            yield port
+        finally:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def iperf3() -> Iterator[int]:
+    """A throughput server; the port."""
+    port = _free_port()
+    with _running([str(program_path("iperf3", "iperf3")), "-s", "-B", "127.0.0.1", "-p", str(port)], port):
+        yield port
+
+
+@contextmanager
+def sockperf() -> Iterator[int]:
+    """A server that answers each message over TCP; the port."""
+    port = _free_port()
+    program = str(program_path("sockperf", "sockperf"))
+    with _running([program, "server", "--tcp", "-i", "127.0.0.1", "-p", str(port)], port):
+        yield port
+
+
+@contextmanager
+def nginx(connections: int = 1024) -> Iterator[int]:
+    """A web server: `/` is three bytes, /FILE_NAME a large file. The port."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory(prefix="lockgate-") as folder:
+        Path(folder).chmod(0o755)  # started by root, nginx goes on as another user
+        configuration = Path(folder, "nginx.conf")
+        configuration.write_text(
+            _NGINX.format(folder=folder, port=port, connections=connections + 64, descriptors=connections + 128)
+        )
+        with open(Path(folder, FILE_NAME), "wb") as file:
+            file.truncate(FILE_BYTES)
+        with _running([str(_nginx_program()), "-c", str(configuration)], port):
+            yield port
+
+
+def _nginx_program() -> Path:
+    """The installed one; else unpacked from Debian's package, because installing it would start a web server here."""
+    try:
+        return program_path("nginx", "nginx")
+    except MissingIngredient:
+        unpacked = OUTPUT / "nginx"
+    if not unpacked.is_dir():
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=OUTPUT) as scratch:
+            fetch = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "nginx"]
+            fetched = subprocess.run(fetch, cwd=scratch, capture_output=True, text=True)
+            package = next(Path(scratch).glob("nginx_*.deb"), None)
+            if package is None:
+                raise MissingIngredient(f"apt-get download nginx: {fetched.stderr.strip()}")
+            subprocess.run(["dpkg", "-x", package, Path(scratch, "root")], check=True)
+            Path(scratch, "root").rename(unpacked)
+    return unpacked / "usr/sbin/nginx"

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One visit: a helper, a guest behind it with its addresses, and the few things that every measure does there.
+
+Called by the families of measures. Adversary: nobody.
+Invariants: every visit boots afresh, so that no measure inherits another's flows, timers or memory; helper and guest are
+gone when it ends, however it ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import process_cost
+from guest import Guest
+from helper import Helper
+from measure import Settings, Side
+
+CLIENTS = {"aria2c": "aria2", "sockperf": "sockperf", "wrk": "wrk"}  # with Debian's packages
+MEMORY_MB = 1024  # the paced download lies in the guest's memory
+PATIENCE = 60  # seconds beyond what a command should take: then it hangs
+
+
+class Visit:
+    """A booted guest and what it reaches this machine's loopback by. Use `visiting`."""
+
+    def __init__(self, helper: Helper, guest: Guest) -> None:
+        self.helper = helper
+        self.guest = guest
+        self.gateway = guest.gateway()
+        self.dhcp_mtu = int(guest.output("cat /sys/class/net/eth0/mtu"))
+
+    def load(self, command: str, seconds: float) -> str:
+        """The output of a client that should take about so long."""
+        return self.guest.output(command, seconds + PATIENCE)
+
+    def received_bytes(self) -> int:
+        """By the guest's interface."""
+        return int(self.guest.output("cat /sys/class/net/eth0/statistics/rx_bytes"))
+
+    def window(self, seconds: float) -> Window:
+        """Lets time pass, and tells what the helper did in it."""
+        pid = self.helper.pid
+        before = process_cost.run_seconds(pid), process_cost.waits(pid), process_cost.our_wakeups(pid)
+        self.helper.watch(seconds)
+        after = process_cost.run_seconds(pid), process_cost.waits(pid), process_cost.our_wakeups(pid)
+        ours = None if before[2] is None or after[2] is None else (after[2] - before[2]) / seconds
+        return Window(after[0] - before[0], (after[1] - before[1]) / seconds, ours)
+
+
+class Window:
+    """What a helper cost while nothing was asked of it."""
+
+    def __init__(self, cpu_seconds: float, waits_per_second: float, wakeups_per_second: float | None) -> None:
+        self.cpu_seconds = cpu_seconds
+        self.waits_per_second = waits_per_second
+        self.wakeups_per_second = wakeups_per_second
+
+
+@contextmanager
+def visiting(side: Side, settings: Settings) -> Iterator[Visit]:
+    """Boots the guest behind that helper, with an IPv4 address by DHCP."""
+    name = f"bench-{side.name}"
+    with ExitStack() as ends:
+        helper = Helper(name, command=side.command)
+        ends.callback(helper.close)
+        helper.wait_ready()
+        guest = Guest.boot(name, settings.guest, helper.socket, MEMORY_MB, more_programs=CLIENTS)
+        ends.callback(guest.kill)
+        guest.network_up("inet")
+        yield Visit(helper, guest)

@@ -47,6 +47,7 @@ struct flow {
     struct node age;     /* on the list of all flows, the one that was idle longest first */
     struct timer timer;
     uint64_t active_ms; /* when a byte last moved */
+    uint64_t probed_ms; /* when the guest was last asked whether it is there */
     uint64_t bytes_to_guest, bytes_from_guest;
     struct tcp tcp;
 };

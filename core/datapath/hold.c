@@ -75,8 +75,10 @@ bool hold_put(struct hold *hold, uint32_t base, uint32_t seq, const struct iovec
     }
     if (seq == start)
         return all;
+    if (!ranges_add(&hold->ranges, start, seq))
+        return false;
     hold->recent = start;
-    return ranges_add(&hold->ranges, start, seq) && all;
+    return all;
 }
 
 unsigned hold_pieces(const struct hold *hold, uint32_t seq, struct iovec iov[2])

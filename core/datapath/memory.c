@@ -110,6 +110,6 @@ void dirty_log_mark(struct dirty_log *log, uint64_t guest_addr, size_t length)
         if (page / 8 >= log->size)
             return; /* the table is shorter than the memory: the front end's own mistake, and its own migration */
         __atomic_fetch_or(&log->table[page / 8], (uint8_t)(1u << (page % 8)), __ATOMIC_RELAXED);
+        log->dirtied = true;
     }
-    log->dirtied = true;
 }

@@ -73,6 +73,7 @@ static enum counter parse_ipv4(const struct guest_frame *frame, struct packet *p
     packet->ipv6 = false;
     packet->protocol = ip[9];
     packet->hops = ip[8];
+    packet->traffic_class = ip[1];
     packet->l4_offset = (uint16_t)(ETHERNET_HEADER + header);
     packet->l4_length = total - header;
     packet->source = address_from_ipv4(ip + 12);
@@ -113,6 +114,7 @@ static enum counter parse_ipv6(const struct guest_frame *frame, struct packet *p
         return C_drop_fragment;
     packet->ipv6 = true;
     packet->hops = ip[7];
+    packet->traffic_class = (uint8_t)(ip[0] << 4 | ip[1] >> 4);
     packet->l4_offset = (uint16_t)at;
     packet->l4_length = left;
     memcpy(packet->source.byte, ip + 8, 16);
@@ -133,18 +135,38 @@ enum counter packet_parse(const struct guest_frame *frame, struct packet *ret_pa
     }
 }
 
+enum tcp_option {
+    OPTION_END = 0,
+    OPTION_NOP = 1,
+    OPTION_MSS = 2,
+    OPTION_SCALE = 3,
+    OPTION_SACK_ALLOWED = 4,
+    OPTION_SACK = 5,
+    SCALE_MAX = 14, /* RFC 7323, 2.3 */
+};
+
+/* One option, all of whose bytes are there. Of a length that it may not have it counts as unknown. */
+static void take_tcp_option(struct tcp_segment *segment, const uint8_t *option)
+{
+    unsigned length = option[1];
+
+    if (option[0] == OPTION_MSS && length == 4)
+        segment->mss = load_be16(option + 2);
+    if (option[0] == OPTION_SCALE && length == 3) {
+        segment->has_scale = true;
+        segment->scale = option[2] > SCALE_MAX ? SCALE_MAX : option[2];
+    }
+    if (option[0] == OPTION_SACK_ALLOWED && length == 2)
+        segment->sack_allowed = true;
+    if (option[0] == OPTION_SACK && length <= 2 + sizeof(segment->sack)) {
+        segment->sack_count = (uint8_t)((length - 2) / 8);
+        for (unsigned i = 0; i < segment->sack_count; i++)
+            segment->sack[i] = (struct range){load_be32(option + 2 + 8 * i), load_be32(option + 6 + 8 * i)};
+    }
+}
+
 static void parse_tcp_options(struct tcp_segment *segment, const uint8_t *option, unsigned left)
 {
-    enum {
-        OPTION_END = 0,
-        OPTION_NOP = 1,
-        OPTION_MSS = 2,
-        OPTION_SCALE = 3,
-        OPTION_SACK_ALLOWED = 4,
-        OPTION_SACK = 5,
-        SCALE_MAX = 14, /* RFC 7323, 2.3 */
-    };
-
     while (left) {
         if (option[0] == OPTION_END)
             return;
@@ -155,19 +177,7 @@ static void parse_tcp_options(struct tcp_segment *segment, const uint8_t *option
         }
         if (left < 2 || option[1] < 2 || option[1] > left)
             return; /* the rest makes no sense; RFC 9293, 3.1 leaves what to do to us */
-        if (option[0] == OPTION_MSS && option[1] == 4)
-            segment->mss = load_be16(option + 2);
-        if (option[0] == OPTION_SCALE && option[1] == 3) {
-            segment->has_scale = true;
-            segment->scale = option[2] > SCALE_MAX ? SCALE_MAX : option[2];
-        }
-        if (option[0] == OPTION_SACK_ALLOWED && option[1] == 2)
-            segment->sack_allowed = true;
-        if (option[0] == OPTION_SACK && option[1] <= 2 + sizeof(segment->sack)) {
-            segment->sack_count = (option[1] - 2) / 8;
-            for (unsigned i = 0; i < segment->sack_count; i++)
-                segment->sack[i] = (struct range){load_be32(option + 2 + 8 * i), load_be32(option + 6 + 8 * i)};
-        }
+        take_tcp_option(segment, option);
         left -= option[1];
         option += option[1];
     }

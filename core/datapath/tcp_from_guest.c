@@ -101,8 +101,11 @@ static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_
     if (seq_before(segment->ack, tcp->snd_una))
         return true; /* old news; the data beside it may still be new */
     take_window(flow, segment);
-    if (tcp->window_pending)
-        tcp->retries = 0; /* the guest lives: probes of its closed window may go on for ever (RFC 9293, 3.8.6.1) */
+    if (tcp->retries && tcp->snd_una == tcp->snd_nxt) {
+        /* It was asked, and it lives: probes of its closed window may go on for ever (RFC 9293, 3.8.6.1). */
+        tcp->retries = 0;
+        flow->active_ms = engine->now_ms;
+    }
     if (segment->ack != tcp->snd_una)
         take_acknowledged(engine, flow, segment->ack);
     else if (!segment->payload_length && !(segment->flags & TCP_FIN) && tcp->snd_una != tcp->snd_nxt &&
@@ -163,6 +166,17 @@ static bool in_window(const struct tcp *tcp, uint32_t seq)
     return !seq_before(seq, tcp->rcv_nxt) && !seq_after(seq, tcp->rcv_edge);
 }
 
+/* A keep-alive (RFC 9293, 3.8.4) of the guest's is answered by us; that the peer lives, only its kernel can say. */
+static void note_keepalive(struct flow *flow, const struct tcp_segment *segment)
+{
+    static const int one = 1;
+
+    if (flow->tcp.keepalive || segment->seq + 1 != flow->tcp.rcv_nxt || segment->payload_length > 1)
+        return;
+    flow->tcp.keepalive = true;
+    sys_setsockopt(flow->fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one));
+}
+
 static void take_segment(struct engine *engine, struct flow *flow, const struct guest_frame *frame,
                          const struct tcp_segment *segment)
 {
@@ -178,6 +192,7 @@ static void take_segment(struct engine *engine, struct flow *flow, const struct 
         return;
     if (!take_ack(engine, flow, segment))
         return;
+    note_keepalive(flow, segment);
     if (segment->payload_length || segment->flags & TCP_FIN)
         take_data(engine, flow, frame, segment);
     else if (!in_window(&flow->tcp, segment->seq))

@@ -84,6 +84,21 @@ static int flow_socket(const struct engine *engine, int family)
     return fd;
 }
 
+/* The guest's TTL and DSCP, where they are not what the socket has by itself. The two ECN bits belong to each of the two
+ * connections for itself. */
+static void carry_header_fields(int fd, const struct packet *packet)
+{
+    enum { HOPS_USUAL = 64, DSCP_MASK = 0xfc };
+    int hops = packet->hops, traffic_class = packet->traffic_class & DSCP_MASK;
+
+    if (hops && hops != HOPS_USUAL)
+        sys_setsockopt(fd, packet->ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, packet->ipv6 ? IPV6_UNICAST_HOPS : IP_TTL, &hops,
+                       sizeof(hops));
+    if (traffic_class)
+        sys_setsockopt(fd, packet->ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, packet->ipv6 ? IPV6_TCLASS : IP_TOS, &traffic_class,
+                       sizeof(traffic_class));
+}
+
 static void flow_start(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
 {
     struct tcp *tcp = &flow->tcp;
@@ -171,6 +186,7 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
         return;
     }
     flow->fd = fd;
+    carry_header_fields(fd, packet);
     int err = sys_connect(fd, (const struct sockaddr *)&addr, length);
     if (err && err != -EINPROGRESS) {
         refuse(engine, flow, -err);

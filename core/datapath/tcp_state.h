@@ -85,6 +85,12 @@ enum tcp_limits {
     TCP_RETRIES_MAX = 12,    /* about nine minutes with these: a guest that is stopped for a snapshot comes back */
     TCP_SYN_RETRIES_MAX = 6, /* the guest asked for this connection: it is there, or it is gone */
 
+    /* RFC 9293, 3.8.4: after two hours without a byte the guest is asked whether it is still there (and its own questions
+     * make the host ask the peer); the interval and number of the questions are Linux' defaults. */
+    TCP_KEEPALIVE_MS = 7200000,
+    TCP_KEEPALIVE_INTERVAL_MS = 75000,
+    TCP_KEEPALIVE_PROBES = 9,
+
     TCP_DUPLICATE_ACKS = 3, /* RFC 5681, 3.2; RFC 6675, 2 */
 
     /* RFC 5961, 7: challenge ACKs, for all flows together. A guest that is answered less often only harms itself. */
@@ -150,6 +156,7 @@ struct tcp {
     bool sack_allowed : 1; /* both sides offered it (RFC 2018, 2) */
     bool recovering : 1;
     bool syn_ack_due : 1;
+    bool keepalive : 1;    /* the guest asks for life now and then: so does our socket */
     bool ack_due : 1;
     bool done : 1;         /* the flow has ended: tcp_settle() will free it */
     bool reset_due : 1;    /* and the guest's RST waits for room */

@@ -66,13 +66,31 @@ static bool outstanding(const struct tcp *tcp)
     return tcp->snd_una != tcp->snd_nxt;
 }
 
+/* Nothing is under way, but for the question after a long silence. The timer may stand where an earlier silence would
+ * have ended: moving it each time that a byte moves would cost more than one look in two hours. */
+static void update_idle(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+    uint64_t expires = flow->active_ms + TCP_KEEPALIVE_MS;
+
+    tcp->rto_start_ms = 0;
+    if (tcp->to_host == HALF_SYN) { /* connect() has its own end */
+        wheel_cancel(&engine->wheel, &flow->timer);
+        return;
+    }
+    if (tcp->retries)
+        expires = flow->probed_ms + TCP_KEEPALIVE_INTERVAL_MS;
+    else if (timer_armed(&flow->timer) && flow->timer.expires_ms > engine->now_ms + TCP_RTO_MAX_MS)
+        return;
+    wheel_arm(&engine->wheel, &flow->timer, expires);
+}
+
 void tcp_timer_update(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
     if (!outstanding(tcp) && !tcp->window_pending) {
-        tcp->rto_start_ms = 0;
-        wheel_cancel(&engine->wheel, &flow->timer);
+        update_idle(engine, flow);
         return;
     }
     if (!tcp->rto_start_ms)
@@ -82,13 +100,31 @@ void tcp_timer_update(struct engine *engine, struct flow *flow)
         wheel_arm(&engine->wheel, &flow->timer, expires);
 }
 
+static void idle_fired(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (engine->now_ms - flow->active_ms >= TCP_KEEPALIVE_MS) {
+        if (tcp->retries == TCP_KEEPALIVE_PROBES) {
+            tcp_abort(engine, flow, CLOSE_timed_out, 0);
+            return;
+        }
+        tcp->retries++;
+        tcp->probe_due = true;
+        flow->probed_ms = engine->now_ms;
+    }
+    tcp_touch(engine, flow);
+}
+
 void tcp_timer_fired(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
     unsigned max = tcp->to_guest == HALF_SYN ? TCP_SYN_RETRIES_MAX : TCP_RETRIES_MAX;
 
-    if (!outstanding(tcp) && !tcp->window_pending)
+    if (!outstanding(tcp) && !tcp->window_pending) {
+        idle_fired(engine, flow);
         return;
+    }
     count(engine, C_tcp_timeouts);
     if (tcp->retries == max) {
         tcp_abort(engine, flow, CLOSE_timed_out, 0);

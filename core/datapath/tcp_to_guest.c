@@ -286,20 +286,12 @@ static bool send_lost(struct engine *engine, struct flow *flow)
     return true;
 }
 
-void tcp_send_to_guest(struct engine *engine, struct flow *flow)
+static void send_new(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t left = TCP_BUDGET_BYTES, sent = 0;
+    uint32_t left = TCP_BUDGET_BYTES, window;
 
-    tcp->stall = STALL_none;
-    tcp->window_pending = false;
-    if (tcp->to_guest == HALF_SYN || tcp->to_guest == HALF_CLOSED || !send_lost(engine, flow))
-        return;
-    if (tcp->to_guest == HALF_FIN_SENT && tcp->snd_nxt == tcp->fin_seq && !send_fin(engine, flow))
-        return;
     while (tcp->to_guest == HALF_OPEN && !tcp->done) {
-        uint32_t wanted;
-
         if (!tcp->readable) {
             tcp->stall = STALL_caught_up;
             return;
@@ -308,12 +300,26 @@ void tcp_send_to_guest(struct engine *engine, struct flow *flow)
             tcp_touch(engine, flow);
             return;
         }
-        if (!(wanted = may_send(engine, flow)))
+        if (!(window = may_send(engine, flow)))
             return;
-        wanted = wanted < left ? wanted : left;
-        sent = send_burst(engine, flow, tcp->snd_nxt, wanted < tcp->read_hint ? wanted : tcp->read_hint);
+        uint32_t wanted = window < left ? window : left;
+        uint32_t sent = send_burst(engine, flow, tcp->snd_nxt, wanted < tcp->read_hint ? wanted : tcp->read_hint);
         if (!sent && tcp->stall == STALL_link)
             return;
         left -= sent < left ? sent : left;
     }
+}
+
+void tcp_send_to_guest(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    tcp->stall = STALL_none;
+    tcp->window_pending = false;
+    if (tcp->to_guest == HALF_SYN || tcp->to_guest == HALF_CLOSED || !send_lost(engine, flow))
+        return;
+    if (tcp->to_guest == HALF_FIN_SENT && tcp->snd_nxt == tcp->fin_seq)
+        send_fin(engine, flow);
+    else
+        send_new(engine, flow);
 }

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+OURS, PEER, MACHINE = "ours", "peer", "machine"  # whose a value is; the last: of no helper, but of what is under both
 Values = dict[str, float]  # by a measure's key; "KEY/PART" is a detail of it, shown and not compared
 
 
@@ -24,9 +25,10 @@ class Measure:
     title: str
     unit: str
     more_is_better: bool = False
-    aim: float | None = None  # the ratio to the peer that the project set itself: a ceiling, or a floor if more is better
-    limit: float | None = None  # the same for our value by itself
+    aim: float | None = None  # for the ratio: at most this, or at least if more is better
+    limit: float | None = None  # for our own value: at most this
     floor: str | None = None  # the key of a measure that says what no helper at all would cost
+    sides: tuple[str, ...] = (OURS, PEER)  # whose values make a pair
     steady: bool = False  # the tenth percentile over the median is a claim of its own here
 
 
@@ -34,7 +36,7 @@ class Measure:
 class Side:
     """One of the two helpers."""
 
-    name: str  # "ours" or "peer"
+    name: str  # OURS or PEER
     command: str  # with {socket}
 
     @property
@@ -67,4 +69,4 @@ class Family:
     title: str
     measures: Callable[[Settings], list[Measure]]
     run: Callable[[Side, Settings, Values], None]
-    without_helper: bool = field(default=False)  # taken once a pair, of this machine itself
+    without_helper: bool = False  # taken once a pair, of this machine itself

@@ -23,7 +23,7 @@ def _tasks(pid: int) -> Iterator[Path]:
 
 
 def run_seconds(pid: int) -> float:
-    """CPU time of the living tasks of the tree, without the rounding of clock ticks: for windows that should cost none."""
+    """CPU time of the living tasks of the tree, not rounded to clock ticks: for windows that should cost none."""
     return sum(int((task / "schedstat").read_text().split()[0]) for task in _tasks(pid)) / NANOSECONDS
 
 

@@ -2,14 +2,15 @@
 """One visit: a helper, a guest behind it with its addresses, and the few things that every measure does there.
 
 Called by the families of measures. Adversary: nobody.
-Invariants: every visit boots afresh, so that no measure inherits another's flows, timers or memory; helper and guest are
-gone when it ends, however it ends.
+Invariants: every visit boots afresh, so that no measure inherits another's flows, timers or memory; helper and guest
+are gone when it ends, however it ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import process_cost
 from guest import Guest
@@ -19,6 +20,15 @@ from measure import Settings, Side
 CLIENTS = {"aria2c": "aria2", "sockperf": "sockperf", "wrk": "wrk"}  # with Debian's packages
 MEMORY_MB = 1024  # the paced download lies in the guest's memory
 PATIENCE = 60  # seconds beyond what a command should take: then it hangs
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a helper did in a stretch of time."""
+
+    cpu_seconds: float
+    waits_per_second: float  # of all its tasks, by the kernel
+    wakeups_per_second: float | None  # of our worker, by its own count
 
 
 class Visit:
@@ -38,6 +48,10 @@ class Visit:
         """By the guest's interface."""
         return int(self.guest.output("cat /sys/class/net/eth0/statistics/rx_bytes"))
 
+    def own_pss_bytes(self) -> int:
+        """Of the helper's tree, without the guest's memory."""
+        return process_cost.own_pss_bytes(self.helper.pid, self.guest.pid)
+
     def window(self, seconds: float) -> Window:
         """Lets time pass, and tells what the helper did in it."""
         pid = self.helper.pid
@@ -46,15 +60,6 @@ class Visit:
         after = process_cost.run_seconds(pid), process_cost.waits(pid), process_cost.our_wakeups(pid)
         ours = None if before[2] is None or after[2] is None else (after[2] - before[2]) / seconds
         return Window(after[0] - before[0], (after[1] - before[1]) / seconds, ours)
-
-
-class Window:
-    """What a helper cost while nothing was asked of it."""
-
-    def __init__(self, cpu_seconds: float, waits_per_second: float, wakeups_per_second: float | None) -> None:
-        self.cpu_seconds = cpu_seconds
-        self.waits_per_second = waits_per_second
-        self.wakeups_per_second = wakeups_per_second
 
 
 @contextmanager

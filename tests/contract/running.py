@@ -115,9 +115,11 @@ class Foreground:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            bufsize=0,
             env={**os.environ, **(environment or {})},
             pass_fds=pass_fds,
         )
+        self._unread = b""
         self.pidfd = os.pidfd_open(self.process.pid)
         try:
             waiting = select.poll()
@@ -135,9 +137,18 @@ class Foreground:
         return {name(pid): pid for pid in tree(self.process.pid)[1:]}
 
     def line(self) -> str:
-        """The next line of standard error."""
+        """The next line of standard error; empty at its end."""
         assert self.process.stderr is not None
-        return self.process.stderr.readline().decode().rstrip("\n")
+        waiting = select.poll()
+        waiting.register(self.process.stderr, select.POLLIN)
+        while b"\n" not in self._unread:
+            assert waiting.poll(PATIENCE * 1000), "no line came"
+            piece = os.read(self.process.stderr.fileno(), 65536)
+            if not piece:
+                break
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode()
 
     def line_with(self, word: str) -> str:
         """The next line of standard error that has this word."""
@@ -148,7 +159,7 @@ class Foreground:
     def errors(self) -> str:
         """All that is left of standard error, once the helper has ended."""
         assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
+        return (self._unread + self.process.stderr.read()).decode()
 
     def wait(self) -> int:
         """The exit status; negative: the signal."""

@@ -31,7 +31,7 @@ SANITIZE = os.environ.get("CORE_PIECES_SANITIZE", "")
 MODULE = "_core_pieces"
 FLAGS = ["-D_GNU_SOURCE", "-fPIC", "-fvisibility=hidden", "-I", str(DATAPATH)]
 OURS = ["-std=c11", "-Wall", "-Wextra", "-Werror"]
-HEADERS = ("datapath", "checksum", "flow", "link_vhost", "list", "packet", "pcap_ring", "siphash", "timer")
+HEADERS = ("datapath", "checksum", "flow", "hold", "link_vhost", "list", "packet", "pcap_ring", "pieces", "ranges", "siphash", "timer")
 GENERATED = ["-std=gnu11"]  # cffi 1.15 calls alloca() undeclared in strict C11
 
 _VARIANT = SANITIZE.replace(",", "-") or "plain"
@@ -109,5 +109,16 @@ def _load() -> Any:
 _module = _load()
 ffi: cffi.FFI = _module.ffi
 lib: Any = _module.lib
+
+
+
+def iovec_array(parts: list[bytes]) -> tuple[Any, list[Any]]:
+    """An array of struct iovec over copies of the parts, and what keeps their memory."""
+    kept = [ffi.new("uint8_t[]", part or b"\0") for part in parts]
+    array = ffi.new("struct iovec[]", max(1, len(parts)))
+    for at, (part, memory) in enumerate(zip(parts, kept, strict=True)):
+        array[at].iov_base, array[at].iov_len = memory, len(part)
+    return array, kept
+
 
 COUNTERS = [ffi.string(lib.lg_counter_name(index)).decode() for index in range(lib.lg_counter_count())]

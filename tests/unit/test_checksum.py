@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
-
-from core_pieces import EXAMPLES, ffi, lib
+from core_pieces import EXAMPLES, iovec_array, lib
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, in4_chksum
@@ -28,15 +26,6 @@ def folded(total: int) -> int:
     return int.from_bytes(int(lib.checksum_fold(total)).to_bytes(2, "little"), "big")
 
 
-def pieces_of(parts: list[bytes]) -> tuple[Any, list[Any]]:
-    """An array of struct iovec, and what keeps its memory."""
-    kept = [ffi.new("uint8_t[]", part or b"\0") for part in parts]
-    array = ffi.new("struct iovec[]", max(1, len(parts)))
-    for at, (part, memory) in enumerate(zip(parts, kept, strict=True)):
-        array[at].iov_base, array[at].iov_len = memory, len(part)
-    return array, kept
-
-
 @settings(max_examples=5 * EXAMPLES)
 @given(st.binary(max_size=200))
 @example(b"\xff" * 64)
@@ -55,7 +44,7 @@ def test_odd_pieces_add_up_to_the_sum_of_their_bytes(parts: list[bytes], length:
     """Where a piece ends does not matter, nor does a piece without bytes; what is beyond the length is not counted."""
     whole = b"".join(parts)
     length = min(length, len(whole))
-    array, kept = pieces_of(parts)
+    array, kept = iovec_array(parts)
     assert folded(lib.checksum_add_pieces(0, array, length)) == one_complement_sum(whole[:length])
     assert len(kept) == len(parts)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple
 
@@ -52,6 +53,8 @@ class Segment(NamedTuple):
     window: int
     mss: int
     scale: int | None
+    sack_allowed: bool
+    sack: list[tuple[int, int]]
     payload_offset: int
     payload_length: int
 
@@ -112,15 +115,15 @@ def slow_segment(frame: bytes, packet: Parsed) -> Segment | None:
     header = tcp[12] // 16 * 4
     if header < 20 or header > len(tcp) or packet.l4_offset + header > HEAD_MAX:
         return None
-    mss, scale = slow_options(tcp[20:header])
     numbers = [int.from_bytes(tcp[at : at + size], "big") for at, size in ((0, 2), (2, 2), (4, 4), (8, 4))]
     window = int.from_bytes(tcp[14:16], "big")
-    return Segment(*numbers, tcp[13], window, mss, scale, packet.l4_offset + header, len(tcp) - header)
+    return Segment(*numbers, tcp[13], window, *slow_options(tcp[20:header]), packet.l4_offset + header, len(tcp) - header)
 
 
-def slow_options(options: bytes) -> tuple[int, int | None]:
-    """RFC 9293, 3.1 and RFC 7323, 2.3: the MSS (0: none) and the shift (None: none), up to what makes no sense."""
-    mss, scale = 0, None
+def slow_options(options: bytes) -> tuple[int, int | None, bool, list[tuple[int, int]]]:
+    """RFC 9293, 3.1, RFC 7323, 2.3 and RFC 2018: the MSS (0: none), the shift (None: none), whether SACK is allowed, and
+    its blocks, up to what makes no sense. Of an option that comes twice the last counts."""
+    mss, scale, allowed, blocks = 0, None, False, []
     while options and options[0] != 0:
         if options[0] == 1:
             options = options[1:]
@@ -132,8 +135,12 @@ def slow_options(options: bytes) -> tuple[int, int | None]:
             mss = int.from_bytes(body, "big")
         if options[0] == 3 and len(body) == 1:
             scale = min(14, body[0])
+        if options[0] == 4 and not body:
+            allowed = True
+        if options[0] == 5 and len(body) <= 32:
+            blocks = [struct.unpack_from("!II", body, at) for at in range(0, len(body) - 7, 8)]
         options = options[options[1] :]
-    return mss, scale
+    return mss, scale, allowed, blocks
 
 
 # ---- ours ----
@@ -166,7 +173,8 @@ def segment_of(frame: bytes) -> Segment | None:
         return None
     scale = s.scale if s.has_scale else None
     numbers = (s.source_port, s.destination_port, s.seq, s.ack, s.flags, s.window)
-    return Segment(*numbers, s.mss, scale, s.payload_offset, s.payload_length)
+    blocks = [(s.sack[at].start, s.sack[at].end) for at in range(s.sack_count)]
+    return Segment(*numbers, s.mss, scale, s.sack_allowed, blocks, s.payload_offset, s.payload_length)
 
 
 # ---- packets ----
@@ -190,6 +198,7 @@ tcp_options = st.lists(
         st.tuples(st.just("WScale"), st.integers(0, 255)),
         st.just(("NOP", None)),
         st.just(("SAckOK", b"")),
+        st.tuples(st.just("SAck"), st.tuples(*[st.integers(0, 2**32 - 1)] * 4)),
         st.tuples(st.just("Timestamp"), st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))),
     ),
     max_size=3,
@@ -282,6 +291,9 @@ def test_any_tcp_header_is_read_as_the_slow_parser_reads_it(frame: bytes) -> Non
 @example(b"\x03\x03\xff\x02")
 @example(b"\x02\x00")
 @example(b"\x02\xff\x05\xb4")
+@example(b"\x04\x02\x05\x0a" + bytes(range(8)))
+@example(b"\x05\x22" + bytes(range(32)))
+@example(b"\x05\x26" + bytes(range(36)))
 def test_any_option_bytes_are_read_as_the_slow_parser_reads_them(options: bytes) -> None:
     """Options that lie about their length end the list and harm nothing."""
     options += bytes(-len(options) % 4)
@@ -289,7 +301,7 @@ def test_any_option_bytes_are_read_as_the_slow_parser_reads_them(options: bytes)
     frame = bytes(12) + b"\x08\0\x45\0" + (20 + len(tcp)).to_bytes(2, "big") + bytes(4) + b"\x40\x06" + bytes(10) + tcp
     segment = segment_of(frame)
     assert segment is not None
-    assert (segment.mss, segment.scale) == slow_options(options)
+    assert (segment.mss, segment.scale, segment.sack_allowed, segment.sack) == slow_options(options)
 
 
 def test_a_fragment_of_ipv6_is_counted_as_one() -> None:

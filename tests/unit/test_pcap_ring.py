@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 import pytest
-from core_pieces import COUNTERS, EXAMPLES, ffi, lib
+from core_pieces import COUNTERS, EXAMPLES, ffi, iovec_array, lib
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -42,12 +42,9 @@ class Ring:
         self.reader = pcap.RingReader(self.pages)
 
     def put(self, parts: list[bytes], to_guest: bool = False, length: int | None = None) -> None:
-        kept = [ffi.new("uint8_t[]", part or b"\0") for part in parts]
-        array = ffi.new("struct iovec[]", max(1, len(parts)))
-        for at, part in enumerate(parts):
-            array[at].iov_base, array[at].iov_len = kept[at], len(part)
+        array, kept = iovec_array(parts)
         total = sum(map(len, parts)) if length is None else length
-        lib.pcap_ring_put(self.writer, array, len(parts), total, to_guest)
+        lib.pcap_ring_put(self.writer, array, len(kept), total, to_guest)
 
     def signalled(self) -> bool:
         return bool(select.select([self.event_fd], [], [], 0)[0])

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make bench`: boots a guest behind our helper and behind another in turn, and says how they compare.
+
+Called by the Makefile; a person reads it. Adversary: nobody.
+Invariants: A B A B …, each family of measures with a boot of its own on either side; the results are written after
+every pair, and an interrupted run reports the pairs that it completed; a visit that fails costs its pair and is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import idle_flows
+import machine
+import picture
+import readiness
+import report
+import request_response
+import servers
+import stalls
+import system_calls
+import throughput
+from guest import GuestFailed
+from helper import OUR_COMMAND, ROOT, HelperFailed
+from image import MissingIngredient
+from measure import MACHINE, OURS, PEER, Family, Settings, Side, Values
+
+FAMILIES = (
+    throughput.FLOOR,
+    throughput.FAMILY,
+    request_response.FAMILY,
+    stalls.FAMILY,
+    idle_flows.FAMILY,
+    readiness.FAMILY,
+    system_calls.FAMILY,
+)
+CALLERS_OPTIONS = "--vhost-user -s {socket} -f -1"
+OUTPUT = ROOT / "build" / "bench"
+FLOWS = 10_000
+DESCRIPTORS = 1 << 16
+DESCRIPTORS_FOR_FLOWS = 2  # passt takes a timer beside the socket
+DESCRIPTORS_SPARED = 400  # its pools and listeners, and ours
+FAILURES = (GuestFailed, HelperFailed, servers.ServerFailed, system_calls.PerfFailed, ValueError, OSError)
+
+
+def default_peer() -> str | None:
+    """passt of the other root that machine.py knows, else of PATH; None if there is none but ours."""
+    root, run = os.environ.get("LOCKGATE_PEER_ROOT"), os.environ.get("LOCKGATE_PEER_RUN")
+    if root and run and Path(root, "usr/bin/passt").exists():
+        return f"{run} passt {CALLERS_OPTIONS}"
+    found = shutil.which("passt")
+    if found and "lockgate" not in _version(Side(PEER, found)):
+        return f"{found} {CALLERS_OPTIONS}"
+    return None
+
+
+def _version(side: Side) -> str:
+    asked = [*side.runner, side.words[0], "--version"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout
+
+
+def flows_possible() -> int:
+    """How many idle flows either helper can have under this machine's limit on descriptors, in hundreds."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, max(DESCRIPTORS, hard)))
+    except (ValueError, PermissionError):  # only root may raise the hard limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    have, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(FLOWS, (have - DESCRIPTORS_SPARED) // DESCRIPTORS_FOR_FLOWS // 100 * 100)
+
+
+def visits(families: Sequence[Family], sides: Sequence[Side]) -> Iterator[tuple[Family, str, Side]]:
+    """One pair's visits in order, each with the side under which its values are kept."""
+    for family in families:
+        if family.without_helper:
+            yield family, MACHINE, sides[0]
+        else:
+            for side in sides:
+                yield family, side.name, side
+
+
+def measure_pair(
+    number: int, families: Sequence[Family], sides: Sequence[Side], settings: Settings, results: report.Results
+) -> None:
+    """Fills one pair of the results; KeyboardInterrupt leaves what is complete."""
+    pair: report.PairValues = {}
+    results.pairs.append(pair)
+    for family, name, side in visits(families, sides):
+        began = time.monotonic()
+        values: Values = {}
+        try:
+            family.run(side, settings, values)
+            end = ""
+        except FAILURES as failure:
+            first, _, rest = str(failure).partition("\n")
+            results.failures.append(f"pair {number}, {family.title}, {name}: {first}")
+            end = f"  FAILED: {first}\n{rest}"
+        pair.setdefault(name, {}).update(values)
+        print(f"pair {number:>2}  {family.title:<16} {name:<8}{time.monotonic() - began:5.0f} s{end}", flush=True)
+
+
+def save(results: report.Results, path: Path) -> None:
+    """Both files; the picture only if there is something to see."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(report.as_json(results), indent=1, ensure_ascii=False) + "\n")
+    if rows := report.rows(results):
+        beside = f" beside {results.about['peer']}" if results.has_peer else ""
+        title = f"{results.about['ours']}{beside}"
+        subtitle = (
+            f"{results.about['guest']}. Alternating pairs: {report.fewest_pairs(rows)}. "
+            "Bars: median, with 10th to 90th percentile. ×: median of the paired ratios, with its 90 % interval."
+        )
+        path.with_suffix(".svg").write_text(picture.draw(title, subtitle, rows))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line, which the Makefile fills."""
+    parser = argparse.ArgumentParser(description="Ours and another helper, one after the other, behind a real guest.")
+    parser.add_argument("--guest", choices=machine.KINDS, default="uml")
+    parser.add_argument("--peer", default="", help="its command line with {socket}; none; else passt, if it is here")
+    parser.add_argument("--ours", default=f"{shlex.quote(OUR_COMMAND)} {CALLERS_OPTIONS}")
+    parser.add_argument("--pairs", type=int, default=report.PAIRS_FOR_A_CLAIM)
+    parser.add_argument("--seconds", type=float, default=3, help="of load for each value")
+    parser.add_argument("--idle-seconds", type=float, default=10, help="of each window without load")
+    parser.add_argument("--only", default="", help=" ".join(family.name for family in FAMILIES))
+    chosen = parser.parse_args()
+    chosen.families = chosen.only.replace(",", " ").split() or [family.name for family in FAMILIES]
+    unknown = set(chosen.families) - {family.name for family in FAMILIES}
+    if unknown:
+        parser.error(f"--only {' '.join(unknown)}: expected some of {' '.join(family.name for family in FAMILIES)}")
+    return chosen
+
+
+def _interrupted(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def bench(chosen: argparse.Namespace) -> report.Results:
+    """The whole run."""
+    peer = default_peer() if not chosen.peer else None if chosen.peer == "none" else chosen.peer
+    sides = [Side(OURS, chosen.ours)] + ([Side(PEER, peer)] if peer else [])
+    settings = Settings(chosen.guest, chosen.seconds, chosen.idle_seconds, flows_possible())
+    families = [family for family in FAMILIES if family.name in chosen.families]
+    about: dict[str, object] = {side.name: _version(side).partition("\n")[0] for side in sides}
+    about |= {f"{side.name} is": side.command for side in sides}
+    about |= {
+        "guest": machine.find(chosen.guest).title,
+        "host": f"Linux {platform.release()}, {os.cpu_count()} processors",
+        "settings": f"{chosen.seconds:g} s of load, {chosen.idle_seconds:g} s of silence",
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    measures = [measure for family in families for measure in family.measures(settings)]
+    results = report.Results(about, measures, peer is not None)
+    path = OUTPUT / ".".join([chosen.guest, *chosen.only.replace(",", " ").split()])
+    try:
+        for number in range(1, chosen.pairs + 1):
+            measure_pair(number, families, sides, settings, results)
+            save(results, path)
+    except KeyboardInterrupt:
+        print("interrupted: what follows is of the complete pairs", flush=True)
+        save(results, path)
+    print(f"\n{report.text(results)}\n{path}.json, {path}.svg")
+    return results
+
+
+def main() -> int:
+    """Status 1 if nothing could be measured."""
+    chosen = arguments()
+    signal.signal(signal.SIGTERM, _interrupted)
+    try:
+        return 0 if report.rows(bench(chosen)) else 1
+    except MissingIngredient as missing:
+        print(f"bench: {missing}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time to ready: from the helper's exec to a socket that listens.
+
+Called by the runner. Adversary: nobody.
+Invariants: a shell tells us before it becomes the helper, so that what brings a peer into another root does not count;
+the value of a visit is the median of its starts.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import bench_statistics
+from helper import HelperFailed, listens
+from measure import Family, Measure, Settings, Side, Values
+
+STARTS = 20
+LIMIT_MS = 40.0
+LOOK_SECONDS = 0.0002
+PATIENCE = 20
+_TELL_AND_EXEC = ["sh", "-c", 'echo && exec "$@"', "sh"]
+
+
+def measures(_settings: Settings) -> list[Measure]:
+    """One."""
+    return [Measure("ready", "Time to ready", "exec to a listening socket", "ms", limit=LIMIT_MS)]
+
+
+def _start(side: Side, socket: Path) -> float:
+    """Seconds of one start; the helper is gone afterwards."""
+    command = [word.replace("{socket}", str(socket)) for word in side.words]
+    process = subprocess.Popen(
+        [*side.runner, *_TELL_AND_EXEC, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as told:
+        os.read(told.fileno(), 1)
+        began = time.monotonic()
+        try:
+            while not listens(socket):
+                if process.poll() is not None or time.monotonic() - began > PATIENCE:
+                    raise HelperFailed(f"{side.command}: does not listen on {socket}")
+                select.select([], [], [], LOOK_SECONDS)
+            return time.monotonic() - began
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def run(side: Side, _settings: Settings, values: Values) -> None:
+    """Without a guest."""
+    seconds = []
+    for _ in range(STARTS):
+        with tempfile.TemporaryDirectory(prefix="lockgate-") as folder:
+            seconds.append(_start(side, Path(folder, "s")))
+    values["ready"] = bench_statistics.median(seconds) * 1e3
+
+
+FAMILY = Family("ready", "time to ready", measures, run)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small exchanges: the latency of one, how many a second over kept connections and over new ones, and what each costs.
+
+Called by the runner. Adversary: nobody. Invariants: sockperf and wrk in the guest, their servers on this machine's
+loopback; percentiles are of full round trips.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import servers
+from measure import Family, Measure, Settings, Side, Values
+from visit import Visit, visiting
+
+CONNECTIONS = 8
+MICROSECONDS = 1e6
+RATE_AIM, CPU_AIM, LATENCY_AIM = 1.0, 0.65, 1.05
+KINDS = {
+    "keep_alive": ("kept connections", ""),
+    "connect": ("connect, request, close", "-H 'Connection: close'"),
+}
+
+
+def measures(_settings: Settings) -> list[Measure]:
+    """Latency, then rate and cost of both kinds."""
+    latency = "TCP round trip"
+    rows = [
+        Measure("latency.p50", latency, "50th percentile", "µs", aim=LATENCY_AIM),
+        Measure("latency.p99", latency, "99th percentile", "µs"),
+    ]
+    for kind, (title, _) in KINDS.items():
+        rows.append(Measure(f"rate.{kind}", "HTTP requests", title, "/s", more_is_better=True, aim=RATE_AIM))
+    for kind, (title, _) in KINDS.items():
+        rows.append(Measure(f"cpu_per_request.{kind}", "Helper CPU for each request", title, "µs", aim=CPU_AIM))
+    return rows
+
+
+def parse_sockperf(output: str, percentile: str) -> float:
+    """Microseconds at a percentile, "50.000" for instance."""
+    found = re.search(rf"percentile {re.escape(percentile)} = +([\d.]+)", output)
+    if found is None:
+        raise ValueError(f"sockperf names no percentile {percentile}: {output!r}")
+    return float(found[1])
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What wrk says of a run."""
+
+    count: int
+    per_second: float
+
+    @classmethod
+    def parse(cls, output: str) -> Requests:
+        """A run with failed requests is no measurement."""
+        count, rate = re.search(r"(\d+) requests in", output), re.search(r"Requests/sec: +([\d.]+)", output)
+        if count is None or rate is None or int(count[1]) == 0 or "Socket errors" in output or "Non-2xx" in output:
+            raise ValueError(f"wrk did not get its answers: {output!r}")
+        return cls(int(count[1]), float(rate[1]))
+
+
+def request(visit: Visit, port: int, kind: str, seconds: float) -> Requests:
+    """wrk takes whole seconds only."""
+    header = KINDS[kind][1]
+    command = f"wrk -t1 -c{CONNECTIONS} -d{max(1, round(seconds))}s {header} http://{visit.gateway}:{port}/"
+    return Requests.parse(visit.load(command, seconds))
+
+
+def run(side: Side, settings: Settings, values: Values) -> None:
+    """All in one visit, at the MTU that DHCP gave."""
+    with visiting(side, settings) as visit, servers.sockperf() as echo, servers.nginx() as web:
+        seconds = max(1, round(settings.seconds))
+        output = visit.load(f"sockperf ping-pong --tcp --full-rtt -i {visit.gateway} -p {echo} -t {seconds}", seconds)
+        for percentile in ("50", "99"):
+            values[f"latency.p{percentile}"] = parse_sockperf(output, f"{percentile}.000")
+        for kind in KINDS:
+            before = visit.helper.cpu_seconds()
+            done = request(visit, web, kind, settings.seconds)
+            used = visit.helper.cpu_seconds() - before
+            values[f"rate.{kind}"] = done.per_second
+            values[f"cpu_per_request.{kind}"] = used / done.count * MICROSECONDS
+
+
+FAMILY = Family("requests", "small exchanges", measures, run)

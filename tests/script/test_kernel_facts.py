@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every fact of kernel_facts.py, against the real kernel (TCP over loopback) and against the fake one.
+
+Adversary: nobody. Invariant: both kernels answer the same assertions; where a fact is asked of the real kernel, what the
+peer did has arrived before (SIOCINQ and TCP_INFO say so), so that nothing is timed.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kernel_facts
+import pytest
+from fake_core import ffi, lib
+from kernel_facts import ET, FACTS, NEEDS_PEEK_OFF, Kernel
+
+SO_PEEK_OFF, SO_MEMINFO = 42, 55  # asm-generic/socket.h; not in Python's socket module
+MSG_TRUNC = 0x20
+WMEM_QUEUED, SNDBUF = 5, 3  # words of SO_MEMINFO, linux/sock_diag.h
+CLOSE_WAIT, CLOSE = 8, 7  # states of TCP_INFO's first byte
+LINGER_HARD = struct.pack("ii", 1, 0)
+PATIENCE = 30  # seconds until something that must come has failed to
+
+
+def _result(call: Callable[[], int]) -> int:
+    try:
+        return call()
+    except OSError as error:
+        return -(error.errno or errno.EIO)
+
+
+class RealKernel(Kernel):
+    """TCP over loopback. Ours has a small send buffer, the peer a small receive buffer: both fill fast."""
+
+    def __init__(self) -> None:
+        self.listener = socket.socket()
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        self.listener.bind(("127.0.0.1", 0))
+        self.epoll = select.epoll()
+        self.peer: socket.socket | None = None
+        self.sent = 0
+        with socket.socket() as probe:
+            self.has_peek_off = not _result(lambda: probe.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0) or 0)
+
+    def _socket(self) -> None:
+        self.ours = socket.socket()
+        self.ours.setblocking(False)
+        self.ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 262144)
+
+    def _until(self, happened: Callable[[], bool]) -> None:
+        """Something that must come is on its way over loopback: looks until it is there. Each round is an event of
+        the socket or a short poll() of nothing, for what TCP_INFO tells has no event."""
+        for _ in range(PATIENCE * 1000):
+            if happened():
+                return
+            select.poll().poll(1)
+        raise AssertionError("it never arrived")
+
+    def _queued_in(self) -> int:
+        count = array.array("i", [0])
+        fcntl.ioctl(self.ours, termios.FIONREAD, count)
+        return count[0]
+
+    def _state(self, of: socket.socket) -> int:
+        return of.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+    def connect(self) -> None:
+        # Nobody listens yet, but the port is bound: the handshake would be refused. So the listener comes first, and
+        # connect() is under way for as long as loopback needs.
+        self.listener.listen(1)
+        self._socket()
+        assert self.ours.connect_ex(self.listener.getsockname()) == errno.EINPROGRESS
+
+    def accepted(self) -> None:
+        self.peer, _ = self.listener.accept()
+        self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.peer.settimeout(PATIENCE)
+
+    def connect_refused(self) -> None:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can come to listen there
+            self._socket()
+            assert self.ours.connect_ex(nobody.getsockname()) == errno.EINPROGRESS
+            self._until(lambda: self._state(self.ours) == CLOSE)
+
+    def peek(self, length: int) -> int:
+        return _result(lambda: len(self.ours.recv(length, socket.MSG_PEEK | socket.MSG_DONTWAIT)))
+
+    def read(self, length: int) -> int:
+        return _result(lambda: len(self.ours.recv(length, socket.MSG_DONTWAIT)))
+
+    def discard(self, length: int) -> int:
+        # recv() without a buffer, which Python's own does not offer
+        libc = ffi.dlopen(None)
+        n = int(libc.recv(self.ours.fileno(), ffi.NULL, length, MSG_TRUNC | socket.MSG_DONTWAIT))
+        return -ffi.errno if n < 0 else n
+
+    def write(self, length: int) -> int:
+        sent = _result(lambda: self.ours.send(bytes(length), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL))
+        self.sent += max(sent, 0)
+        return sent
+
+    def peek_off(self, offset: int) -> None:
+        self.ours.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
+
+    def shutdown(self) -> None:
+        assert self.peer is not None
+        self.ours.shutdown(socket.SHUT_WR)
+        self._until(lambda: self._state(self.ours) not in (1, 4, 9))  # not ESTABLISHED, FIN_WAIT1, LAST_ACK: it is acked
+
+    def close(self, hard: bool = False) -> None:
+        if hard:
+            self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_HARD)
+        self.ours.close()
+
+    def so_error(self) -> int:
+        return self.ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+    def send_memory(self) -> tuple[int, int]:
+        words = struct.unpack("9I", self.ours.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
+        return words[WMEM_QUEUED], words[SNDBUF]
+
+    def peer_sends(self, length: int, urgent: bool = False) -> None:
+        assert self.peer is not None
+        before = self._queued_in()
+        self.peer.send(bytes(length), socket.MSG_OOB if urgent else 0)
+        if urgent:  # SIOCINQ counts only up to the urgent byte
+            self._until(lambda: self._state_info_bytes() == 0)
+        else:
+            self._until(lambda: self._queued_in() >= before + length or self._state_info_bytes() == 0)
+
+    def _state_info_bytes(self) -> int:
+        """Bytes of the peer's that we have not acknowledged yet."""
+        assert self.peer is not None
+        count = array.array("i", [0])
+        fcntl.ioctl(self.peer, termios.TIOCOUTQ, count)
+        return count[0]
+
+    def peer_takes(self, length: int) -> None:
+        assert self.peer is not None
+        self.peer.recv(length)
+
+    def peer_closes(self) -> None:
+        assert self.peer is not None
+        self.peer.shutdown(socket.SHUT_WR)
+        self._until(lambda: self._state(self.ours) == CLOSE_WAIT)
+
+    def peer_resets(self) -> None:
+        assert self.peer is not None
+        self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_HARD)
+        self.peer.close()
+        self._until(lambda: self._state(self.ours) == CLOSE)
+
+    def peer_sees(self) -> str:
+        assert self.peer is not None
+        try:
+            while self.peer.recv(65536):
+                pass
+            return "FIN"
+        except ConnectionResetError:
+            return "RST"
+
+    def watch(self, events: int) -> None:
+        self.epoll.register(self.ours, events)
+
+    def rewatch(self, events: int) -> None:
+        self.epoll.modify(self.ours, events)
+
+    def woken(self) -> int:
+        events = self.epoll.poll(0, 1)
+        return events[0][1] if events else 0
+
+    def eventfd_outlives_one_of_two_descriptors(self) -> bool:
+        first = os.eventfd(0, os.EFD_NONBLOCK)
+        second = os.dup(first)
+        self.epoll.register(first, select.EPOLLIN | ET)
+        os.close(first)
+        os.eventfd_write(second, 1)
+        events = self.epoll.poll(0, 1)
+        os.close(second)
+        return events == [(first, select.EPOLLIN)]
+
+    def end(self) -> None:
+        for thing in (self.listener, self.epoll, getattr(self, "ours", None), self.peer):
+            if thing is not None:
+                thing.close()
+
+
+class FakeKernel(Kernel):
+    """tests/script/fake_kernel.c, without a core."""
+
+    has_peek_off = True
+
+    def __init__(self) -> None:
+        lib.fake_kernel_reset()
+        lib.fake_defaults(262144, 1 << 20, 0, True)
+        self.epoll = lib.fake_epoll()
+        self.fd = -1
+
+    def connect(self) -> None:
+        self.fd = int(lib.fake_socket_pair_begin())
+
+    def accepted(self) -> None:
+        assert lib.fake_peer_accept(self.fd) == 0
+
+    def connect_refused(self) -> None:
+        self.connect()
+        assert lib.fake_peer_refuse(self.fd, errno.ECONNREFUSED) == 0
+
+    def _recv(self, length: int, flags: int) -> int:
+        return int(lib.fake_recv(self.fd, ffi.new("char[]", length), length, flags | socket.MSG_DONTWAIT))
+
+    def peek(self, length: int) -> int:
+        return self._recv(length, socket.MSG_PEEK)
+
+    def read(self, length: int) -> int:
+        return self._recv(length, 0)
+
+    def discard(self, length: int) -> int:
+        return int(lib.fake_discard(self.fd, length))
+
+    def write(self, length: int) -> int:
+        view = lib.fake_socket_at(self.fd)
+        payload = ffi.new("char[]", length)
+        lib.fake_pattern_fill(view.stream_out, view.sent, payload, length)
+        return int(lib.fake_send(self.fd, payload, length))
+
+    def peek_off(self, offset: int) -> None:
+        assert lib.fake_peek_off(self.fd, offset) == 0
+
+    def shutdown(self) -> None:
+        assert lib.fake_shutdown(self.fd) == 0
+
+    def close(self, hard: bool = False) -> None:
+        assert lib.fake_close(self.fd, hard) == 0
+
+    def so_error(self) -> int:
+        return int(lib.fake_so_error(self.fd))
+
+    def send_memory(self) -> tuple[int, int]:
+        words = ffi.new("uint32_t[9]")
+        assert lib.fake_meminfo(self.fd, words) == 0
+        return int(words[WMEM_QUEUED]), int(words[SNDBUF])
+
+    def peer_sends(self, length: int, urgent: bool = False) -> None:
+        send = lib.fake_peer_send_urgent if urgent else lib.fake_peer_send
+        assert send(self.fd, length) == length
+
+    def peer_takes(self, length: int) -> None:
+        assert lib.fake_peer_take(self.fd, length) >= 0
+
+    def peer_closes(self) -> None:
+        assert lib.fake_peer_fin(self.fd) == 0
+
+    def peer_resets(self) -> None:
+        assert lib.fake_peer_reset(self.fd) == 0
+
+    def peer_sees(self) -> str:
+        view = lib.fake_socket_at(self.fd)
+        assert view.closed
+        return "RST" if view.aborted else "FIN"
+
+    def watch(self, events: int) -> None:
+        assert lib.fake_watch(self.epoll, self.fd, events, False) == 0
+
+    def rewatch(self, events: int) -> None:
+        assert lib.fake_watch(self.epoll, self.fd, events, True) == 0
+
+    def woken(self) -> int:
+        events, data = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+        return int(events[0]) if lib.fake_epoll_wait_one(self.epoll, events, data) else 0
+
+    def eventfd_outlives_one_of_two_descriptors(self) -> bool:
+        first = lib.fake_eventfd()
+        second = lib.fake_dup(first)
+        assert lib.fake_watch(self.epoll, first, kernel_facts.IN | ET, False) == 0
+        assert lib.fake_close(first, False) == 0
+        assert lib.fake_eventfd_write(second) == 0
+        return self.woken() == kernel_facts.IN
+
+    def end(self) -> None:
+        violation = ffi.string(lib.fake_violation()).decode()
+        lib.fake_kernel_reset()
+        assert not violation, violation
+
+
+@pytest.fixture(params=[RealKernel, FakeKernel], ids=["real", "fake"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    made: Any = request.param()
+    with contextlib.closing(made) if hasattr(made, "close_all") else contextlib.nullcontext():
+        yield made
+    made.end()
+
+
+@pytest.mark.parametrize("sentence", FACTS)
+def test_fact(sentence: str, kernel: Kernel) -> None:
+    """What kernel_facts.py says in this sentence is so."""
+    if sentence in NEEDS_PEEK_OFF and not kernel.has_peek_off:
+        pytest.skip("this kernel's TCP has no SO_PEEK_OFF (Linux has it since 6.9)")
+    FACTS[sentence](kernel)

@@ -17,6 +17,7 @@ APT_BUILD := python3 python3-venv python3-dev gcc libc6-dev
 APT_GUEST_uml := user-mode-linux
 APT_GUEST_qemu := qemu-system-x86
 APT_GUEST := busybox-static curl ethtool iperf3 $(APT_GUEST_$(GUEST))
+APT_BENCH := sockperf wrk aria2 linux-perf
 APT_TEST := busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 strace tshark
 
 BUILD_DEPENDENCIES := 'setuptools>=66' wheel 'cffi>=1.15' 'PyYAML>=6.0' 'structlog>=22.3' 'h11>=0.14'
@@ -31,12 +32,13 @@ FILE_LINES := 600
 SANITIZE := address,undefined
 TESTS := $(wildcard tests/unit tests/script tests/contract tests/guest)
 
-.PHONY: help venv demo test lint format unit guest clean apt-build apt-guest apt-test
+.PHONY: help venv demo test lint format unit guest bench clean apt-build apt-guest apt-bench apt-test
 
 help:
 	@echo 'make demo              a real Linux guest (User-mode Linux) fetches and sends 200 MB through lockgate'
 	@echo 'make demo GUEST=qemu   the same in QEMU; with DEBUG=1 the events stream by'
 	@echo 'make test              everything that is checked: style, types, unit, script and guest tests'
+	@echo 'make bench             lockgate beside passt, in turn, behind a real guest (1½ hours; less: ONLY="ready idle" PAIRS=5)'
 	@echo 'make venv              lockgate and its commands in .venv/bin'
 	@echo 'make lint|unit|guest   parts of the test;  make format, make clean'
 
@@ -46,6 +48,8 @@ apt-build:
 	@packaging/apt-packages $(APT_BUILD)
 apt-guest:
 	@packaging/apt-packages $(APT_BUILD) $(APT_GUEST)
+apt-bench:
+	@packaging/apt-packages $(APT_BUILD) $(APT_GUEST) $(APT_BENCH)
 apt-test:
 	@packaging/apt-packages $(APT_BUILD) $(APT_TEST)
 
@@ -85,12 +89,18 @@ venv: .venv/installed
 demo: apt-guest .venv/installed
 	@.venv/bin/python tests/guest/demo.py --guest $(GUEST) $(if $(DEBUG),--debug)
 
+# By default beside the passt of this machine; PEER='passt --vhost-user -s {socket} -f -1' names another, PEER=none none.
+# Read in the shell, not by make, so that a command line needs no quoting of its own.
+bench: apt-bench .venv/installed
+	@PYTHONPATH=tests/guest .venv/bin/python tests/bench/bench.py --guest $(GUEST) --peer "$${PEER:-}" \
+		--pairs "$${PAIRS:-20}" --seconds "$${DURATION:-3}" --idle-seconds "$${SILENCE:-10}" --only "$${ONLY:-}"
+
 # ---- what it checks ----
 
 lint: .venv/test-tools build/source
 	@$(CHECK)/ruff check -q $(PYTHON_FOLDERS)
 	@$(CHECK)/mypy --no-error-summary build/source/lockgate packaging tests/conftest.py
-	@for folder in $(sort $(dir $(wildcard tests/*/*.py))); do MYPYPATH=$$folder $(CHECK)/mypy --no-error-summary $$folder; done
+	@for folder in $(sort $(dir $(wildcard tests/*/*.py))); do MYPYPATH=$$folder:tests/bench:tests/guest $(CHECK)/mypy --no-error-summary $$folder; done
 	@$(CHECK)/clang-format --dry-run --Werror $(C_FILES)
 	@$(CHECK)/lizard -w -l c -L $(FUNCTION_LINES) -C $(FUNCTION_BRANCHES) core packaging tests
 	@$(CHECK)/lizard -w -l python -L $(FUNCTION_LINES) -C 1000 $(PYTHON_FOLDERS)  # ruff counts their branches

@@ -69,20 +69,20 @@ def flow_limit(descriptors: int) -> int:
 class Channels:
     """The channels between one worker and control: two ends for each of them."""
 
-    __slots__ = ("cmd", "up", "_worker_ends")
+    __slots__ = ("cmd", "up", "worker_ends")
 
     def __init__(self) -> None:
         self.cmd, cmd = channel()
         self.up, up = channel()
-        self._worker_ends = (cmd, up)
+        self.worker_ends = (cmd, up)
 
     def worker_descriptors(self) -> tuple[int, int]:
-        cmd, up = self._worker_ends
+        cmd, up = self.worker_ends
         return cmd.fileno(), up.fileno()
 
-    def close_worker_ends(self) -> None:
+    def closeworker_ends(self) -> None:
         """In every process but the worker; else the end of the worker would not show as end of file."""
-        for end in self._worker_ends:
+        for end in self.worker_ends:
             end.close()
 
     def close_control_ends(self) -> None:
@@ -114,9 +114,9 @@ class Worker:
                 "flow_limit": flows,
             },
         )
-        self.pid: int = lib.lg_worker_spawn(config, name.encode(), 2 if keep_stderr else -1)
+        self.pid: int = lib.lg_worker_spawn(config, os.fsencode(name), 2 if keep_stderr else -1)
         keeper.close()
-        channels.close_worker_ends()
+        channels.closeworker_ends()
         if self.pid < 0:
             self.keeper.close()
             raise OSError(-self.pid, os.strerror(-self.pid))

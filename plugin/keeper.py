@@ -22,6 +22,7 @@ import time
 from lockgate.core import isolation
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
+from lockgate.plugin.log import DEBUG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -186,6 +187,10 @@ class Keeper:
             status = self._control_main(Ends(end, channels.cmd, channels.up, self._pages))
         except BaseException as failure:  # nothing of the child may reach the code of its parent
             self._log.error(f"Control failed: {type(failure).__name__}: {failure}")
+            if self._log.level >= DEBUG:
+                import traceback
+
+                self._log.debug(traceback.format_exc())
         finally:
             os._exit(status)
 

@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def _command(name: str, arguments: list[str]) -> int:
-    lib.lg_process_name(name.encode())
+    lib.lg_process_name(os.fsencode(name))
     if "pasta" in name or "gvproxy" in name:
         return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt --vhost-user` is\n", 1)
     if "passt" in name:
@@ -277,7 +277,7 @@ class Start:
         )
         mind = control.Control(start, ends)
         self._leave_root()
-        refused = lib.lg_control_confine(f"{self.name}-control".encode())
+        refused = lib.lg_control_confine(os.fsencode(f"{self.name}-control"))
         if refused < 0:
             self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")
         return control.run(mind)

@@ -25,6 +25,7 @@ struct request {
     const union command *command;
     int fd[LG_MEM_SLOTS]; /* -1: taken over by the command, or never there */
     unsigned fd_count;
+    bool fds_lost;  /* there were more than any command takes */
     uint64_t value; /* for the reply */
 };
 
@@ -223,6 +224,7 @@ static const struct {
     [LG_CMD_DIRTY_LOG] = {run_dirty_log, sizeof(struct lg_cmd_log), 0, 2},
     [LG_CMD_EVENTS] = {run_events, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0}, /* has a reply of its own: reply_flows() */
 };
 
 /* ---- the flow snapshot, whose reply is longer than the others ---- */
@@ -283,16 +285,16 @@ static void collect_fds(struct msghdr *msg, struct request *request)
     }
 }
 
-static int dispatch(struct worker *worker, struct request *request, size_t length)
+static int check_shape(const struct request *request, size_t length)
 {
     uint32_t type = request->command->header.type;
 
-    if (type >= sizeof(commands) / sizeof(commands[0]) || !commands[type].run)
+    if (type >= sizeof(commands) / sizeof(commands[0]) || !commands[type].length)
         return -ENOSYS;
-    if (length != commands[type].length || request->fd_count < commands[type].fds_min ||
+    if (length != commands[type].length || request->fds_lost || request->fd_count < commands[type].fds_min ||
         request->fd_count > commands[type].fds_max)
         return -EBADMSG;
-    return commands[type].run(worker, request);
+    return 0;
 }
 
 bool command_run(struct worker *worker)
@@ -309,15 +311,18 @@ bool command_run(struct worker *worker)
     ssize_t n;
 
     memset(&command, 0, sizeof(command));
-    n = sys_recvmsg(worker->cmd_fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    /* MSG_TRUNC: the length of the record itself, also where it is longer than what fits here. */
+    n = sys_recvmsg(worker->cmd_fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC | MSG_TRUNC);
     if (n <= 0)
         return n == -EAGAIN;
     collect_fds(&msg, &request);
-    if (command.header.type == LG_CMD_FLOWS && n == sizeof(struct lg_cmd_value)) {
+    request.fds_lost = msg.msg_flags & MSG_CTRUNC;
+    int result = check_shape(&request, (size_t)n);
+    if (!result && command.header.type == LG_CMD_FLOWS) {
         reply_flows(worker, &command.value);
     } else {
         struct lg_reply reply = {.type = command.header.type, .seq = command.header.seq};
-        reply.result = dispatch(worker, &request, (size_t)n);
+        reply.result = result ? result : commands[command.header.type].run(worker, &request);
         reply.value = request.value;
         struct iovec answer = {.iov_base = &reply, .iov_len = sizeof(reply)};
         struct msghdr out = {.msg_iov = &answer, .msg_iovlen = 1};

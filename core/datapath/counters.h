@@ -22,7 +22,7 @@
     apply(bytes_to_guest)                                                                                              \
     apply(kicks)                  /* the guest told us of buffers */                                                   \
     apply(calls)                  /* we told the guest */                                                              \
-    apply(link_full)              /* a frame for the guest waited for room */                                          \
+    apply(link_full)              /* how often a frame of a flow began to wait for room */                             \
     apply(ring_faults)            /* a ring was stopped for what the guest wrote into it */                            \
     /* frames that went nowhere, by reason */                                                                          \
     apply(drop_short)             /* shorter than its headers say */                                                   \

@@ -89,6 +89,8 @@ int engine_send_frame(struct engine *engine, const uint8_t *frame, size_t length
 
     engine->pieces.count = 0;
     err = link->reserve(engine->link, ETHERNET_HEADER, length - ETHERNET_HEADER, &engine->pieces, &room);
+    if (err == -ENOTCONN)
+        count(engine, C_drop_disconnected);
     if (err)
         return err;
     if (room.payload < length - ETHERNET_HEADER) {

@@ -47,6 +47,7 @@ struct engine {
     bool seen_changed;
     uint64_t *counters;
     struct wheel wheel;
+    uint64_t probe_ms; /* when closed windows will be asked about next: others that are due about then join in */
     struct flow_table flows;
     struct list ready;   /* flows that will be settled in this step or the next */
     struct list waiting; /* flows that wait for room on the link */
@@ -102,6 +103,15 @@ void engine_set_time(struct engine *engine, uint64_t now_ns);
 static inline void count(struct engine *engine, enum counter counter)
 {
     engine->counters[counter]++;
+}
+
+/* A frame of this flow found the link full: it waits for the room event. */
+static inline void engine_wait_room(struct engine *engine, struct flow *flow)
+{
+    if (!engine->link_full)
+        count(engine, C_link_full);
+    engine->link_full = true;
+    list_append(&engine->waiting, &flow->waiting);
 }
 
 static inline bool engine_shows_events(const struct engine *engine)

@@ -39,10 +39,8 @@
 #define INNER_ID 65534u
 
 static const char *const layer_names[LG_LAYER_COUNT] = {
-    [LG_LAYER_USER] = "user namespace",
-    [LG_LAYER_NAMESPACES] = "mount, PID, IPC and UTS namespaces",
-    [LG_LAYER_ROOT] = "empty root",
-    [LG_LAYER_CAPABILITIES] = "dropping capabilities",
+    [LG_LAYER_USER] = "user namespace",     [LG_LAYER_NAMESPACES] = "mount, PID, IPC and UTS namespaces",
+    [LG_LAYER_ROOT] = "empty root",         [LG_LAYER_CAPABILITIES] = "dropping capabilities",
     [LG_LAYER_PRIVILEGES] = "no_new_privs",
 };
 

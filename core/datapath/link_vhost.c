@@ -220,9 +220,9 @@ static int vhost_reserve(struct link *link, size_t header, size_t payload, struc
     struct vhost_reservation *reservation = &vhost->reserved[vhost->reserved_end];
     *reservation = (struct vhost_reservation){.first_chain = vhost->chain_count, .first_piece = vhost->piece_count};
     err = chains_take(vhost, reservation, NET_HEADER + frame, &bytes);
+    fault_report(vhost, RECEIVEQ); /* also when what came before the fault suffices: nobody looks at this ring again */
     if (bytes < NET_HEADER + (header + !!payload < FRAME_BYTES_MIN ? FRAME_BYTES_MIN : header + !!payload)) {
         chains_untake(vhost, reservation->first_chain, reservation->first_piece);
-        fault_report(vhost, RECEIVEQ);
         if (!err) /* one buffer that does not hold even this: no later one need be larger, but the guest chose it */
             vhost->counters[C_drop_length]++;
         return err == -ENOBUFS && vhost->reserved_end ? -ENOBUFS : -EAGAIN;

@@ -101,9 +101,12 @@ static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_
     if (seq_before(segment->ack, tcp->snd_una))
         return true; /* old news; the data beside it may still be new */
     take_window(flow, segment);
-    if (tcp->retries && tcp->snd_una == tcp->snd_nxt) {
-        /* It was asked, and it lives: probes of its closed window may go on for ever (RFC 9293, 3.8.6.1). */
-        tcp->retries = 0;
+    if ((tcp->retries || tcp->unanswered) && (tcp->snd_una == tcp->snd_nxt || !window_before)) {
+        /* It was asked, and it lives: probes of its closed window may go on for ever, ever more seldom (RFC 9293,
+         * 3.8.6.1). */
+        tcp->unanswered = 0;
+        if (tcp->snd_window)
+            tcp->retries = 0;
         flow->active_ms = engine->now_ms;
     }
     if (segment->ack != tcp->snd_una)
@@ -258,8 +261,10 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
         tcp->peer_hup = true;
     if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
-        if (tcp->stall == STALL_window || tcp->stall == STALL_link)
-            tcp->muted = true; /* the one wasted wake-up of this stall; stall_interest() sees to it that none follows */
+        /* The one wasted wake-up of this stall; stall_interest() sees to it that none follows. Behind an end there is
+         * nothing to mask: no data follows it, and EPOLL_CTL_MOD would only report the end again. */
+        if ((tcp->stall == STALL_window || tcp->stall == STALL_link) && !tcp->peer_hup)
+            tcp->muted = true;
         tcp->readable = true;
     }
     if (events & EPOLLOUT && tcp->send_blocked) {
@@ -269,5 +274,6 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
     }
     if (events & EPOLLERR && tcp->to_guest >= HALF_FIN_SENT)
         take_error(engine, flow);
+    tcp->woken = true;
     tcp_touch(engine, flow);
 }

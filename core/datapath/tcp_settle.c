@@ -53,12 +53,6 @@ void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uin
     engine->events->emit(engine->events, &event);
 }
 
-static void wait_for_link(struct engine *engine, struct flow *flow)
-{
-    engine->link_full = true;
-    list_append(&engine->waiting, &flow->waiting);
-}
-
 static void send_syn_ack(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
@@ -66,7 +60,7 @@ static void send_syn_ack(struct engine *engine, struct flow *flow)
     if (!tcp->syn_ack_due)
         return; /* it is out */
     if (tcp_send_control(engine, flow, tcp->iss, TCP_SYN)) {
-        wait_for_link(engine, flow);
+        engine_wait_room(engine, flow);
         return;
     }
     tcp->syn_ack_due = false;
@@ -102,7 +96,7 @@ static void send_owed(struct engine *engine, struct flow *flow)
     }
     while (tcp->ack_due) {
         if (tcp_send_control(engine, flow, tcp->snd_nxt, 0)) {
-            wait_for_link(engine, flow);
+            engine_wait_room(engine, flow);
             return;
         }
         if (tcp->gap_acks) {
@@ -139,7 +133,7 @@ static void finish(struct engine *engine, struct flow *flow)
 {
     if (flow->tcp.reset_due) {
         if (tcp_send_control(engine, flow, flow->tcp.snd_nxt, TCP_RST)) {
-            wait_for_link(engine, flow);
+            engine_wait_room(engine, flow);
             return;
         }
         count(engine, C_tcp_resets_sent);
@@ -166,7 +160,7 @@ static void apply_interest(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (tcp->stall != STALL_window && tcp->stall != STALL_link)
+    if (tcp->stall != STALL_window && tcp->stall != STALL_link && !tcp->peer_hup)
         tcp->muted = false;
     uint32_t interest = stall_interest(flow);
     if (interest == flow->interest)
@@ -176,12 +170,25 @@ static void apply_interest(struct engine *engine, struct flow *flow)
     sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_MOD, flow->fd, interest, flow_handle(flow));
 }
 
+/* A socket's event of which nothing came: no byte moved, no window, no half. The design allows one for each stall. */
+static void note_idle(struct engine *engine, struct flow *flow, const struct tcp *before)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->woken && !tcp->done && tcp->snd_nxt == before->snd_nxt && tcp->rcv_nxt == before->rcv_nxt &&
+        tcp->rcv_edge == before->rcv_edge && tcp->to_guest == before->to_guest && tcp->to_host == before->to_host)
+        count(engine, C_wakeups_idle);
+    tcp->woken = false;
+}
+
 void tcp_settle(struct engine *engine, struct flow *flow)
 {
-    uint8_t stall = flow->tcp.stall;
+    const struct tcp before = flow->tcp;
+    uint8_t stall = before.stall;
 
     if (!flow->tcp.done)
         progress(engine, flow);
+    note_idle(engine, flow, &before);
     if (flow->tcp.done) {
         finish(engine, flow);
         return;

@@ -129,7 +129,8 @@ struct tcp {
     uint16_t mss;         /* payload of a segment to the guest */
     uint8_t guest_scale;
     uint8_t duplicate_acks;
-    uint8_t retries;
+    uint8_t retries;    /* the timer's back-off */
+    uint8_t unanswered; /* timeouts since the guest's last sign of life: how long it is waited for */
 
     /* from the guest */
     uint32_t rcv_nxt;   /* taken by the kernel: what we acknowledge */
@@ -151,6 +152,7 @@ struct tcp {
     bool peer_hup : 1;     /* RDHUP, HUP or ERR was seen: read until the end shows itself */
     bool urgent : 1;       /* the peer sent urgent data: reads stop at the mark, so a short read is no end of data */
     bool muted : 1;        /* an edge came during a window or link stall: IN is masked until the stall ends */
+    bool woken : 1;        /* by its socket, in this step */
     bool send_blocked : 1; /* the kernel's send queue is full: we wait for OUT */
     bool fin_seen : 1;     /* the guest's FIN is known; it counts once all before it is with the kernel */
     bool sack_allowed : 1; /* both sides offered it (RFC 2018, 2) */

@@ -57,13 +57,35 @@ void tcp_timer_acked(struct engine *engine, struct flow *flow)
         sample(tcp, engine->now_ns - tcp->rtt_start_ns);
         tcp->rtt_start_ns = 0;
     }
-    tcp->retries = 0;
+    tcp->retries = tcp->unanswered = 0;
     tcp->rto_start_ms = engine->now_ms; /* RFC 6298, (5.3) */
 }
 
 static bool outstanding(const struct tcp *tcp)
 {
     return tcp->snd_una != tcp->snd_nxt;
+}
+
+/* What the timer does when it fires: ask a guest that has closed its window, or send again. */
+static bool is_probe(const struct tcp *tcp)
+{
+    return !outstanding(tcp) || !tcp->snd_window;
+}
+
+static bool is_near(uint64_t a, uint64_t b, uint64_t slack)
+{
+    return a <= b + slack && b <= a + slack;
+}
+
+/* A probe need not be on time. Flows whose windows closed together, because the guest's program has stopped reading, are
+ * asked together: one wake-up for all of them, and one interrupt for the guest. */
+static uint64_t probe_time(struct engine *engine, const struct flow *flow, uint64_t expires, uint64_t slack)
+{
+    if (timer_armed(&flow->timer) && is_near(flow->timer.expires_ms, expires, slack))
+        return flow->timer.expires_ms;
+    if (!is_near(engine->probe_ms, expires, slack))
+        engine->probe_ms = expires;
+    return engine->probe_ms;
 }
 
 /* Nothing is under way, but for the question after a long silence. The timer may stand where an earlier silence would
@@ -78,7 +100,7 @@ static void update_idle(struct engine *engine, struct flow *flow)
         wheel_cancel(&engine->wheel, &flow->timer);
         return;
     }
-    if (tcp->retries)
+    if (tcp->unanswered)
         expires = flow->probed_ms + TCP_KEEPALIVE_INTERVAL_MS;
     else if (timer_armed(&flow->timer) && flow->timer.expires_ms > engine->now_ms + TCP_RTO_MAX_MS)
         return;
@@ -96,6 +118,8 @@ void tcp_timer_update(struct engine *engine, struct flow *flow)
     if (!tcp->rto_start_ms)
         tcp->rto_start_ms = engine->now_ms;
     uint64_t expires = tcp->rto_start_ms + rto_ms(tcp);
+    if (is_probe(tcp))
+        expires = probe_time(engine, flow, expires, rto_ms(tcp) / 2);
     if (!timer_armed(&flow->timer) || flow->timer.expires_ms != expires)
         wheel_arm(&engine->wheel, &flow->timer, expires);
 }
@@ -105,11 +129,11 @@ static void idle_fired(struct engine *engine, struct flow *flow)
     struct tcp *tcp = &flow->tcp;
 
     if (engine->now_ms - flow->active_ms >= TCP_KEEPALIVE_MS) {
-        if (tcp->retries == TCP_KEEPALIVE_PROBES) {
+        if (tcp->unanswered == TCP_KEEPALIVE_PROBES) {
             tcp_abort(engine, flow, CLOSE_timed_out, 0);
             return;
         }
-        tcp->retries++;
+        tcp->unanswered++;
         tcp->probe_due = true;
         flow->probed_ms = engine->now_ms;
     }
@@ -126,19 +150,21 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
         return;
     }
     count(engine, C_tcp_timeouts);
-    if (tcp->retries == max) {
+    if (tcp->unanswered == max) {
         tcp_abort(engine, flow, CLOSE_timed_out, 0);
         return;
     }
-    tcp->retries++;
+    tcp->unanswered++;
+    if (tcp->retries < TCP_RETRIES_MAX) /* by then the interval has long been at its cap */
+        tcp->retries++;
     tcp->rto_start_ms = engine->now_ms;
     /* RFC 6298, (5.4): the earliest that is not acknowledged goes again, and what follows after it. A guest that has
      * closed its window is only asked: it has nowhere to put them. */
     if (tcp->to_guest == HALF_SYN)
         tcp->syn_ack_due = true;
-    else if (outstanding(tcp) && tcp->snd_window)
-        tcp_recovery_timed_out(flow);
-    else
+    else if (is_probe(tcp))
         tcp->probe_due = true;
+    else
+        tcp_recovery_timed_out(flow);
     tcp_touch(engine, flow);
 }

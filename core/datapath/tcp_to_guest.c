@@ -148,8 +148,7 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t seq,
 static void link_is_full(struct engine *engine, struct flow *flow)
 {
     flow->tcp.stall = STALL_link;
-    engine->link_full = true;
-    list_append(&engine->waiting, &flow->waiting);
+    engine_wait_room(engine, flow);
 }
 
 /* The peer has said its last: our FIN takes the next sequence number, the same each time it is sent. False: the link is
@@ -209,7 +208,8 @@ static void take_read_result(struct engine *engine, struct flow *flow, ssize_t r
     struct tcp *tcp = &flow->tcp;
 
     if (result == -EAGAIN) {
-        tcp->readable = false;
+        /* Without SO_PEEK_OFF no read gets past an urgent mark that is in flight: once it is acknowledged, one will. */
+        tcp->readable = tcp->urgent && !engine->peek_off && tcp->snd_nxt != tcp->snd_una;
     } else if (!result) {
         send_fin(engine, flow);
     } else if (result == -EFAULT) {
@@ -289,7 +289,7 @@ static bool send_lost(struct engine *engine, struct flow *flow)
 static void send_new(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t left = TCP_BUDGET_BYTES, window;
+    uint32_t left = TCP_BUDGET_BYTES, frame = payload_max(engine, flow), window;
 
     while (tcp->to_guest == HALF_OPEN && !tcp->done) {
         if (!tcp->readable) {
@@ -302,10 +302,16 @@ static void send_new(struct engine *engine, struct flow *flow)
         }
         if (!(window = may_send(engine, flow)))
             return;
-        uint32_t wanted = window < left ? window : left;
-        uint32_t sent = send_burst(engine, flow, tcp->snd_nxt, wanted < tcp->read_hint ? wanted : tcp->read_hint);
-        if (!sent && tcp->stall == STALL_link)
+        uint32_t wanted = tcp->read_hint < left ? tcp->read_hint : left;
+        uint32_t unit = wanted < frame ? tcp->mss : frame;
+        if (wanted > unit)
+            wanted -= wanted % unit; /* full frames, or at least whole segments, but for the end of what is there */
+        uint32_t sent = send_burst(engine, flow, tcp->snd_nxt, window < wanted ? window : wanted);
+        if (!sent) {
+            if (tcp->stall == STALL_none)
+                tcp->stall = STALL_caught_up;
             return;
+        }
         left -= sent < left ? sent : left;
     }
 }
@@ -316,6 +322,8 @@ void tcp_send_to_guest(struct engine *engine, struct flow *flow)
 
     tcp->stall = STALL_none;
     tcp->window_pending = false;
+    if (tcp->to_guest == HALF_SYN && tcp->readable)
+        tcp->stall = STALL_window; /* before its ACK the guest has none, and further data must not wake us for it */
     if (tcp->to_guest == HALF_SYN || tcp->to_guest == HALF_CLOSED || !send_lost(engine, flow))
         return;
     if (tcp->to_guest == HALF_FIN_SENT && tcp->snd_nxt == tcp->fin_seq)

@@ -69,7 +69,10 @@ def default_peer() -> str | None:
 
 def _version(side: Side) -> str:
     asked = [*side.runner, side.words[0], "--version"]
-    return subprocess.run(asked, capture_output=True, text=True).stdout
+    try:
+        return subprocess.run(asked, capture_output=True, text=True).stdout
+    except OSError as error:
+        raise MissingIngredient(f"{side.name}: {shlex.join(asked)}: {error.strerror}") from error
 
 
 def flows_possible() -> int:
@@ -114,17 +117,17 @@ def measure_pair(
 
 
 def save(results: report.Results, path: Path) -> None:
-    """Both files; the picture only if there is something to see."""
+    """PATH.json, and PATH.svg if there is something to see."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(report.as_json(results), indent=1, ensure_ascii=False) + "\n")
+    Path(f"{path}.json").write_text(json.dumps(report.as_json(results), indent=1, ensure_ascii=False) + "\n")
     if rows := report.rows(results):
         beside = f" beside {results.about['peer']}" if results.has_peer else ""
-        title = f"{results.about['ours']}{beside}"
+        title = f"lockgate{beside}"
         subtitle = (
             f"{results.about['guest']}. Alternating pairs: {report.fewest_pairs(rows)}. "
             "Bars: median, with 10th to 90th percentile. ×: median of the paired ratios, with its 90 % interval."
         )
-        path.with_suffix(".svg").write_text(picture.draw(title, subtitle, rows))
+        Path(f"{path}.svg").write_text(picture.draw(title, subtitle, rows))
 
 
 def arguments() -> argparse.Namespace:
@@ -138,6 +141,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--idle-seconds", type=float, default=10, help="of each window without load")
     parser.add_argument("--only", default="", help=" ".join(family.name for family in FAMILIES))
     chosen = parser.parse_args()
+    for command in (chosen.ours, chosen.peer):
+        if command not in ("", "none") and "{socket}" not in command:
+            parser.error(f"{command}: expected {{socket}} where the path of its socket goes")
     chosen.families = chosen.only.replace(",", " ").split() or [family.name for family in FAMILIES]
     unknown = set(chosen.families) - {family.name for family in FAMILIES}
     if unknown:
@@ -156,6 +162,7 @@ def bench(chosen: argparse.Namespace) -> report.Results:
     settings = Settings(chosen.guest, chosen.seconds, chosen.idle_seconds, flows_possible())
     families = [family for family in FAMILIES if family.name in chosen.families]
     about: dict[str, object] = {side.name: _version(side).partition("\n")[0] for side in sides}
+    about.setdefault(PEER, "none: no passt was found here" if not chosen.peer else "none")
     about |= {f"{side.name} is": side.command for side in sides}
     about |= {
         "guest": machine.find(chosen.guest).title,
@@ -165,7 +172,7 @@ def bench(chosen: argparse.Namespace) -> report.Results:
     }
     measures = [measure for family in families for measure in family.measures(settings)]
     results = report.Results(about, measures, peer is not None)
-    path = OUTPUT / ".".join([chosen.guest, *chosen.only.replace(",", " ").split()])
+    path = OUTPUT / "-".join([chosen.guest, *chosen.only.replace(",", " ").split()])
     try:
         for number in range(1, chosen.pairs + 1):
             measure_pair(number, families, sides, settings, results)

@@ -83,15 +83,15 @@ class Comparison:
     pairs: int
     ours: Spread
     peer: Spread | None
-    ratio: Ratio | None  # None also where a peer's value was 0
+    ratio: Ratio | None  # None also where none is wanted, or a value of the peer is 0
 
 
-def compare(ours: Sequence[float], peer: Sequence[float] | None) -> Comparison:
+def compare(ours: Sequence[float], peer: Sequence[float] | None, with_ratio: bool = True) -> Comparison:
     """Ours beside the peer's; the values at one place of both were measured one after the other."""
     if peer is None:
         return Comparison(len(ours), Spread.of(ours), None, None)
     ratio = None
-    if all(peer):
+    if with_ratio and all(peer):
         ratios = [mine / other for mine, other in zip(ours, peer, strict=True)]
         ratio = Ratio(median(ratios), *bootstrap_interval(ratios))
     return Comparison(len(ours), Spread.of(ours), Spread.of(peer), ratio)

@@ -34,8 +34,9 @@ def measures(settings: Settings) -> list[Measure]:
     ]
     rows.append(Measure("idle.flow", "Memory that one idle flow adds", titles["many"], "KB", limit=FLOW_LIMIT_KB))
     window = f"CPU in {settings.idle_seconds:g} s of silence"
-    rows += [Measure(f"idle.{key}.cpu", window, title, "ms") for key, title in titles.items()]
-    rows.append(Measure("idle.added_cpu", window, f"added by {titles['many']}", "ms", limit=CPU_LIMIT_MS))
+    rows += [Measure(f"idle.{key}.cpu", window, title, "ms", has_ratio=False) for key, title in titles.items()]
+    added = f"added by {titles['many']}"
+    rows.append(Measure("idle.added_cpu", window, added, "ms", limit=CPU_LIMIT_MS, has_ratio=False))
     return rows
 
 
@@ -55,7 +56,7 @@ def run(side: Side, settings: Settings, values: Values) -> None:
                 opened = count
             _note(key, visit, settings, values)
     values["idle.flow"] = (values["idle.many.pss"] - values["idle.none.pss"]) * MEGABYTE / KILOBYTE / settings.flows
-    values["idle.added_cpu"] = values["idle.many.cpu"] - values["idle.none.cpu"]
+    values["idle.added_cpu"] = max(0.0, values["idle.many.cpu"] - values["idle.none.cpu"])
 
 
 FAMILY = Family("idle", "idle flows", measures, run)

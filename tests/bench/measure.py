@@ -28,6 +28,7 @@ class Measure:
     aim: float | None = None  # for the ratio: at most this, or at least if more is better
     limit: float | None = None  # for our own value: at most this
     floor: str | None = None  # the key of a measure that says what no helper at all would cost
+    has_ratio: bool = True  # not where both are next to nothing, and a ratio would compare noise
     sides: tuple[str, ...] = (OURS, PEER)  # whose values make a pair
     steady: bool = False  # the tenth percentile over the median is a claim of its own here
 

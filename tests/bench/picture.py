@@ -13,14 +13,15 @@ from itertools import groupby
 from xml.sax.saxutils import escape
 
 from bench_statistics import Spread
+from measure import MACHINE
 from report import Row, aim_met, aim_text, number
 
 OURS_COLOUR, PEER_COLOUR, TEXT_COLOUR, FLOOR_COLOUR = "#2f81f7", "#9aa1a9", "#7a828b", "#b8860b"
 GOOD_COLOUR, BAD_COLOUR = "#2c9a48", "#e0524a"
 MARGIN, GAP, COLUMN = 24, 32, 620
-LABEL, BARS, RATIO = 250, 200, 524  # where they start; the bars' width is the second
+LABEL, BARS, RATIO = 258, 190, 512  # where labels end, how wide the longest bar is, where ratios start
 ROW, BAR, PANEL_HEAD, PANEL_GAP, HEAD = 36, 11, 30, 18, 92
-WHISKER = 3
+WHISKER, NUMBER = 3, 40
 
 
 def _text(x: float, y: float, words: str, size: float = 12, colour: str = TEXT_COLOUR, more: str = "") -> str:
@@ -31,7 +32,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" {more}/>'
 
 
-def _bar(x: float, y: float, scale: float, spread: Spread, colour: str) -> list[str]:
+def _bar(x: float, y: float, scale: float, spread: Spread, colour: str, floor: float) -> list[str]:
     width = max(spread.median * scale, 1)
     middle = y + BAR / 2
     drawn = [f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{BAR}" rx="1.5" fill="{colour}"/>']
@@ -41,6 +42,8 @@ def _bar(x: float, y: float, scale: float, spread: Spread, colour: str) -> list[
         drawn.append(_line(low, middle, high, middle, TEXT_COLOUR))
         drawn += [_line(at, middle - WHISKER, at, middle + WHISKER, TEXT_COLOUR) for at in (low, high)]
         end = max(end, high)
+    if end < x + floor * scale < end + NUMBER:
+        end = x + floor * scale
     return [*drawn, _text(end + 5, y + BAR - 1.5, number(spread.median), 11)]
 
 
@@ -50,7 +53,7 @@ def _verdict(row: Row, x: float, y: float) -> list[str]:
     ratio, drawn = row.compared.ratio, []
     if ratio is not None:
         drawn.append(_text(x, y + 11, f"× {ratio.median:.2f}", 12.5, colour, 'font-weight="600"'))
-        drawn.append(_text(x + 48, y + 11, f"{ratio.low:.2f}–{ratio.high:.2f}", 10.5))
+        drawn.append(_text(x + 54, y + 11, f"{ratio.low:.2f}–{ratio.high:.2f}", 10.5))
     if aim := aim_text(row):
         drawn.append(_text(x, y + 24, f"aim {aim}", 10.5, colour))
     return drawn
@@ -61,7 +64,7 @@ def _row(row: Row, x: float, y: float, scale: float) -> list[str]:
     bars = [(row.compared.ours, OURS_COLOUR), (row.compared.peer, PEER_COLOUR)]
     shown = [(spread, colour) for spread, colour in bars if spread is not None]
     for place, (spread, colour) in enumerate(shown):
-        drawn += _bar(x + LABEL, y + place * (BAR + 2), scale, spread, colour)
+        drawn += _bar(x + LABEL, y + place * (BAR + 2), scale, spread, colour, row.floor or 0)
     if row.floor is not None:
         at, end = x + LABEL + row.floor * scale, y + len(shown) * (BAR + 2)
         drawn.append(_line(at, y - 3, at, end + 1, FLOOR_COLOUR, 'stroke-width="2" stroke-dasharray="3 2"'))
@@ -94,7 +97,8 @@ def draw(title: str, subtitle: str, rows: Sequence[Row]) -> str:
     """The picture; panels go into the column that is shorter so far."""
     bottoms = [HEAD, HEAD]
     drawn: list[str] = []
-    for (panel, unit), found in groupby(rows, key=lambda row: (row.measure.panel, row.measure.unit)):
+    of_helpers = [row for row in rows if MACHINE not in row.measure.sides]
+    for (panel, unit), found in groupby(of_helpers, key=lambda row: (row.measure.panel, row.measure.unit)):
         group = list(found)
         column = 0 if bottoms[0] <= bottoms[1] else 1
         x = MARGIN + column * (COLUMN + GAP)

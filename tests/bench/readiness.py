@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import bench_statistics
+from guest import DIES_WITH_US
 from helper import HelperFailed, listens
 from measure import Family, Measure, Settings, Side, Values
 
@@ -35,7 +36,7 @@ def _start(side: Side, socket: Path) -> float:
     """Seconds of one start; the helper is gone afterwards."""
     command = [word.replace("{socket}", str(socket)) for word in side.words]
     process = subprocess.Popen(
-        [*side.runner, *_TELL_AND_EXEC, *command],
+        [*DIES_WITH_US, *side.runner, *_TELL_AND_EXEC, *command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

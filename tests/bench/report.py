@@ -18,6 +18,7 @@ from measure import MACHINE, OURS, PEER, Measure, Values
 
 PAIRS_FOR_A_CLAIM = 20
 TITLE_WIDTH = 38
+DETAIL_SHARE = 0.01  # smaller parts are not shown
 PairValues = dict[str, Values]  # by side
 
 
@@ -55,7 +56,8 @@ def rows(results: Results) -> list[Row]:
         sides = [side for side in measure.sides if side != PEER or results.has_peer]
         values = _complete(results.pairs, measure.key, sides)
         if values[0]:
-            compared = bench_statistics.compare(values[0], values[1] if len(values) > 1 else None)
+            peer = values[1] if len(values) > 1 else None
+            compared = bench_statistics.compare(values[0], peer, measure.has_ratio)
             found.append(Row(measure, compared, _floor(results, measure), _details(results, measure)))
     return found
 
@@ -75,8 +77,8 @@ def _details(results: Results, measure: Measure) -> dict[str, dict[str, float]]:
                 if key.startswith(prefix):
                     parts.setdefault(key.removeprefix(prefix), []).append(value)
         medians = {part: bench_statistics.median(values) for part, values in parts.items()}
-        if any(medians.values()):
-            details[side] = {part: value for part, value in medians.items() if value}
+        if least := DETAIL_SHARE * sum(medians.values()):
+            details[side] = {part: value for part, value in medians.items() if value >= least}
     return details
 
 
@@ -99,7 +101,7 @@ def aim_met(row: Row) -> bool | None:
 def aim_text(row: Row) -> str:
     """Of the ratio ("≥ 1.30"), of our own value ("≤ 40 ms"), or both."""
     texts = []
-    if row.measure.aim is not None:
+    if row.measure.aim is not None and row.compared.ratio is not None:
         texts.append(f"{'≥' if row.measure.more_is_better else '≤'} {row.measure.aim:.2f}")
     if row.measure.limit is not None:
         texts.append(f"≤ {row.measure.limit:g} {row.measure.unit.split(' ')[0]}")
@@ -133,7 +135,7 @@ def _cells(row: Row) -> list[str]:
         f"{number(compared.peer.median) if compared.peer else '':>9}",
         f"{f'{ratio.median:.2f}' if ratio else '':>7}",
         f"{f'{ratio.low:.2f} – {ratio.high:.2f}' if ratio else '':>15}",
-        f"  {aim_text(row):<13}{verdict:<8}",
+        f"  {aim_text(row):<16}{verdict:<8}",
         f"{compared.pairs:>5}",
         f"  {_note(row)}",
     ]
@@ -149,7 +151,7 @@ def text(results: Results) -> str:
     """For a terminal."""
     found = rows(results)
     lines = [f"{name:<10}{value}" for name, value in results.about.items()]
-    ratio_heads = f"{'ratio':>7}{'90 % interval':>15}  {'aim':<21}" if results.has_peer else f"{'':>22}  {'aim':<21}"
+    ratio_heads = f"{'ratio':>7}{'90 % interval':>15}  {'aim':<24}" if results.has_peer else f"{'':>22}  {'aim':<24}"
     lines += ["", f"{'':<{TITLE_WIDTH + 2}}{'ours':>9}{'peer' if results.has_peer else '':>9}{ratio_heads}pairs"]
     for panel, group in groupby(found, key=lambda row: (row.measure.panel, row.measure.unit)):
         lines += ["", f"{panel[0]}, {panel[1]}" if panel[1] else panel[0]]
@@ -158,7 +160,7 @@ def text(results: Results) -> str:
             lines += _detail_lines(row)
     lines += ["", *(f"failed: {failure}" for failure in results.failures)]
     if (pairs := fewest_pairs(found)) < PAIRS_FOR_A_CLAIM and results.has_peer:
-        lines.append(f"{pairs} complete pairs: a look, not a claim; that takes {PAIRS_FOR_A_CLAIM}.")
+        lines.append(f"Complete pairs: {pairs}. A claim takes {PAIRS_FOR_A_CLAIM}.")
     return "\n".join(lines) + "\n"
 
 

@@ -7,11 +7,9 @@ loopback; percentiles are of full round trips.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-
 import servers
 from measure import Family, Measure, Settings, Side, Values
+from tool_output import Requests, sockperf_percentile
 from visit import Visit, visiting
 
 CONNECTIONS = 8
@@ -25,40 +23,15 @@ KINDS = {
 
 def measures(_settings: Settings) -> list[Measure]:
     """Latency, then rate and cost of both kinds."""
-    latency = "TCP round trip"
     rows = [
-        Measure("latency.p50", latency, "50th percentile", "µs", aim=LATENCY_AIM),
-        Measure("latency.p99", latency, "99th percentile", "µs"),
+        Measure("latency.p50", "TCP round trip, 50th percentile", "one message at a time", "µs", aim=LATENCY_AIM),
+        Measure("latency.p99", "TCP round trip, 99th percentile", "one message at a time", "µs"),
     ]
     for kind, (title, _) in KINDS.items():
         rows.append(Measure(f"rate.{kind}", "HTTP requests", title, "/s", more_is_better=True, aim=RATE_AIM))
     for kind, (title, _) in KINDS.items():
         rows.append(Measure(f"cpu_per_request.{kind}", "Helper CPU for each request", title, "µs", aim=CPU_AIM))
     return rows
-
-
-def parse_sockperf(output: str, percentile: str) -> float:
-    """Microseconds at a percentile, "50.000" for instance."""
-    found = re.search(rf"percentile {re.escape(percentile)} = +([\d.]+)", output)
-    if found is None:
-        raise ValueError(f"sockperf names no percentile {percentile}: {output!r}")
-    return float(found[1])
-
-
-@dataclass(frozen=True)
-class Requests:
-    """What wrk says of a run."""
-
-    count: int
-    per_second: float
-
-    @classmethod
-    def parse(cls, output: str) -> Requests:
-        """A run with failed requests is no measurement."""
-        count, rate = re.search(r"(\d+) requests in", output), re.search(r"Requests/sec: +([\d.]+)", output)
-        if count is None or rate is None or int(count[1]) == 0 or "Socket errors" in output or "Non-2xx" in output:
-            raise ValueError(f"wrk did not get its answers: {output!r}")
-        return cls(int(count[1]), float(rate[1]))
 
 
 def request(visit: Visit, port: int, kind: str, seconds: float) -> Requests:
@@ -73,8 +46,8 @@ def run(side: Side, settings: Settings, values: Values) -> None:
     with visiting(side, settings) as visit, servers.sockperf() as echo, servers.nginx() as web:
         seconds = max(1, round(settings.seconds))
         output = visit.load(f"sockperf ping-pong --tcp --full-rtt -i {visit.gateway} -p {echo} -t {seconds}", seconds)
-        for percentile in ("50", "99"):
-            values[f"latency.p{percentile}"] = parse_sockperf(output, f"{percentile}.000")
+        for percentile in (50, 99):
+            values[f"latency.p{percentile}"] = sockperf_percentile(output, percentile)
         for kind in KINDS:
             before = visit.helper.cpu_seconds()
             done = request(visit, web, kind, settings.seconds)

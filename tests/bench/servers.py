@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from guest import DIES_WITH_US
 from image import OUTPUT, MissingIngredient, program_path
 
-DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 START_SECONDS = 10
 FILE_NAME = "file"
 FILE_BYTES = 1 << 30  # a hole: it costs no disk

@@ -9,6 +9,8 @@ Wake-ups are the kernel's count of waits of all tasks of the helper, and for our
 
 from __future__ import annotations
 
+import time
+
 import servers
 from measure import OURS, Family, Measure, Settings, Side, Values
 from visit import Visit, visiting
@@ -76,9 +78,9 @@ def _paced(side: Side, settings: Settings, values: Values) -> None:
         options = f"-q -x{PEERS} -s{PEERS} -k1M --max-overall-download-limit={PACE} --file-allocation=none -d /tmp"
         visit.guest.output(f"aria2c {options} {url} >/tmp/aria2c.log 2>&1 & echo $! >/tmp/aria2c.pid")
         visit.helper.watch(RAMP_SECONDS)
-        before = visit.received_bytes()
+        began, before = time.monotonic(), visit.received_bytes()
         _note("paced", visit, settings.idle_seconds, values)
-        values["stall.paced.rate"] = (visit.received_bytes() - before) / settings.idle_seconds / 1e6
+        values["stall.paced.rate"] = (visit.received_bytes() - before) / (time.monotonic() - began) / 1e6
         visit.guest.output("kill $(cat /tmp/aria2c.pid) || cat /tmp/aria2c.log")
 
 

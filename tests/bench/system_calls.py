@@ -19,13 +19,18 @@ import process_tree
 import request_response
 import servers
 import throughput
+from guest import DIES_WITH_US
 from image import program_path
 from measure import Family, Measure, Settings, Side, Values
+from tool_output import perf_counts
 from visit import Visit, visiting
 
 ALL = "raw_syscalls:sys_enter"
 # Shown one by one; the others count in the sum.
-NAMES = ("epoll_wait", "epoll_ctl", "recvmsg", "recvfrom", "sendmsg", "read", "write", "getsockopt", "timerfd_settime")
+NAMES = (
+    *("epoll_wait", "epoll_ctl", "read", "write", "recvmsg", "recvfrom", "sendmsg", "sendto", "timerfd_settime"),
+    *("getsockopt", "setsockopt", "ioctl", "socket", "bind", "connect", "shutdown", "close", "timerfd_create"),
+)
 CASES = [throughput.Case(mtu, 1, direction) for mtu in throughput.MTUS for direction in throughput.DIRECTIONS]
 
 
@@ -51,15 +56,11 @@ class Counts:
 
     def note(self, key: str, units: float, values: Values) -> None:
         """Puts the sum and its parts down, for each of so many units."""
+        if ALL not in self.by_name:
+            raise PerfFailed(f"perf stat counted nothing for {key}")
         values[key] = self.by_name[ALL] / units
         for name in NAMES:
-            values[f"{key}/{name}"] = self.by_name[f"syscalls:sys_enter_{name}"] / units
-
-
-def parse_perf(output: str) -> dict[str, int]:
-    """Of `perf stat -x,`: the count and the event of each line; other lines are remarks."""
-    lines = [line.split(",") for line in output.splitlines() if line.count(",") > 2]
-    return {fields[2]: int(fields[0]) for fields in lines if fields[0].isdigit()}
+            values[f"{key}/{name}"] = self.by_name.get(f"syscalls:sys_enter_{name}", 0) / units
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def counting(visit: Visit) -> Iterator[Counts]:
     answers, answer = os.pipe()
     command = [str(program_path("perf", "linux-perf")), "stat", "-x,", "-D", "-1", "-e", events, "-p", pids]
     process = subprocess.Popen(
-        [*servers.DIES_WITH_US, *command, f"--control=fd:{orders},{answer}"],
+        [*DIES_WITH_US, *command, f"--control=fd:{orders},{answer}"],
         pass_fds=[orders, answer],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -87,7 +88,7 @@ def counting(visit: Visit) -> Iterator[Counts]:
         yield counts
         _order("disable", switch, answers, process)
         process.send_signal(signal.SIGINT)
-        counts.by_name = parse_perf(process.communicate()[1])
+        counts.by_name = perf_counts(process.communicate()[1])
     finally:
         process.kill()
         process.wait()

@@ -8,7 +8,6 @@ the helper's whole process tree around the run, and the bytes are those that arr
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -18,9 +17,9 @@ from itertools import product
 import servers
 from image import program_path
 from measure import MACHINE, Family, Measure, Settings, Side, Values
+from tool_output import Transfer
 from visit import Visit, visiting
 
-GIGABYTE = 1e9
 RATE_PANEL, CPU_PANEL = "Throughput", "Helper CPU for each gigabyte"
 DIRECTIONS = {"from_guest": ("from the guest", ""), "to_guest": ("to the guest", "-R")}
 MTUS = {"1500": "MTU 1500", "dhcp": "MTU by DHCP"}
@@ -93,20 +92,6 @@ def measures(_settings: Settings) -> list[Measure]:
         for case in cases()
     ]
     return rates + costs
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """What iperf3 says of a run."""
-
-    gigabytes: float
-    gigabits_per_second: float
-
-    @classmethod
-    def parse(cls, output: str) -> Transfer:
-        """Of `iperf3 -J`: what its receiver got, wherever that was."""
-        received = json.loads(output)["end"]["sum_received"]
-        return cls(received["bytes"] / GIGABYTE, received["bits_per_second"] / 1e9)
 
 
 def transfer(visit: Visit, port: int, case: Case, seconds: float) -> Transfer:

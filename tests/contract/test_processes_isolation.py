@@ -112,6 +112,18 @@ def test_modules_that_only_root_can_read_are_enough(start: Start, folder: Path) 
     FrontEnd.connect(helper.socket).negotiate()
 
 
+@as_root
+def test_a_capture_that_nobody_may_write_is_left_out(start: Start, folder: Path) -> None:
+    """The file is opened with the rights of the user that we go on as: a warning says that it could not be, and the
+    guest is served all the same."""
+    private = folder / "private"
+    private.mkdir(mode=0o700)
+    helper = start("-q", "-p", str(private / "capture"))
+    assert "Permission denied" in helper.line_with("capture")
+    FrontEnd.connect(helper.socket).negotiate()
+    assert not (private / "capture").exists()
+
+
 def unshare(*arguments: str) -> list[str]:
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare(1)")

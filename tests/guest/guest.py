@@ -57,6 +57,7 @@ FEATURE_NAMES = {
     57: "HASH_REPORT",
     63: "STANDBY",
 }
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")  # in front of a command: even if we are killed, it ends
 COMMAND_BYTES_MAX = 3000  # the guest's line discipline takes 4095 at a time
 
 
@@ -96,10 +97,11 @@ class Guest:
         mac: str | None = None,
         timeout: float = 60,
         more_programs: Mapping[str, str] | None = None,
+        more_modules: tuple[str, ...] = (),
     ) -> Guest:
         """Starts a guest of that kind on the helper's socket and waits until it takes commands."""
         found = machine.find(kind)
-        initramfs = image.build(kind, found.modules, more_programs)
+        initramfs = image.build(kind, found.modules, more_programs, more_modules)
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{name}.console.log"
         started = time.monotonic()
@@ -238,7 +240,7 @@ class Guest:
 
 def _start(found: machine.Machine, plan: machine.Boot, theirs: socket.socket, console: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        found.arguments(plan),
+        [*DIES_WITH_US, *found.arguments(plan)],
         stdin=subprocess.DEVNULL,
         stdout=console,
         stderr=console,

@@ -81,7 +81,7 @@ def _module(modules: Path, name: str) -> bytes | None:
     return None
 
 
-def _ingredients(modules: Path, programs: Mapping[str, str]) -> dict[str, bytes]:
+def _ingredients(modules: Path, programs: Mapping[str, str], wanted: tuple[str, ...]) -> dict[str, bytes]:
     files = {"bin/busybox": program_path("busybox", "busybox-static").read_bytes()}
     for name in C_PROGRAMS:
         files[f"bin/{name}"] = _compiled(name).read_bytes()
@@ -91,7 +91,7 @@ def _ingredients(modules: Path, programs: Mapping[str, str]) -> dict[str, bytes]
         files.update((str(library).lstrip("/"), library.read_bytes()) for library in _libraries(path))
     for target, source in SCRIPTS.items():
         files[target] = (HERE / source).read_bytes()
-    loaded = [(name, content) for name in MODULES if (content := _module(modules, name)) is not None]
+    loaded = [(name, content) for name in (*MODULES, *wanted) if (content := _module(modules, name)) is not None]
     if "virtio_net" not in dict(loaded):
         raise MissingIngredient(f"no module virtio_net under {modules}: is that the folder of this kernel's modules?")
     for place, (name, content) in enumerate(loaded):
@@ -99,14 +99,17 @@ def _ingredients(modules: Path, programs: Mapping[str, str]) -> dict[str, bytes]
     return files
 
 
-def build(kind: str, modules: Path, more: Mapping[str, str] | None = None) -> Path:
-    """The image for one kind of kernel, whose modules lie under `modules`; `more` programs, each with its package."""
+def build(
+    kind: str, modules: Path, more: Mapping[str, str] | None = None, more_modules: tuple[str, ...] = ()
+) -> Path:
+    """The image for one kind of kernel, whose modules lie under `modules`; `more` programs, each with its package, and
+    `more_modules` in the order in which they can be loaded."""
     more = more or {}
-    files = _ingredients(modules, {**PROGRAMS, **more})
+    files = _ingredients(modules, {**PROGRAMS, **more}, more_modules)
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name} {len(content)}\n".encode() + content)
-    name = "-".join([kind, *sorted(more)])
+    name = "-".join([kind, *sorted(more), *more_modules])
     image = OUTPUT / f"{name}-{digest.hexdigest()[:DIGEST_LENGTH]}.cpio"
     if image.exists():
         return image

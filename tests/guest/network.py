@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -113,12 +114,24 @@ def usable(variant: Variant) -> Variant:
 class Network:
     """A booted guest with addresses, its helper, and a data server on this machine's loopback."""
 
-    def __init__(self, variant: Variant, server: DataServer) -> None:
+    def __init__(
+        self,
+        variant: Variant,
+        server: DataServer,
+        more_programs: Mapping[str, str] | None = None,
+        more_modules: tuple[str, ...] = (),
+    ) -> None:
         self.variant = variant
         self.server = server
         self.helper = variant.helper(variant.name, f"-1 {OPTIONS}")
         try:
-            self.guest = Guest.boot(variant.name, variant.kind, self.helper.socket)
+            self.guest = Guest.boot(
+                variant.name,
+                variant.kind,
+                self.helper.socket,
+                more_programs=more_programs,
+                more_modules=more_modules,
+            )
         except BaseException:
             self.helper.close()
             raise

@@ -206,7 +206,8 @@ class Conversation:
     def _send(self, wanted: Wanted) -> None:
         options = wanted.options
         if options and options.sack:
-            options.sack = [(a + (self.our_isn or 0), b + (self.our_isn or 0)) for a, b in options.sack]
+            base = self.our_isn or 0
+            options.sack = [((a + base) & 0xFFFFFFFF, (b + base) & 0xFFFFFFFF) for a, b in options.sack]
         head = self.ends.tcp_head(
             wanted.flags,
             self.guest_isn + wanted.start,
@@ -472,7 +473,7 @@ class Conversation:
 
     # ---- what most conversations begin with ----
 
-    def opened(self, options: str = "mss 1460,wscale 7", window: int = 65535) -> Conversation:
+    def opened(self, options: str = "mss ours,wscale 7", window: int = 65535) -> Conversation:
         """The handshake, up to the guest's ACK; the window of all later lines that say none is `window`."""
         offers = [item for item in options.split(",") if item]
         ours = ["mss ours"]

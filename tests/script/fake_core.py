@@ -44,10 +44,23 @@ SANITIZED = [
 # and whether these are still free is up to the kernel's randomisation: with 32 bits of it they sometimes are not.
 ASAN_RANGES = ((0x7FFF7000, 0x10007FFF8000), (0x600000000000, 0x640000000000))
 
+# For the facts, which call the fake kernel without a core: from sys.h, in types that cffi knows.
+SYSTEM_CALLS = """
+    int sys_socket(int family, int type, int protocol);
+    int sys_connect(int fd, const void *addr, uint32_t length);
+    int sys_setsockopt(int fd, int level, int name, const void *value, uint32_t length);
+    int sys_getsockopt(int fd, int level, int name, void *value, uint32_t *length);
+    int64_t sys_discard(int fd, size_t length);
+    int sys_shutdown(int fd, int how);
+    int sys_close(int fd);
+    int sys_epoll_ctl(int epoll_fd, int op, int fd, uint32_t events, uint64_t data);
+    int sys_eventfd_signal(int fd);
+"""
+
 
 def _cdef() -> str:
     """What the headers show to Python, as they stand."""
-    text = ""
+    text = SYSTEM_CALLS
     for header in (DATAPATH / "datapath.h", HERE / "fake_kernel.h", HERE / "script.h"):
         text += header.read_text().partition("/* cdef: begin */")[2].partition("/* cdef: end */")[0]
     return text

@@ -65,7 +65,8 @@ struct fake_socket {
     bool read_shut, write_shut;
     bool no_space; /* a send came short: OUT is due when a third is free */
     bool fin_acked;
-    bool nodelay, oob_inline, linger_hard;
+    bool nodelay, oob_inline, linger_hard, keepalive;
+    int hops, traffic_class; /* as set by the core; 0: left alone */
     bool closed;  /* by the core */
     bool aborted; /* ... with RST: SO_LINGER 0, or unread data */
 };

@@ -159,6 +159,26 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
     return -EINPROGRESS;
 }
 
+/* Options of one number each; false: not modelled. */
+static bool set_number(struct fake_socket *socket, int level, int name, int value)
+{
+    bool ipv4 = socket->family == AF_INET;
+
+    if (level == IPPROTO_TCP && name == TCP_NODELAY)
+        socket->nodelay = value;
+    else if (level == SOL_SOCKET && name == SO_OOBINLINE)
+        socket->oob_inline = value;
+    else if (level == SOL_SOCKET && name == SO_KEEPALIVE)
+        socket->keepalive = value;
+    else if (ipv4 ? level == IPPROTO_IP && name == IP_TTL : level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS)
+        socket->hops = value;
+    else if (ipv4 ? level == IPPROTO_IP && name == IP_TOS : level == IPPROTO_IPV6 && name == IPV6_TCLASS)
+        socket->traffic_class = value;
+    else
+        return false;
+    return true;
+}
+
 int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
 {
     int err = fake_called(CALL_setsockopt);
@@ -168,18 +188,14 @@ int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t len
     if (err || !socket)
         return err ? err : -EBADF;
     memcpy(&number, value, length < sizeof(number) ? length : sizeof(number));
-    if (level == IPPROTO_TCP && name == TCP_NODELAY) {
-        socket->nodelay = number;
-    } else if (level == SOL_SOCKET && name == SO_OOBINLINE) {
-        socket->oob_inline = number;
-    } else if (level == SOL_SOCKET && name == SO_LINGER && length == sizeof(struct linger)) {
+    if (level == SOL_SOCKET && name == SO_LINGER && length == sizeof(struct linger)) {
         const struct linger *linger = value;
         socket->linger_hard = linger->l_onoff && !linger->l_linger;
     } else if (level == SOL_SOCKET && name == SO_PEEK_OFF) {
         if (!defaults.peek_off)
             return -EOPNOTSUPP;
         socket->peek_offset = number;
-    } else {
+    } else if (length != sizeof(int) || !set_number(socket, level, name, number)) {
         fake_violate("setsockopt(): level %d, option %d is not modelled", level, name);
         return -ENOPROTOOPT;
     }

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 IN, PRI, OUT, ERR, HUP, RDHUP, ET = 0x1, 0x2, 0x4, 0x8, 0x10, 0x2000, 1 << 31
 DATA_OR_END = IN | RDHUP | ET
+LOOKS = 1_000_000  # at something that is on its way over loopback, before it counts as lost
 
 
 class Kernel(ABC):
@@ -59,7 +60,9 @@ class Kernel(ABC):
     @abstractmethod
     def peer_sends(self, length: int, urgent: bool = False) -> None: ...
     @abstractmethod
-    def peer_takes(self, length: int) -> None: ...
+    def peer_takes(self, length: int) -> None:
+        """Up to so many bytes, of those that are there."""
+
     @abstractmethod
     def peer_closes(self) -> None:
         """Only its half: it still reads."""
@@ -106,11 +109,11 @@ def fact(sentence: str, needs_peek_off: bool = False) -> Callable[[Fact], Fact]:
 # ---- connect() ----
 
 
-@fact("a non-blocking connect() is told OUT when the peer accepts, and nothing before")
+@fact("a non-blocking connect() that succeeds is told OUT, once, and SO_ERROR is 0")
 def _(kernel: Kernel) -> None:
     kernel.connect()
-    kernel.watch(DATA_OR_END | PRI | OUT)
     kernel.accepted()
+    kernel.watch(DATA_OR_END | PRI | OUT)
     assert kernel.woken() == OUT
     assert kernel.so_error() == 0
     assert kernel.woken() == 0
@@ -437,7 +440,10 @@ def _(kernel: Kernel) -> None:
     while kernel.write(1 << 16) > 0:
         pass
     assert kernel.woken() == 0
-    while not (events := kernel.woken()):
+    events = 0
+    for _ in range(LOOKS):
+        if events := kernel.woken():
+            break
         kernel.peer_takes(4096)
     queued, limit = kernel.send_memory()
     assert events == OUT and limit - queued >= queued // 2

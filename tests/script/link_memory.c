@@ -114,14 +114,16 @@ static void give_back(struct link_memory *memory)
     memory->reserved_first = memory->reserved_end = 0;
 }
 
-/* Takes buffers until they hold `wanted` bytes, or until there is one, where the guest does not merge them. */
-static size_t buffers_take(struct link_memory *memory, struct memory_reservation *reservation, size_t wanted)
+/* Takes buffers until they hold `wanted` bytes, or until there is one, where the guest does not merge them; no more than
+ * `max`, for each is a piece. */
+static size_t buffers_take(struct link_memory *memory, struct memory_reservation *reservation, size_t wanted,
+                           unsigned max)
 {
     size_t bytes = 0;
 
     reservation->buffers = 0;
     reservation->buffer = calloc(wanted / memory->buffer_bytes + 1, sizeof(reservation->buffer[0]));
-    while (bytes < wanted && memory->buffers && (memory->merge || !bytes)) {
+    while (bytes < wanted && memory->buffers && (memory->merge || !bytes) && reservation->buffers < max) {
         reservation->buffer[reservation->buffers++] = malloc(memory->buffer_bytes);
         memory->buffers--;
         bytes += memory->buffer_bytes;
@@ -172,13 +174,15 @@ static int memory_reserve(struct link *link, size_t header, size_t payload, stru
         return -ENOBUFS;
 
     struct memory_reservation *reservation = &memory->reserved[memory->reserved_end];
-    size_t bytes = buffers_take(memory, reservation, header + payload);
+    unsigned pieces_left = LINK_PIECES - pieces_before;
+    size_t bytes = buffers_take(memory, reservation, header + payload, pieces_left);
+    bool piecemeal = reservation->buffers == pieces_left && memory->buffers;
 
     memory->given_seen = memory->given;
     if (bytes < header + !!payload) {
         reservation_free(memory, reservation, reservation->buffers);
         memory->full++;
-        return -EAGAIN;
+        return piecemeal && memory->reserved_end ? -ENOBUFS : -EAGAIN;
     }
     if (payload > bytes - header)
         payload = bytes - header;

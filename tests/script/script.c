@@ -433,6 +433,11 @@ const struct lg_seen *script_seen(void)
     return &world.engine.seen;
 }
 
+bool script_memory_fault(void)
+{
+    return world.engine.memory_fault;
+}
+
 static void add(unsigned count, const char *what)
 {
     size_t used = strlen(world.left);
@@ -466,7 +471,6 @@ const char *script_left(void)
     add(!list_empty(&link->lent), "batch of the guest's frames");
     add(fake_sockets_open(), "sockets");
     add(world.counters[C_flows] != engine->flows.count, "wrong count of flows");
-    add(engine->memory_fault, "memory fault");
     if (link->violation)
         add(1, link->violation);
     return world.left;

@@ -90,6 +90,7 @@ uint64_t script_counter(unsigned counter);
 unsigned script_events(void);
 const struct lg_event *script_event(unsigned index);
 unsigned script_punts(void);
+bool script_memory_fault(void);
 const struct lg_seen *script_seen(void);
 
 /* What is still held, in words; empty: nothing, as it should be after the last flow. */

@@ -2,13 +2,13 @@
 """Every fact of kernel_facts.py, against the real kernel (TCP over loopback) and against the fake one.
 
 Adversary: nobody. Invariant: both kernels answer the same assertions; where a fact is asked of the real kernel, what the
-peer did has arrived before (SIOCINQ and TCP_INFO say so), so that nothing is timed.
+peer did has arrived before (poll() and SIOCINQ say so), so that nothing is timed.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -17,19 +17,22 @@ import socket
 import struct
 import termios
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import kernel_facts
 import pytest
 from fake_core import ffi, lib
-from kernel_facts import ET, FACTS, NEEDS_PEEK_OFF, Kernel
+from kernel_facts import ET, FACTS, LOOKS, NEEDS_PEEK_OFF, Kernel
 
 SO_PEEK_OFF, SO_MEMINFO = 42, 55  # asm-generic/socket.h; not in Python's socket module
 MSG_TRUNC = 0x20
 WMEM_QUEUED, SNDBUF = 5, 3  # words of SO_MEMINFO, linux/sock_diag.h
-CLOSE_WAIT, CLOSE = 8, 7  # states of TCP_INFO's first byte
+EPOLL_CTL_ADD, EPOLL_CTL_MOD = 1, 3  # sys/epoll.h
+SOCKET_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 LINGER_HARD = struct.pack("ii", 1, 0)
 PATIENCE = 30  # seconds until something that must come has failed to
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.recv.restype = ctypes.c_ssize_t
+LIBC.recv.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def _result(call: Callable[[], int]) -> int:
@@ -47,38 +50,27 @@ class RealKernel(Kernel):
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self.listener.bind(("127.0.0.1", 0))
         self.epoll = select.epoll()
-        self.peer: socket.socket | None = None
-        self.sent = 0
-        with socket.socket() as probe:
-            self.has_peek_off = not _result(lambda: probe.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0) or 0)
+        self.ours = socket.socket()
+        self.peer = socket.socket()
+        self.has_peek_off = not _result(lambda: self.peer.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0) or 0)
 
     def _socket(self) -> None:
-        self.ours = socket.socket()
         self.ours.setblocking(False)
         self.ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 262144)
 
-    def _until(self, happened: Callable[[], bool]) -> None:
-        """Something that must come is on its way over loopback: looks until it is there. Each round is an event of
-        the socket or a short poll() of nothing, for what TCP_INFO tells has no event."""
-        for _ in range(PATIENCE * 1000):
-            if happened():
-                return
-            select.poll().poll(1)
-        raise AssertionError("it never arrived")
+    def _until_polled(self, events: int) -> None:
+        poll = select.poll()
+        poll.register(self.ours, events)
+        assert poll.poll(PATIENCE * 1000), "it never arrived"
 
     def _queued_in(self) -> int:
         count = array.array("i", [0])
         fcntl.ioctl(self.ours, termios.FIONREAD, count)
         return count[0]
 
-    def _state(self, of: socket.socket) -> int:
-        return of.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-
     def connect(self) -> None:
-        # Nobody listens yet, but the port is bound: the handshake would be refused. So the listener comes first, and
-        # connect() is under way for as long as loopback needs.
         self.listener.listen(1)
         self._socket()
         assert self.ours.connect_ex(self.listener.getsockname()) == errno.EINPROGRESS
@@ -87,13 +79,12 @@ class RealKernel(Kernel):
         self.peer, _ = self.listener.accept()
         self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peer.settimeout(PATIENCE)
+        self._until_polled(select.POLLOUT)
 
     def connect_refused(self) -> None:
-        with socket.socket() as nobody:
-            nobody.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can come to listen there
-            self._socket()
-            assert self.ours.connect_ex(nobody.getsockname()) == errno.EINPROGRESS
-            self._until(lambda: self._state(self.ours) == CLOSE)
+        self._socket()  # the listener does not listen yet, and its port is nobody else's
+        assert self.ours.connect_ex(self.listener.getsockname()) == errno.EINPROGRESS
+        self._until_polled(0)
 
     def peek(self, length: int) -> int:
         return _result(lambda: len(self.ours.recv(length, socket.MSG_PEEK | socket.MSG_DONTWAIT)))
@@ -103,22 +94,17 @@ class RealKernel(Kernel):
 
     def discard(self, length: int) -> int:
         # recv() without a buffer, which Python's own does not offer
-        libc = ffi.dlopen(None)
-        n = int(libc.recv(self.ours.fileno(), ffi.NULL, length, MSG_TRUNC | socket.MSG_DONTWAIT))
-        return -ffi.errno if n < 0 else n
+        n = int(LIBC.recv(self.ours.fileno(), None, length, MSG_TRUNC | socket.MSG_DONTWAIT))
+        return -ctypes.get_errno() if n < 0 else n
 
     def write(self, length: int) -> int:
-        sent = _result(lambda: self.ours.send(bytes(length), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL))
-        self.sent += max(sent, 0)
-        return sent
+        return _result(lambda: self.ours.send(bytes(length), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL))
 
     def peek_off(self, offset: int) -> None:
         self.ours.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
 
     def shutdown(self) -> None:
-        assert self.peer is not None
         self.ours.shutdown(socket.SHUT_WR)
-        self._until(lambda: self._state(self.ours) not in (1, 4, 9))  # not ESTABLISHED, FIN_WAIT1, LAST_ACK: it is acked
 
     def close(self, hard: bool = False) -> None:
         if hard:
@@ -133,38 +119,28 @@ class RealKernel(Kernel):
         return words[WMEM_QUEUED], words[SNDBUF]
 
     def peer_sends(self, length: int, urgent: bool = False) -> None:
-        assert self.peer is not None
         before = self._queued_in()
-        self.peer.send(bytes(length), socket.MSG_OOB if urgent else 0)
-        if urgent:  # SIOCINQ counts only up to the urgent byte
-            self._until(lambda: self._state_info_bytes() == 0)
-        else:
-            self._until(lambda: self._queued_in() >= before + length or self._state_info_bytes() == 0)
-
-    def _state_info_bytes(self) -> int:
-        """Bytes of the peer's that we have not acknowledged yet."""
-        assert self.peer is not None
-        count = array.array("i", [0])
-        fcntl.ioctl(self.peer, termios.TIOCOUTQ, count)
-        return count[0]
+        assert self.peer.send(bytes(length), socket.MSG_OOB if urgent else 0) == length
+        for _ in range(LOOKS):
+            if self._queued_in() >= before + length:
+                return
+            os.sched_yield()
+        raise AssertionError("it never arrived")
 
     def peer_takes(self, length: int) -> None:
-        assert self.peer is not None
-        self.peer.recv(length)
+        if _result(lambda: len(self.peer.recv(length, socket.MSG_DONTWAIT))) < 0:
+            os.sched_yield()
 
     def peer_closes(self) -> None:
-        assert self.peer is not None
         self.peer.shutdown(socket.SHUT_WR)
-        self._until(lambda: self._state(self.ours) == CLOSE_WAIT)
+        self._until_polled(select.POLLRDHUP)
 
     def peer_resets(self) -> None:
-        assert self.peer is not None
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_HARD)
         self.peer.close()
-        self._until(lambda: self._state(self.ours) == CLOSE)
+        self._until_polled(0)  # ERR and HUP belong to every poll()
 
     def peer_sees(self) -> str:
-        assert self.peer is not None
         try:
             while self.peer.recv(65536):
                 pass
@@ -193,9 +169,8 @@ class RealKernel(Kernel):
         return events == [(first, select.EPOLLIN)]
 
     def end(self) -> None:
-        for thing in (self.listener, self.epoll, getattr(self, "ours", None), self.peer):
-            if thing is not None:
-                thing.close()
+        for thing in (self.listener, self.epoll, self.ours, self.peer):
+            thing.close()
 
 
 class FakeKernel(Kernel):
@@ -210,7 +185,11 @@ class FakeKernel(Kernel):
         self.fd = -1
 
     def connect(self) -> None:
-        self.fd = int(lib.fake_socket_pair_begin())
+        self.fd = int(lib.sys_socket(socket.AF_INET, SOCKET_TYPE, 0))
+        where = struct.pack("=HH12x", socket.AF_INET, 80)
+        assert lib.sys_connect(self.fd, where, len(where)) == -errno.EINPROGRESS
+        one = ffi.new("int *", 1)
+        assert lib.sys_setsockopt(self.fd, socket.SOL_SOCKET, socket.SO_OOBINLINE, one, 4) == 0
 
     def accepted(self) -> None:
         assert lib.fake_peer_accept(self.fd) == 0
@@ -229,7 +208,7 @@ class FakeKernel(Kernel):
         return self._recv(length, 0)
 
     def discard(self, length: int) -> int:
-        return int(lib.fake_discard(self.fd, length))
+        return int(lib.sys_discard(self.fd, length))
 
     def write(self, length: int) -> int:
         view = lib.fake_socket_at(self.fd)
@@ -238,20 +217,25 @@ class FakeKernel(Kernel):
         return int(lib.fake_send(self.fd, payload, length))
 
     def peek_off(self, offset: int) -> None:
-        assert lib.fake_peek_off(self.fd, offset) == 0
+        value = ffi.new("int *", offset)
+        assert lib.sys_setsockopt(self.fd, socket.SOL_SOCKET, SO_PEEK_OFF, value, 4) == 0
 
     def shutdown(self) -> None:
-        assert lib.fake_shutdown(self.fd) == 0
+        assert lib.sys_shutdown(self.fd, socket.SHUT_WR) == 0
 
     def close(self, hard: bool = False) -> None:
-        assert lib.fake_close(self.fd, hard) == 0
+        if hard:
+            assert lib.sys_setsockopt(self.fd, socket.SOL_SOCKET, socket.SO_LINGER, LINGER_HARD, len(LINGER_HARD)) == 0
+        assert lib.sys_close(self.fd) == 0
 
     def so_error(self) -> int:
-        return int(lib.fake_so_error(self.fd))
+        value, length = ffi.new("int *"), ffi.new("uint32_t *", 4)
+        assert lib.sys_getsockopt(self.fd, socket.SOL_SOCKET, socket.SO_ERROR, value, length) == 0
+        return int(value[0])
 
     def send_memory(self) -> tuple[int, int]:
         words = ffi.new("uint32_t[9]")
-        assert lib.fake_meminfo(self.fd, words) == 0
+        assert lib.sys_getsockopt(self.fd, socket.SOL_SOCKET, SO_MEMINFO, words, ffi.new("uint32_t *", 36)) == 0
         return int(words[WMEM_QUEUED]), int(words[SNDBUF])
 
     def peer_sends(self, length: int, urgent: bool = False) -> None:
@@ -273,10 +257,10 @@ class FakeKernel(Kernel):
         return "RST" if view.aborted else "FIN"
 
     def watch(self, events: int) -> None:
-        assert lib.fake_watch(self.epoll, self.fd, events, False) == 0
+        assert lib.sys_epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.fd, events, 0) == 0
 
     def rewatch(self, events: int) -> None:
-        assert lib.fake_watch(self.epoll, self.fd, events, True) == 0
+        assert lib.sys_epoll_ctl(self.epoll, EPOLL_CTL_MOD, self.fd, events, 0) == 0
 
     def woken(self) -> int:
         events, data = ffi.new("uint32_t *"), ffi.new("uint64_t *")
@@ -285,9 +269,9 @@ class FakeKernel(Kernel):
     def eventfd_outlives_one_of_two_descriptors(self) -> bool:
         first = lib.fake_eventfd()
         second = lib.fake_dup(first)
-        assert lib.fake_watch(self.epoll, first, kernel_facts.IN | ET, False) == 0
-        assert lib.fake_close(first, False) == 0
-        assert lib.fake_eventfd_write(second) == 0
+        assert lib.sys_epoll_ctl(self.epoll, EPOLL_CTL_ADD, first, kernel_facts.IN | ET, 0) == 0
+        assert lib.sys_close(first) == 0
+        assert lib.sys_eventfd_signal(second) == 0
         return self.woken() == kernel_facts.IN
 
     def end(self) -> None:
@@ -298,9 +282,8 @@ class FakeKernel(Kernel):
 
 @pytest.fixture(params=[RealKernel, FakeKernel], ids=["real", "fake"])
 def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
-    made: Any = request.param()
-    with contextlib.closing(made) if hasattr(made, "close_all") else contextlib.nullcontext():
-        yield made
+    made: RealKernel | FakeKernel = request.param()
+    yield made
     made.end()
 
 

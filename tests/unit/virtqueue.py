@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from core_pieces import COUNTERS, ffi, lib
 
+from lockgate.plugin import pcap
+
 NEXT, WRITE, INDIRECT = 1, 2, 4  # of a descriptor
 NO_INTERRUPT = NO_NOTIFY = 1  # of avail->flags, of used->flags
 USER_SHIFT = 0x7F00_0000_0000  # what the front end adds to a guest address: nothing may mistake one for the other
@@ -240,9 +242,9 @@ class Link:
         self.memory = memory
         self.counters = ffi.new("uint64_t[]", len(COUNTERS))
         self.epoll = select.epoll()
-        self._pcap = ffi.new("struct pcap_ring *")
+        self.pcap: Any = ffi.new("struct pcap_ring *")
         self.vhost: Any = ffi.new("struct link_vhost *")
-        lib.link_vhost_init(self.vhost, self.counters, self._pcap, self.epoll.fileno(), KICK_SOURCE)
+        lib.link_vhost_init(self.vhost, self.counters, self.pcap, self.epoll.fileno(), KICK_SOURCE)
         for at, fd in enumerate(memory.fds):
             assert lib.memory_add(ffi.addressof(self.vhost, "memory"), memory.region(at), fd) == 0
         lib.link_vhost_features(self.vhost, features)
@@ -278,6 +280,16 @@ class Link:
             ]
             found.append((int(ffi.cast("uintptr_t", region.host)) + offset, size))
         return found
+
+    def capture(self) -> pcap.RingReader:
+        """Turns on the copying of frames; what reads the copies."""
+        fd = os.memfd_create("pcap", os.MFD_CLOEXEC)
+        os.ftruncate(fd, lib.LG_PCAP_HEAD_BYTES + lib.LG_PCAP_RING_BYTES)
+        assert lib.pcap_ring_map(self.pcap, fd, -1, self.counters) == 0
+        self.pcap.on = True
+        reader = pcap.RingReader(mmap.mmap(fd, 0))
+        os.close(fd)
+        return reader
 
     def close(self) -> None:
         lib.link_vhost_reset(self.vhost)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the benchmark reads out of its tools' output, and that a run which failed never becomes a number.
+
+Adversary: nobody.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tool_output import Requests, Transfer, perf_counts, sockperf_percentile
+
+WRK = """Running 1s test @ http://192.0.2.1:5998/
+  1 threads and 8 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   764.64us  556.33us   6.43ms   95.01%
+    Req/Sec     6.23k   324.78     6.72k    80.00%
+  6217 requests in 1.01s, 0.89MB read
+Requests/sec:   6171.12
+Transfer/sec:      0.88MB
+"""
+SOCKPERF = """sockperf: \x1b[2;35m====> avg-rtt=113.863 (std-dev=326.901)\x1b[0m
+sockperf: ---> <MAX> observation = 8188.067
+sockperf: ---> percentile 99.000 =  904.168
+sockperf: ---> percentile 50.000 =   79.174
+"""
+PERF = """Events disabled
+42,,raw_syscalls:sys_enter,266000988,100.00,,
+<not counted>,,syscalls:sys_enter_read,0,100.00,,
+17,,syscalls:sys_enter_write,266000988,100.00,,
+"""
+
+
+def test_a_transfer_is_what_the_receiver_got() -> None:
+    """Not what the sender handed to its kernel."""
+    received = {"bytes": 2_500_000_000, "bits_per_second": 1e10}
+    output = json.dumps({"end": {"sum_sent": {"bytes": 9, "bits_per_second": 9}, "sum_received": received}})
+    assert Transfer.parse(output) == Transfer(2.5, 10.0)
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["", "{}", '{"end": {}, "error": "unable to connect"}', '{"end": {"sum_received": {"bytes": 0}}}'],
+)
+def test_a_transfer_that_moved_nothing_is_no_transfer(output: str) -> None:
+    """It would divide by its bytes."""
+    with pytest.raises(ValueError):
+        Transfer.parse(output)
+
+
+def test_requests_are_counted_and_timed_by_wrk() -> None:
+    """Both numbers of its summary."""
+    assert Requests.parse(WRK) == Requests(6217, 6171.12)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "",
+        WRK.replace("6217 requests", "0 requests"),
+        WRK + "  Socket errors: connect 0, read 3, write 0, timeout 0\n",
+        WRK + "  Non-2xx or 3xx responses: 6217\n",
+    ],
+)
+def test_requests_with_failures_are_no_measurement(output: str) -> None:
+    """A refusal is quicker than an answer."""
+    with pytest.raises(ValueError):
+        Requests.parse(output)
+
+
+def test_a_percentile_is_found_by_its_number() -> None:
+    """99 is not 99.9."""
+    assert (sockperf_percentile(SOCKPERF, 50), sockperf_percentile(SOCKPERF, 99)) == (79.174, 904.168)
+    with pytest.raises(ValueError):
+        sockperf_percentile(SOCKPERF, 90)
+
+
+def test_events_that_were_not_counted_have_no_count() -> None:
+    """0 would be a claim."""
+    assert perf_counts(PERF) == {"raw_syscalls:sys_enter": 42, "syscalls:sys_enter_write": 17}

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plugin/control.py: who hears of what, with a worker and a keeper that are played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+
+from lockgate.core import channel
+from lockgate.core import worker as core_worker
+from lockgate.core._datapath import ffi, lib
+from lockgate.plugin import control, hostnet, keeper, log, netview, resolvconf
+from lockgate.plugin.spec import NetworkSpec
+
+VIEW = netview.assign(NetworkSpec(contract="passt"), hostnet.HostNet([], [], [], resolvconf.parse("")))
+GUEST_MAC = "02:00:00:00:00:01"
+
+
+def owned(raw: Any) -> socket.socket:
+    return socket.socket(fileno=raw.detach())
+
+
+async def receive(sock: socket.socket) -> bytes:
+    return await asyncio.get_running_loop().sock_recv(sock, 70000)
+
+
+class Worker:
+    """The other ends of the two channels."""
+
+    def __init__(self, cmd: socket.socket, up: socket.socket) -> None:
+        self.cmd, self.up = cmd, up
+
+    async def answer(self) -> tuple[int, bytes]:
+        """Takes the next command and says that it was carried out."""
+        record = await receive(self.cmd)
+        kind, seq = struct.unpack_from("=II", record)
+        self.cmd.send(struct.pack("=IIiIQ", kind, seq, 0, 0, 0))
+        return kind, record[16:]
+
+    def close(self) -> None:
+        self.cmd.close()
+        self.up.close()
+
+
+class Scene:
+    """A control with all that surrounds it."""
+
+    def __init__(self, **options: Any) -> None:
+        keeper_end, own = core_worker.channel()
+        channels = core_worker.Channels()
+        self.keeper = owned(keeper_end)
+        self.worker = Worker(*map(owned, channels.worker_ends))
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind("")  # an abstract address of the kernel's choice
+        self.listener.listen()
+        pages = core_worker.SharedPages(capture=False)
+        lines = log.Log("passt", options.pop("level", log.WARNING), json=False)
+        settings = {"log": lines, "view": VIEW, "one_off": False, "trace": False, "capture_fd": -1, **options}
+        start = control.Start(link_fd=os.dup(self.listener.fileno()), **settings)
+        self.control = control.Control(start, keeper.Ends(own, channels.cmd, channels.up, pages))
+
+    async def play(self, part: Callable[[Scene], Awaitable[None]]) -> None:
+        main = asyncio.create_task(self.control.main())
+        await part(self)
+        self.keeper.close()
+        assert await main == 0
+        self.worker.close()
+        self.listener.close()
+
+
+def play(part: Callable[[Scene], Awaitable[None]], **options: Any) -> None:
+    async def run() -> None:
+        await Scene(**options).play(part)
+
+    asyncio.run(run())
+
+
+def test_a_worker_is_told_the_network_first() -> None:
+    """Before any front end is served, and as it is packed for it; without debugging, that is all."""
+
+    async def part(scene: Scene) -> None:
+        assert await scene.worker.answer() == (lib.LG_CMD_NET_VIEW, VIEW.pack(1))
+
+    play(part)
+
+
+def test_events_are_asked_for_when_somebody_hears_them() -> None:
+    """--debug: events; --trace: one for each frame too."""
+    for trace, level in ((False, 1), (True, 2)):
+
+        async def part(scene: Scene, level: int = level) -> None:
+            await scene.worker.answer()
+            assert await scene.worker.answer() == (lib.LG_CMD_EVENTS, struct.pack("=Q", level))
+
+        play(part, level=log.DEBUG, trace=trace)
+
+
+def test_a_punted_request_is_answered_through_the_worker() -> None:
+    """A DHCP DISCOVER up, an OFFER of the assigned address down."""
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        request = (
+            Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff")
+            / IP(src="0.0.0.0", dst="255.255.255.255")
+            / UDP(sport=68, dport=67)
+            / BOOTP(chaddr=bytes.fromhex(GUEST_MAC.replace(":", "")), xid=7)
+            / DHCP(options=[("message-type", "discover"), "end"])
+        )
+        scene.worker.up.send(channel.pack_up(lib.LG_UP_PUNT, bytes(request)))
+        up = channel.parse_up(await receive(scene.worker.up))
+        assert up is not None and up.kind == lib.LG_UP_FRAME
+        offer = Ether(up.payload)
+        assert offer.dst == GUEST_MAC and offer[BOOTP].xid == 7 and offer[BOOTP].yiaddr == "169.254.2.1"
+
+    play(part)
+
+
+def test_a_frame_that_deserves_no_answer_is_counted() -> None:
+    """By its reason; the frames around it are answered as ever."""
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        for payload in (b"", b"short", bytes(14), bytes(12) + b"\x08\x00" + bytes(40)):
+            scene.worker.up.send(channel.pack_up(lib.LG_UP_PUNT, payload))
+        while sum(scene.control.ignored.values()) < 4:
+            await asyncio.sleep(0)
+
+    play(part)
+
+
+def test_a_new_worker_is_told_everything_again() -> None:
+    """The keeper sends its ends; what the old one knew is not assumed."""
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        scene.worker.close()
+        channels = core_worker.Channels()
+        cmd, up = map(owned, (channels.cmd, channels.up))
+        socket.send_fds(scene.keeper, [keeper.NEW_WORKER], [cmd.fileno(), up.fileno()])
+        cmd.close()
+        up.close()
+        scene.worker = Worker(*map(owned, channels.worker_ends))
+        assert (await scene.worker.answer())[0] == lib.LG_CMD_NET_VIEW
+
+    play(part)
+
+
+def test_one_off_is_reported_to_the_keeper() -> None:
+    """When the first front end has gone, and the worker has let go of what was its."""
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(scene.listener.getsockname())
+        client.close()
+        assert (await scene.worker.answer())[0] == lib.LG_CMD_LINK_RESET
+        assert await receive(scene.keeper) == keeper.CONTROL_DONE
+
+    play(part, one_off=True)
+
+
+def test_a_ring_that_the_guest_broke_is_a_warning(capfd: Any) -> None:
+    """One line, without any debugging."""
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        event = ffi.new("struct lg_event *", {"kind": lib.LG_EVENT_RING_STOPPED, "value": 1, "reason": 1})
+        scene.worker.up.send(channel.pack_up(lib.LG_UP_EVENT, bytes(ffi.buffer(event))))
+        told = ""
+        while not told:
+            await asyncio.sleep(0)
+            told = capfd.readouterr().err
+        assert told.startswith("The guest broke ring 1 (") and told.count("\n") == 1
+
+    play(part)
+
+
+def test_lines_of_a_kind_are_limited_each_second() -> None:
+    """Five, and five more a second later; other kinds have their own count."""
+    lines = control.LineLimit()
+    assert [lines.allows("a", 0.5) for _ in range(7)] == [True] * 5 + [False] * 2
+    assert lines.allows("b", 0.5)
+    assert not lines.allows("a", 1.4)
+    assert [lines.allows("a", 1.5) for _ in range(6)] == [True] * 5 + [False]
+
+
+def test_control_carries_no_more_than_it_needs() -> None:
+    """Neither ssl nor yaml, h11, structlog or json is in memory for a network that nobody looks at."""
+    program = """
+import sys
+from lockgate.plugin import control
+print(sorted(set(sys.modules) & {"ssl", "yaml", "h11", "structlog", "json", "rich", "random", "ipaddress", "argparse"}))
+"""
+    result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "[]\n"

@@ -80,7 +80,7 @@ class Channels:
         cmd, up = self.worker_ends
         return cmd.fileno(), up.fileno()
 
-    def closeworker_ends(self) -> None:
+    def close_worker_ends(self) -> None:
         """In every process but the worker; else the end of the worker would not show as end of file."""
         for end in self.worker_ends:
             end.close()
@@ -116,7 +116,7 @@ class Worker:
         )
         self.pid: int = lib.lg_worker_spawn(config, os.fsencode(name), 2 if keep_stderr else -1)
         keeper.close()
-        channels.closeworker_ends()
+        channels.close_worker_ends()
         if self.pid < 0:
             self.keeper.close()
             raise OSError(-self.pid, os.strerror(-self.pid))

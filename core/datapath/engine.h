@@ -47,7 +47,7 @@ struct engine {
     bool seen_changed;
     uint64_t *counters;
     struct wheel wheel;
-    uint64_t probe_ms; /* when closed windows will be asked about next: others that are due about then join in */
+    uint64_t shared_ms; /* when timers that need not be exact will fire next: others that are due about then join in */
     struct flow_table flows;
     struct list ready;   /* flows that will be settled in this step or the next */
     struct list waiting; /* flows that wait for room on the link */

@@ -216,8 +216,8 @@ void tcp_send_reset_unknown(struct engine *engine, const struct packet *packet, 
     struct packet_path path;
     struct outgoing out = {.flags = TCP_RST};
 
-    if (segment->flags & TCP_RST)
-        return;
+    if (segment->flags & TCP_RST || address_is_multicast(&packet->destination) || address_is_unset(&packet->source))
+        return; /* RFC 9293, 3.10.7.1; RFC 1122, 4.2.3.10: what was sent to a group is not for TCP */
     if (segment->flags & TCP_ACK) {
         out.seq = segment->ack;
     } else {

@@ -83,6 +83,7 @@ enum tcp_limits {
     TCP_RTO_MIN_MS = 200,
     TCP_RTO_MAX_MS = 60000,
     TCP_RETRIES_MAX = 12,    /* about nine minutes with these: a guest that is stopped for a snapshot comes back */
+    TCP_EXACT_RETRIES = 2,   /* what was in vain that often is in no hurry: its timer fires when others do */
     TCP_SYN_RETRIES_MAX = 6, /* the guest asked for this connection: it is there, or it is gone */
 
     /* RFC 9293, 3.8.4: after two hours without a byte the guest is asked whether it is still there (and its own questions

@@ -77,15 +77,16 @@ static bool is_near(uint64_t a, uint64_t b, uint64_t slack)
     return a <= b + slack && b <= a + slack;
 }
 
-/* A probe need not be on time. Flows whose windows closed together, because the guest's program has stopped reading, are
- * asked together: one wake-up for all of them, and one interrupt for the guest. */
-static uint64_t probe_time(struct engine *engine, const struct flow *flow, uint64_t expires, uint64_t slack)
+/* A probe need not be on time, nor a segment that the guest has refused several times. Flows that stopped at about the
+ * same time, because the guest has stopped reading or stopped altogether, have their turn together: one wake-up for all
+ * of them, and one interrupt for the guest. */
+static uint64_t shared_time(struct engine *engine, const struct flow *flow, uint64_t expires, uint64_t slack)
 {
     if (timer_armed(&flow->timer) && is_near(flow->timer.expires_ms, expires, slack))
         return flow->timer.expires_ms;
-    if (!is_near(engine->probe_ms, expires, slack))
-        engine->probe_ms = expires;
-    return engine->probe_ms;
+    if (!is_near(engine->shared_ms, expires, slack))
+        engine->shared_ms = expires;
+    return engine->shared_ms;
 }
 
 /* Nothing is under way, but for the question after a long silence. The timer may stand where an earlier silence would
@@ -118,8 +119,8 @@ void tcp_timer_update(struct engine *engine, struct flow *flow)
     if (!tcp->rto_start_ms)
         tcp->rto_start_ms = engine->now_ms;
     uint64_t expires = tcp->rto_start_ms + rto_ms(tcp);
-    if (is_probe(tcp))
-        expires = probe_time(engine, flow, expires, rto_ms(tcp) / 2);
+    if (is_probe(tcp) || tcp->retries > TCP_EXACT_RETRIES)
+        expires = shared_time(engine, flow, expires, rto_ms(tcp) / 2);
     if (!timer_armed(&flow->timer) || flow->timer.expires_ms != expires)
         wheel_arm(&engine->wheel, &flow->timer, expires);
 }

@@ -157,6 +157,7 @@ class Conversation:
         __tracebackhide__ = True  # what matters is the line of the script, which the text of the exception marks
         script = script.replace("mss ours", f"mss {self.our_mss}")
         lines = [line.strip() for line in script.strip().splitlines()]
+        self.clock_ms = max(self.clock_ms, self.world.now_ms)
         for number, line in enumerate(lines):
             if not line or line.startswith("#"):
                 continue

@@ -31,7 +31,6 @@ class Stalled:
         self.flow.world.advance(300)
         assert all(len(packet.payload) == 20 for packet in self.flow.world.inbox)
         self.flow.world.inbox.clear()
-        self.flow.clock_ms = self.flow.world.now_ms
         self.flow("+0 woken 0")
 
 

@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
     from lockgate.plugin.log import Log
 
-# Of the records between keeper and control, the first byte. Control to keeper: DONE (the one client has gone: end all,
-# with success) and FAILED. Keeper to control: WORKER, with the cmd and up ends of a new worker.
+# The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success) and
+# FAILED. Keeper to control: START (the helper is ready) and NEW_WORKER, with the cmd and up ends of a new worker.
 CONTROL_DONE = b"D"
 CONTROL_FAILED = b"F"
+CONTROL_START = b"S"
 NEW_WORKER = b"W"
 RECORD_MAX = 256
 
@@ -112,6 +113,14 @@ class Ends:
         self.cmd = cmd
         self.up = up
         self.pages = pages
+
+    def wait_for_start(self) -> bool:
+        """Until the helper is ready: control's imports would take the processor from what READY waits for. False if
+        it never will be."""
+        waiting = select.poll()
+        waiting.register(self.keeper, select.POLLIN)
+        waiting.poll()
+        return _receive(self.keeper) == CONTROL_START
 
 
 class Keeper:
@@ -213,11 +222,18 @@ class Keeper:
             self._log.warning(report.warning())
         elif record == bytes((lib.LG_KEEPER_READY,)) and not self._ready:
             self._ready = True
-            try:
-                self._announce()
-            except OSError as failure:
-                self._log.error(f"Nobody can be told that the helper is ready: {failure.strerror}")
-                self._exit_code = 1
+            self._tell_ready()
+
+    def _tell_ready(self) -> None:
+        try:
+            self._announce()
+        except OSError as failure:
+            self._log.error(f"Nobody can be told that the helper is ready: {failure.strerror}")
+            self._exit_code = 1
+        try:
+            self._control.send(CONTROL_START)
+        except OSError:
+            pass  # control is gone: SIGCHLD will say the rest
 
     def _on_control_record(self) -> None:
         record = _receive(self._control)

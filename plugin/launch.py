@@ -265,6 +265,8 @@ class Start:
         shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]
         keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors()]
         lib.lg_close_all_but(keep, len(keep))
+        if not ends.wait_for_start():
+            return 0
         from lockgate.plugin import control
 
         start = control.Start(

@@ -26,7 +26,7 @@ enum {
 void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
 {
     /* hardware type, protocol type, their lengths, operation, sender MAC and IP, target MAC and IP */
-    static const uint8_t expected[8] = {0, 1, 8, 0, 6, 4, 0, ARP_REQUEST};
+    static const uint8_t expected[8] = {0, 1, 8, 0, 6, 4, 0, ARP_REQUEST}, nobody[4];
     const uint8_t *arp = frame->head + ETHERNET_HEADER;
     uint8_t reply[ETHERNET_HEADER + ARP_BYTES];
 
@@ -39,6 +39,9 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
     if (memcmp(arp, expected, sizeof(expected)) || !(engine->view.flags & LG_VIEW_IPV4) ||
         !memcmp(sender_ip, target_ip, 4) ||                           /* an announcement */
         !memcmp(target.byte, engine->view.guest4, sizeof(target)))    /* a probe for the guest's own */
+        return;
+    /* A probe for an address that the guest would like to have (RFC 5227, 2.1.1): only ours is taken. */
+    if (!memcmp(sender_ip, nobody, 4) && memcmp(target.byte, engine->view.gateway4, sizeof(target)))
         return;
 
     memcpy(reply, arp + 8, ADDRESS_MAC);

@@ -119,6 +119,8 @@ static enum counter parse_ipv6(const struct guest_frame *frame, struct packet *p
     packet->l4_length = left;
     memcpy(packet->source.byte, ip + 8, 16);
     memcpy(packet->destination.byte, ip + 24, 16);
+    if (address_is_ipv4(&packet->source) || address_is_ipv4(&packet->destination))
+        return C_drop_address; /* never on a wire (RFC 6890, 2.2.3), and to us it would mean IPv4 */
     return 0;
 }
 

@@ -86,8 +86,8 @@ static ssize_t peek_again(struct engine *engine, struct flow *flow, uint32_t off
         return n - offset;
     if (n < 0 || (!n && !offset))
         return n;
-    if (!flow->tcp.peer_hup)
-        return -EAGAIN;
+    if (!flow->tcp.peer_hup || flow->tcp.urgent)
+        return -EAGAIN; /* urgent: the read may have stopped at the mark, and the end lies behind it */
     /* Nothing lies behind what is in flight, and the end was announced: it is here. */
     sys_getsockopt(flow->fd, SOL_SOCKET, SO_ERROR, &error, &length);
     return -error;
@@ -308,8 +308,8 @@ static void send_new(struct engine *engine, struct flow *flow)
             wanted -= wanted % unit; /* full frames, or at least whole segments, but for the end of what is there */
         uint32_t sent = send_burst(engine, flow, tcp->snd_nxt, window < wanted ? window : wanted);
         if (!sent) {
-            if (tcp->stall == STALL_none)
-                tcp->stall = STALL_caught_up;
+            if (tcp->stall == STALL_none) /* still readable: behind an urgent mark that waits for the guest's ACK */
+                tcp->stall = tcp->readable ? STALL_window : STALL_caught_up;
             return;
         }
         left -= sent < left ? sent : left;

@@ -22,6 +22,8 @@ static int up_send(struct worker *worker, uint32_t type, const struct iovec *bod
         iov[msg.msg_iovlen++] = (struct iovec){body[i].iov_base, part};
         length -= (uint32_t)part;
     }
+    if (length)
+        return -EMSGSIZE; /* in more pieces than one call takes: no record may be shorter than it says */
     ssize_t sent = sys_sendmsg(worker->up_fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
     return sent < 0 ? (int)sent : 0;
 }

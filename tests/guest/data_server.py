@@ -12,7 +12,8 @@ The first line of a connection says what is wanted:
   SUM             takes bytes until the client half-closes, then answers with their digest: guest-side half-close
   FIRST N         sends N bytes and half-closes, then takes bytes to the end; see `received`: peer-side half-close
   HOLD            answers "held" and keeps the connection open until the client goes away
-  GET /N HTTP/…   the same bytes over HTTP;  PUT /… HTTP/…: answers with the digest of the body
+  GET /N HTTP/…   the same bytes over HTTP, or the range of them that is asked for;  PUT /… HTTP/…: answers with the
+                  digest of the body
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import hashlib
 import io
 import os
 import queue
+import re
 import socket
 import threading
 from collections.abc import Callable
 
 PAYLOAD_BYTES = 200_000_000
 READ_BYTES = 1 << 20
+RANGE = re.compile(rb" *bytes=(\d+)-(\d*)")
 
 
 class Payload:
@@ -46,9 +49,9 @@ class Payload:
             self._sums[size] = hashlib.sha256(os.pread(self._fd, size, 0)).hexdigest()
         return self._sums[size]
 
-    def send(self, connection: socket.socket, size: int) -> None:
-        """The first `size` bytes."""
-        offset = 0
+    def send(self, connection: socket.socket, size: int, start: int = 0) -> None:
+        """The bytes from `start` up to `size`."""
+        offset = start
         while offset < size:
             sent = os.sendfile(connection.fileno(), self._fd, offset, size - offset)
             if sent == 0:
@@ -129,22 +132,32 @@ class DataServer:
         stream.read(1)
 
     def _answer_http(self, connection: socket.socket, stream: io.BufferedReader, words: list[str]) -> None:
-        length, wants_continue = 0, False
+        length, wants_continue, wanted = 0, False, None
         while (line := stream.readline(4096).strip().lower()) != b"":
             name, _, value = line.partition(b":")
             length = int(value) if name == b"content-length" else length
             wants_continue = wants_continue or (name == b"expect" and b"100-continue" in value)
+            wanted = RANGE.fullmatch(value) if name == b"range" else wanted
         if wants_continue:
             connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         if words[0] == "GET":
-            size = int(words[1].strip("/"))
-            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
-            self.payload.send(connection, size)
+            self._send_http(connection, int(words[1].strip("/")), wanted)
         else:
             _, digest = _taken(stream, length)
             answer = digest.encode() + b"\n"
             head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(answer)
             connection.sendall(head + answer)
+
+    def _send_http(self, connection: socket.socket, size: int, wanted: re.Match[bytes] | None) -> None:
+        """A range as in RFC 9110, 14.2, of the one form that download managers ask for."""
+        if wanted is None:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % size)
+            self.payload.send(connection, size)
+            return
+        start, end = int(wanted[1]), min(int(wanted[2] or size - 1), size - 1) + 1
+        head = b"HTTP/1.1 206 Partial Content\r\nConnection: close\r\nContent-Length: %d\r\n" % (end - start)
+        connection.sendall(head + b"Content-Range: bytes %d-%d/%d\r\n\r\n" % (start, end - 1, size))
+        self.payload.send(connection, end, start)
 
 
 def _taken(stream: io.BufferedReader, size: int | None) -> tuple[int, str]:

@@ -382,9 +382,12 @@ void fake_socket_closed(struct fake_socket *socket)
 
 /* ---- what the peer does ---- */
 
+/* NULL when the core has closed its end: that peer's acts concern nobody any more. */
 static struct fake_socket *peer_of(int fd)
 {
-    return fake_socket_of(fd, "peer");
+    const struct fake_socket *socket = fake_socket_at(fd);
+
+    return socket && !socket->closed ? fake_socket_of(fd, "peer") : NULL;
 }
 
 int fake_peer_accept(int fd)
@@ -487,7 +490,7 @@ int64_t fake_peer_take(int fd, uint64_t length)
 
 void fake_send_limit(int fd, uint32_t bytes)
 {
-    struct fake_socket *socket = fake_socket_of(fd, "fake_send_limit");
+    struct fake_socket *socket = peer_of(fd);
 
     if (socket)
         socket->send_limit = bytes;

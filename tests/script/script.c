@@ -181,7 +181,7 @@ void script_set_time(uint64_t ms)
  * more, does not count: nothing that anybody waits for follows from it. */
 struct signature {
     uint32_t snd_una, snd_nxt, resend_at, rcv_nxt, rcv_edge;
-    uint8_t to_guest, to_host;
+    uint8_t to_guest, to_host, stall;
     bool there, peer_hup, urgent, send_blocked, done;
 };
 
@@ -202,6 +202,7 @@ static struct signature signature(uint64_t handle)
     s.rcv_edge = tcp->rcv_edge;
     s.to_guest = tcp->to_guest;
     s.to_host = tcp->to_host;
+    s.stall = tcp->stall;
     s.peer_hup = tcp->peer_hup;
     s.urgent = tcp->urgent;
     s.send_blocked = tcp->send_blocked;
@@ -209,11 +210,21 @@ static struct signature signature(uint64_t handle)
     return s;
 }
 
-static int descriptor(uint64_t handle)
+static void note_wakeup(const struct epoll_event *event)
 {
-    const struct flow *flow = flow_from_handle(&world.engine.flows, handle);
+    const struct flow *flow = flow_from_handle(&world.engine.flows, event->data.u64);
 
-    return flow ? flow->fd : -1;
+    if (world.wakeups == WAKEUPS_KEPT)
+        return;
+    world.wakeup[world.wakeups++] = (struct script_wakeup){
+        .time_ms = world.engine.now_ms,
+        .fd = flow ? flow->fd : -1,
+        .events = event->events,
+        .stall = flow ? flow->tcp.stall : STALL_none,
+        .stalls = world.counters[C_stall_window] + world.counters[C_stall_link],
+        .changes = world.counters[C_interest_changes],
+        .shutdowns = fake_call_count(CALL_shutdown),
+    };
 }
 
 static int step(void)
@@ -229,9 +240,7 @@ static int step(void)
     due = engine_next_ms(engine) <= engine->now_ms;
     for (int i = 0; i < n; i++) {
         before[i] = signature(events[i].data.u64);
-        if (world.wakeups < WAKEUPS_KEPT)
-            world.wakeup[world.wakeups++] = (struct script_wakeup){
-                .time_ms = engine->now_ms, .fd = descriptor(events[i].data.u64), .events = events[i].events};
+        note_wakeup(&events[i]);
         engine_socket_event(engine, events[i].data.u64, events[i].events);
     }
     due |= world.link.room_event || !list_empty(&world.link.queued) || world.guest_ready;

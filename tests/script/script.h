@@ -38,6 +38,10 @@ struct script_wakeup {
     int fd;
     uint32_t events; /* EPOLL* */
     bool idle;       /* it moved no byte and changed no state */
+    int stall;       /* enum stall of the flow before it; and of all flows, before it: */
+    uint64_t stalls;    /* that have begun, of the window and the link */
+    uint64_t changes;   /* EPOLL_CTL_MOD */
+    uint64_t shutdowns; /* calls */
 };
 unsigned script_wakeups(void);
 const struct script_wakeup *script_wakeup(unsigned index);

@@ -55,7 +55,7 @@ def fill_link(conversation: Conversation) -> Conversation:
         +0 peer sends 1000
         +0 > nothing
         +0 stall link
-        +0 woken 1 idle 1
+        +0 woken 1 idle 0
         +0 interest IN|PRI|RDHUP|ET
         +0 forget
     """)

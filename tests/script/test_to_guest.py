@@ -307,6 +307,7 @@ def test_an_urgent_byte_alone_arrives(conversation: Conversation) -> None:
         +0 < .  1:1(0) ack 12
         +0 peer sends 1 urgent
         +0 > P. 12:13(1) ack 1
+        +0 < .  1:1(0) ack 13
         +0 peer closes
         +0 > F. 13:13(0) ack 1
     """)

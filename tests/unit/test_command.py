@@ -14,117 +14,11 @@ import pytest
 from core_pieces import EXAMPLES, ffi, lib
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from worker_child import SHAPES, SLOTS, Worker, head_of
 
-SLOTS = lib.LG_MEM_SLOTS
 REGION, GUEST, USER = 0x10000, 0x40000000, 0x7F0000000000
 HAS_KICK, HAS_CALL, HAS_ERR = lib.LG_VRING_HAS_KICK, lib.LG_VRING_HAS_CALL, lib.LG_VRING_HAS_ERR
 MANY = 253  # SCM_MAX_FD: what the kernel lets one record carry
-
-# Each command's record, and how many descriptors may come with it: datapath.h in the words of a table.
-SHAPES: dict[int, tuple[str, range]] = {
-    lib.LG_CMD_NET_VIEW: ("struct lg_cmd_net_view", range(1)),
-    lib.LG_CMD_MEM_TABLE: ("struct lg_cmd_mem", range(SLOTS + 1)),
-    lib.LG_CMD_MEM_ADD: ("struct lg_cmd_mem", range(1, 2)),
-    lib.LG_CMD_MEM_REMOVE: ("struct lg_cmd_mem", range(1)),
-    lib.LG_CMD_LINK_FEATURES: ("struct lg_cmd_value", range(1)),
-    lib.LG_CMD_LINK_RESET: ("struct lg_cmd_header", range(1)),
-    lib.LG_CMD_VRING_START: ("struct lg_cmd_vring", range(4)),
-    lib.LG_CMD_VRING_STOP: ("struct lg_cmd_value", range(1)),
-    lib.LG_CMD_VRING_ENABLE: ("struct lg_cmd_value", range(1)),
-    lib.LG_CMD_VRING_CALL: ("struct lg_cmd_value", range(2)),
-    lib.LG_CMD_VRING_ERR: ("struct lg_cmd_value", range(2)),
-    lib.LG_CMD_DIRTY_LOG: ("struct lg_cmd_log", range(3)),
-    lib.LG_CMD_EVENTS: ("struct lg_cmd_value", range(1)),
-    lib.LG_CMD_PCAP: ("struct lg_cmd_value", range(1)),
-    lib.LG_CMD_FLOWS: ("struct lg_cmd_value", range(1)),
-}
-
-
-def head_of(reply: Any) -> Any:
-    """What every reply begins with."""
-    return reply if ffi.typeof(reply) is ffi.typeof("struct lg_reply *") else reply.reply
-
-
-class Worker:
-    """lg_worker_run() in a child, and the ends of its channels that control and keeper hold."""
-
-    def __init__(self, pcap: bool = True) -> None:
-        self.cmd, cmd = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.up, up = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.keeper, keeper = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.said = os.memfd_create("stderr", os.MFD_CLOEXEC)
-        counters, ring = os.memfd_create("counters", 0), os.memfd_create("pcap", 0)
-        os.ftruncate(counters, lib.LG_COUNTER_BYTES)
-        os.ftruncate(ring, lib.LG_PCAP_HEAD_BYTES + lib.LG_PCAP_RING_BYTES)
-        self.pid = os.fork()
-        if not self.pid:
-            os.dup2(self.said, 2)
-            config = {"cmd_fd": cmd.fileno(), "up_fd": up.fileno(), "keeper_fd": keeper.fileno()}
-            config |= {"counters_fd": counters, "pcap_fd": ring if pcap else -1, "pcap_event_fd": -1, "flow_limit": 16}
-            kept = [3, *(end.fileno() for end in (cmd, up, keeper)), counters, ring]
-            for fd in {int(name) for name in os.listdir("/proc/self/fd")} - set(kept) - {0, 1, 2}:
-                try:
-                    os.close(fd)
-                except OSError:
-                    continue  # the listing's own
-            os._exit(lib.lg_worker_run(ffi.new("struct lg_worker_config *", config)) & 0xFF)
-        for end in (cmd, up, keeper):
-            end.close()
-        os.close(counters)
-        os.close(ring)
-        for end in (self.cmd, self.keeper):
-            end.settimeout(30)  # a worker that hangs fails its test instead of stopping the run
-        assert self.keeper.recv(8) == b"R"
-        self.seq = 0
-        self.baseline = self.fds()
-
-    def fds(self) -> int:
-        """How many it has open, after all that it was asked before: it closes what it does not keep once it has answered."""
-        assert self.result(lib.LG_CMD_EVENTS, value=0) == 0
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-    def send(self, record: bytes, fds: list[int] | tuple[int, ...] = ()) -> Any:
-        """Sends as it stands; the reply, or an exception with what the worker said last."""
-        socket.send_fds(self.cmd, [record], list(fds))
-        answer = self.cmd.recv(ffi.sizeof("struct lg_flow_page") + 1)
-        if not answer:
-            raise AssertionError(f"the worker ended with {self.end()}: {self.last_words()}")
-        kind = "struct lg_flow_page *" if len(answer) > ffi.sizeof("struct lg_reply") else "struct lg_reply *"
-        reply = ffi.new(kind)
-        assert len(answer) == ffi.sizeof(reply[0])
-        ffi.memmove(reply, answer, len(answer))
-        return reply
-
-    def call(self, kind: int, fds: list[int] | tuple[int, ...] = (), **fields: Any) -> Any:
-        """A whole record of this type; its reply."""
-        self.seq += 1
-        record = ffi.new(SHAPES[kind][0] + " *")
-        header = record if kind == lib.LG_CMD_LINK_RESET else record.header
-        header.type, header.seq = kind, self.seq
-        for name, value in fields.items():
-            setattr(record, name, value)
-        reply = self.send(bytes(ffi.buffer(record)), fds)
-        assert (head_of(reply).type, head_of(reply).seq) == (kind, self.seq)
-        return reply
-
-    def result(self, kind: int, fds: list[int] | tuple[int, ...] = (), **fields: Any) -> int:
-        return int(head_of(self.call(kind, fds, **fields)).result)
-
-    def last_words(self) -> str:
-        return os.pread(self.said, 20000, 0).decode(errors="replace")
-
-    def end(self) -> int:
-        """Closes the channels; the exit code."""
-        for end in (self.cmd, self.up, self.keeper):
-            end.close()
-        if self.pid:
-            pid, self.pid = self.pid, 0
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        return 0
-
-    def close(self) -> None:
-        assert self.end() == 0, self.last_words()
-        os.close(self.said)
 
 
 @pytest.fixture(name="only_worker", scope="module")

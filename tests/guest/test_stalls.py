@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows that cannot move cost nothing, and go on where they stopped: the guest does not read, the peer does not read,
+the guest posts no buffers, the peer goes away meanwhile.
+
+Adversary: a guest and peers that stop whenever they like. What the worker does is read from its counters; what is said
+of time is how often it woke up in a stretch of it, never how long something took.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import signal
+import socket
+import struct
+import termios
+import time
+from collections.abc import Iterator
+
+import pytest
+import transfers
+from counters import Counters, NoCounters
+from data_server import DataServer
+from guest import Guest
+from network import GATEWAY, VARIANTS, Network, usable
+from transfers import End
+
+VARIANT = {variant.name: variant for variant in VARIANTS}
+LOOKS = 60  # how often a test looks before it says that something hangs
+ANSWER_SECONDS = 60
+
+PEERS = 16
+DOWNLOAD_BYTES = 8_000_000  # by each of them: more than a guest's receive buffer takes
+WAKEUPS_A_SECOND = 2
+# A closed window is asked after 0.2 s, then at doubling intervals. A silence of this length lies between two questions
+# of which the next comes after 6.4 s or more: in the stretch that is measured there are two at most, to all peers at once.
+SILENCE_SECONDS, MEASURED_SECONDS = 4, 10
+
+PACED_BYTES, PACE, CPU_PART = 100_000_000, "20M", 0.10
+CHUNKS_AT_ONCE = f"-x{PEERS} -s{PEERS} -k1M"
+
+RUNNING_BYTES = 30_000_000  # of all peers' data are through when the guest's kernel is stopped
+STOPPED_SECONDS = 3
+STOPPED_TIMEOUTS = 5  # a flow's retransmission timer doubles from 0.2 s: at 0.2, 0.6, 1.4, 3.0 and so on
+
+UPLOAD_BYTES = 20_000_000  # more than the send queue of the host and the guest's own together
+PORTION, BEHIND_BYTES = 1 << 16, 50_000
+IDLE_CONNECTIONS, IDLE_SECONDS = 1000, 10
+
+
+@pytest.fixture(scope="module", params=["uml"])
+def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Network]:
+    """A guest with a download manager. Its helper is ours: only ours shares its counters."""
+    booted = Network(usable(VARIANT[request.param]), server, more_programs={"aria2c": "aria2"})
+    yield booted
+    booted.close()
+
+
+# The other kernels and the other way to peek; but not for the long ones.
+everywhere = pytest.mark.parametrize("network", ["uml", "uml-discard", "uml-peer"], indirect=True)
+
+
+@pytest.fixture
+def counters(network: Network) -> Iterator[Counters]:
+    """Of the network's helper, once the guest has its addresses."""
+    assert network.addressed
+    try:
+        page = Counters(network.helper.pid)
+    except NoCounters as another:
+        pytest.skip(str(another))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """On the host's loopback, for a test that is the peer itself."""
+    with socket.create_server(("127.0.0.1", 0), backlog=IDLE_CONNECTIONS) as listening:
+        listening.settimeout(ANSWER_SECONDS)
+        yield listening
+
+
+def accepted(listener: socket.socket) -> socket.socket:
+    """The guest's connection, whose request has been read."""
+    connection, _ = listener.accept()
+    connection.settimeout(ANSWER_SECONDS)
+    while not connection.recv(1, socket.MSG_WAITALL).endswith(b"\n"):
+        pass
+    return connection
+
+
+def wait_still(network: Network, counters: Counters, names: set[str], seconds: float) -> None:
+    """Until none of these counters has moved for so long."""
+    moved: dict[str, int] = {}
+    for _ in range(LOOKS):
+        before = counters.read()
+        network.helper.watch(seconds)
+        moved = counters.since(before)
+        if not moved.keys() & names:
+            return
+    raise AssertionError(f"{LOOKS} times in {seconds} s some of {names} moved, at last {moved}")
+
+
+def wait_beyond(network: Network, counters: Counters, name: str, value: int) -> None:
+    """Until the counter is above the value."""
+    for _ in range(LOOKS * 100):
+        if counters.read()[name] > value:
+            return
+        network.helper.watch(0.001)
+    raise AssertionError(f"{name} is expected to get above {value}: {counters.read()}")
+
+
+def measured(network: Network, counters: Counters, seconds: float) -> dict[str, int]:
+    """What the worker did in that time, every counter named."""
+    before = counters.read()
+    network.helper.watch(seconds)
+    return {name: value - before[name] for name, value in counters.read().items()}
+
+
+def test_a_guest_that_stops_reading_lets_the_worker_sleep_while_16_peers_send(
+    network: Network, counters: Counters
+) -> None:
+    """At most two wake-ups a second in all, once the windows are full; and every byte arrives when it reads again."""
+    transfers.start(network, f"GET {DOWNLOAD_BYTES}", PEERS, stopped=True)
+    wait_still(network, counters, {"wakeups"}, SILENCE_SECONDS)
+    moved = measured(network, counters, MEASURED_SECONDS)
+    assert moved["wakeups"] <= WAKEUPS_A_SECOND * MEASURED_SECONDS, moved
+    transfers.go_on(network)
+    expected = End(0, network.server.payload.sha256(DOWNLOAD_BYTES))
+    assert transfers.ends(network, PEERS) == [expected] * PEERS
+
+
+def test_a_download_in_16_chunks_that_is_held_at_20_megabytes_a_second_costs_little_cpu(
+    network: Network, counters: Counters
+) -> None:
+    """aria2c holds its peers back by not reading; the helper's processes together stay below a tenth of a core."""
+    url = f"http://{GATEWAY[4]}:{network.server.port}/{PACED_BYTES}"
+    limits = f"--max-overall-download-limit={PACE} --file-allocation=none"
+    began, cpu, before = time.monotonic(), network.helper.cpu_seconds(), counters.read()
+    network.guest.output(f"aria2c -q {CHUNKS_AT_ONCE} {limits} -d /tmp -o paced {url}", ANSWER_SECONDS)
+    part = (network.helper.cpu_seconds() - cpu) / (time.monotonic() - began)
+    print(f"{part:.1%} of a core, {counters.since(before)}")
+    assert network.guest.output("sha256sum </tmp/paced; rm /tmp/paced").split()[0] == network.server.payload.sha256(
+        PACED_BYTES
+    )
+    assert part < CPU_PART
+
+
+@everywhere
+def test_a_guest_whose_kernel_stands_still_loses_nothing_and_does_not_make_the_worker_spin(
+    network: Network, counters: Counters
+) -> None:
+    """It posts no buffers: flows wait for the link, each wake-up is a timer's. Then every transfer goes on."""
+    before = counters.read()
+    transfers.start(network, f"GET {DOWNLOAD_BYTES}", PEERS)
+    wait_beyond(network, counters, "tcp_bytes_to_guest", before["tcp_bytes_to_guest"] + RUNNING_BYTES)
+    before = counters.read()
+    os.kill(network.guest.pid, signal.SIGSTOP)
+    try:
+        network.helper.watch(STOPPED_SECONDS)
+        moved = counters.since(before)
+    finally:
+        os.kill(network.guest.pid, signal.SIGCONT)
+    assert moved["stall_link"] > 0, moved
+    assert moved["timers_fired"] <= PEERS * STOPPED_TIMEOUTS, moved
+    expected = End(0, network.server.payload.sha256(DOWNLOAD_BYTES))
+    assert transfers.ends(network, PEERS) == [expected] * PEERS
+
+
+@everywhere
+def test_a_peer_that_does_not_read_closes_the_guests_window_and_opens_it_again_with_one_event(
+    network: Network, counters: Counters, listener: socket.socket
+) -> None:
+    """EPOLLOUT comes once for what the peer reads in one go, and the guest's data follow."""
+    network.guest.output(f"{network.client(4, f'GET {UPLOAD_BYTES}')} </dev/null >/tmp/data")
+    upload = network.client(4, "upload", listener.getsockname()[1])
+    before = counters.read()
+    network.guest.output(f"rm -f /tmp/end; ({upload} </tmp/data >/tmp/errors 2>&1; echo $? >/tmp/end) >/dev/null &")
+    with accepted(listener) as connection:
+        wait_still(network, counters, {"tcp_bytes_from_guest"}, 1)
+        taken = counters.read()["tcp_bytes_from_guest"] - before["tcp_bytes_from_guest"]
+        assert taken < UPLOAD_BYTES
+        assert (waiting := measured(network, counters, 2))["wakeups"] <= WAKEUPS_A_SECOND * 2, waiting
+
+        before, digest = counters.read(), hashlib.sha256()
+        for _ in range(taken // 2 // PORTION):
+            digest.update(connection.recv(PORTION, socket.MSG_WAITALL))
+        wait_still(network, counters, {"tcp_bytes_from_guest"}, 0.5)
+        moved = counters.since(before)
+        assert moved["tcp_bytes_from_guest"] > 0
+        assert moved["wakeup_events"] - moved["kicks"] - moved.get("frames_injected", 0) == 1, moved
+
+        while data := connection.recv(1 << 20):
+            digest.update(data)
+    assert digest.hexdigest() == network.server.payload.sha256(UPLOAD_BYTES)
+    wait = "until [ -s /tmp/end ]; do sleep 0.05; done; cat /tmp/end /tmp/errors"
+    assert network.guest.output(wait, ANSWER_SECONDS) == "0"
+
+
+def stall_with_bytes_behind(network: Network, counters: Counters, connection: socket.socket, stalls: int) -> int:
+    """Sends until the guest's window is full and something is left in the host's queue; how much was sent in all."""
+    sent = 0
+    while counters.read()["stall_window"] == stalls:
+        sent += send_payload(network, connection, sent, PORTION)
+        network.helper.watch(0.005)
+    return sent + send_payload(network, connection, sent, BEHIND_BYTES)
+
+
+def send_payload(network: Network, connection: socket.socket, start: int, size: int) -> int:
+    """The payload's next bytes; done when the peer's own kernel has handed all of them over."""
+    network.server.payload.send(connection, start + size, start)
+    for _ in range(LOOKS * 10):
+        if struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0] == 0:
+            return size
+        network.helper.watch(0.01)
+    raise AssertionError(f"the last of {start + size} bytes were not taken by the worker's kernel")
+
+
+@everywhere
+@pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
+def test_a_peer_that_goes_away_during_a_stall_costs_one_event_and_the_guest_learns_it_after_the_last_byte(
+    network: Network, counters: Counters, listener: socket.socket, reset: bool
+) -> None:
+    """What had arrived before is read first; then the end is clean after a FIN, and ECONNRESET after a RST."""
+    stalls = counters.read()["stall_window"]
+    transfers.start(network, "anything", port=listener.getsockname()[1], stopped=True)
+    with accepted(listener) as connection:
+        sent = stall_with_bytes_behind(network, counters, connection, stalls)
+        before = counters.read()
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    network.helper.watch(STOPPED_SECONDS)
+    moved = counters.since(before)
+    assert moved["wakeup_events"] - moved.get("kicks", 0) - moved.get("frames_injected", 0) <= 2, moved
+    assert moved["timers_fired"] <= STOPPED_TIMEOUTS, moved
+    transfers.go_on(network)
+    (end,) = transfers.ends(network)
+    assert end.digest == network.server.payload.sha256(sent), end
+    assert end.status == int(reset), end
+    assert (f": {errno.ECONNRESET} " in end.error) == reset, end
+
+
+def test_a_thousand_idle_connections_do_not_wake_the_worker(
+    network: Network, counters: Counters, listener: socket.socket
+) -> None:
+    """Not once in ten seconds: each return of epoll_wait() is counted, and there is no other place to wait."""
+    guest: Guest = network.guest
+    guest.output(f"hold_connections {IDLE_CONNECTIONS} {GATEWAY[4]} {listener.getsockname()[1]}", ANSWER_SECONDS)
+    try:
+        wait_still(network, counters, {"wakeups"}, 2)
+        assert counters.read()["flows"] >= IDLE_CONNECTIONS
+        assert measured(network, counters, IDLE_SECONDS)["wakeups"] == 0
+    finally:
+        guest.output("killall hold_connections")

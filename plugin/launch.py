@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 LOG_FORMAT_VARIABLE = "LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on stderr
 PEEK_VARIABLE = "LOCKGATE_TCP_PEEK"  # "discard": act as on a kernel without SO_PEEK_OFF for TCP
+REORDER_VARIABLE = "LOCKGATE_TCP_REORDER"  # "off": drop what comes ahead of a gap, to compare with
 
 NOBODY = 65534  # uid and gid; the number is the kernel's own "overflow" id, whatever /etc/passwd calls it
 _INITIAL_UID_MAP = ("0", "0", "4294967295")
@@ -227,7 +228,7 @@ class Start:
         plan = keeper.Plan(
             name=self.name,
             capture=self.capture_fd >= 0,
-            worker_flags=lib.LG_WORKER_NO_PEEK_OFF if os.environ.get(PEEK_VARIABLE) == "discard" else 0,
+            worker_flags=_worker_flags(),
             flow_limit=self.flow_limit,
             foreground=spec.foreground,
             resumable=spec.link == vocabulary.VHOST_USER,
@@ -356,6 +357,12 @@ def _unix_socket() -> _socket.socket:
 
 
 # ---- small things ----
+
+
+def _worker_flags() -> int:
+    """What tests and comparisons switch off."""
+    flags: int = lib.LG_WORKER_NO_PEEK_OFF if os.environ.get(PEEK_VARIABLE) == "discard" else 0
+    return flags | (lib.LG_WORKER_NO_REORDER if os.environ.get(REORDER_VARIABLE) == "off" else 0)
 
 
 def _open_for_writing(path: str, what: str) -> int:

@@ -13,5 +13,5 @@ from hypothesis import settings
 settings.register_profile("lockgate", deadline=None, print_blob=True)
 settings.load_profile("lockgate")
 
-for variable in ("LOCKGATE_LOG_FORMAT", "LOCKGATE_TCP_PEEK", "LOCKGATE_SANITIZE"):
+for variable in ("LOCKGATE_LOG_FORMAT", "LOCKGATE_TCP_PEEK", "LOCKGATE_TCP_REORDER", "LOCKGATE_SANITIZE"):
     os.environ.pop(variable, None)

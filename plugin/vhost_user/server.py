@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 
 from lockgate.plugin.vhost_user.dispatch import Message, Plan, Refused, Verdict, answer
@@ -52,6 +53,13 @@ async def _readable(sock: socket.socket) -> None:
         await ready
     finally:
         loop.remove_reader(sock)
+
+
+def _has_left(client: socket.socket) -> bool:
+    """Whether the other end is closed, whatever is still to be read."""
+    poll = select.poll()
+    poll.register(client, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class MessageReader:
@@ -138,10 +146,11 @@ class VhostUserServer:
             return
         while True:
             with await self._accept(sock) as client:
-                others = asyncio.create_task(self._send_away(sock))
+                others = asyncio.create_task(self._send_away(sock, client))
                 try:
                     await self._serve_client(client)
                 finally:
+                    client.close()
                     others.cancel()
                     await asyncio.wait([others])
             if one_off:
@@ -183,8 +192,13 @@ class VhostUserServer:
                 client.setblocking(False)
                 return client
 
-    async def _send_away(self, listener: socket.socket) -> None:
+    async def _send_away(self, listener: socket.socket, client: socket.socket) -> None:
+        """Closes what connects while `client` is served. Not its own successor: a front end that reconnects at once is
+        here before the end of its first connection has been read, and waits in the backlog for the detach."""
         while True:
+            await _readable(listener)
+            if _has_left(client):
+                return
             (await self._accept(listener)).close()
             self._emit("link.refused", reason="another front end is being served", request="connect")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 
 from lockgate.core._datapath import ffi, lib
@@ -34,9 +35,9 @@ class Counters:
         """All of them, by name, as they are now."""
         return dict(zip(NAMES, struct.unpack_from(f"={len(NAMES)}Q", self._page), strict=True))
 
-    def since(self, before: dict[str, int]) -> dict[str, int]:
-        """By how much those changed that did."""
-        return {name: value - before[name] for name, value in self.read().items() if value != before[name]}
+    def since(self, before: dict[str, int]) -> Counter[str]:
+        """By how much each has grown; only those that have are shown, the others are 0."""
+        return Counter({name: value - before[name] for name, value in self.read().items() if value != before[name]})
 
     def close(self) -> None:
         """Lets go of the page."""

@@ -120,9 +120,11 @@ class Network:
         server: DataServer,
         more_programs: Mapping[str, str] | None = None,
         more_modules: tuple[str, ...] = (),
+        families: str = "inet inet6",
     ) -> None:
         self.variant = variant
         self.server = server
+        self._families = families
         self.helper = variant.helper(variant.name, f"-1 {OPTIONS}")
         try:
             self.guest = Guest.boot(
@@ -139,7 +141,7 @@ class Network:
     @cached_property
     def addressed(self) -> bool:
         """Brings the guest's network up, once."""
-        self.guest.network_up()
+        self.guest.network_up(self._families)
         return True
 
     def client(self, family: int, request: str, port: int | None = None, flags: str = "") -> str:

@@ -172,7 +172,7 @@ class ModelGuest:
         assert self.acked <= acked <= self.sent, f"ACK of {acked}, before {self.acked}, sent {self.sent}"
         self.acked = acked
         scale = 0 if segment.flags & SYN else 8
-        edge = acked + (segment.window << scale)
+        edge = acked + self.fin_acked + (segment.window << scale)
         # What the shift cuts off may move the edge back a little (RFC 7323, 2.4); nothing else may.
         assert edge + (1 << scale) > self.may_send_to, f"the window ended at {self.may_send_to}, now at {edge}"
         self.may_send_to = max(edge, self.may_send_to)

@@ -107,8 +107,12 @@ class World:
     def next_ms(self) -> int:
         return int(lib.script_next_ms())
 
+    def fault(self) -> str:
+        """What an assertion or a sanitizer has said; empty: nothing."""
+        return str(ffi.string(lib.script_fault()).decode(errors="replace"))
+
     def check(self) -> None:
-        fault = ffi.string(lib.script_fault()).decode(errors="replace")
+        fault = self.fault()
         assert not fault, fault
         violation = ffi.string(lib.fake_violation()).decode()
         assert not violation, violation

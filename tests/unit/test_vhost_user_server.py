@@ -372,7 +372,8 @@ def test_one_off_returns_when_its_front_end_has_gone(tmp_path: Path, script: Scr
 
 
 def test_the_next_front_end_is_served_only_after_the_detach(tmp_path: Path, script: Script) -> None:
-    """Until the worker has answered the reset, whoever connects is sent away: two guests never share a worker."""
+    """One that connects before the worker has answered the reset waits, and is not sent away: its first request is
+    answered once the link is clean. Two guests never share a worker."""
 
     async def conversation() -> None:
         worker = FakeWorker()
@@ -383,17 +384,15 @@ def test_the_next_front_end_is_served_only_after_the_detach(tmp_path: Path, scri
             front_end.sock.close()
             await worker.busy.wait()
             early = await service.connect()
-            assert await early.closed()
-            early.sock.close()
+            await play(early, script.up())
+            answered = asyncio.create_task(early.fence())
+            await turn()
+            assert not answered.done()
+            assert service.events.names().count("link.attach") == 1
             worker.idle.set()
-            while service.events.names()[-1] != "link.attach":
-                late = await service.connect()
-                try:
-                    await play(late, script.up())
-                    await late.fence()
-                except (OSError, AssertionError):  # sent away: the detach is on its way
-                    late.sock.close()
-            await late.leave()
+            await answered
+            assert service.events.names().count("link.attach") == 2
+            await early.leave()
 
     run(conversation())
     script.close()

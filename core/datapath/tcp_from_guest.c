@@ -123,8 +123,8 @@ static void take_fin(struct engine *engine, struct flow *flow, uint32_t seq)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (seq_after(seq, tcp->rcv_edge))
-        return; /* beyond what we offered; it will come again */
+    if (seq_before(seq, tcp->rcv_nxt) || seq_after(seq, tcp->rcv_edge))
+        return; /* not where the guest may be; if it is beyond what we offered, it will come again */
     if (tcp->fin_seen && tcp->guest_fin != seq)
         challenge(engine, flow); /* two ends: the first counts */
     else
@@ -137,29 +137,29 @@ static void take_data(struct engine *engine, struct flow *flow, const struct gue
                       const struct tcp_segment *segment)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t seq = segment->seq, end = seq + segment->payload_length, offset = segment->payload_offset;
+    uint32_t seq = segment->seq, length = segment->payload_length;
     uint32_t edge = tcp->fin_seen ? tcp->guest_fin : tcp->rcv_edge;
+    uint32_t known = seq_before(seq, tcp->rcv_taken) ? tcp->rcv_taken - seq : 0;
 
     if (tcp->to_host != HALF_OPEN) {
         challenge(engine, flow); /* after its FIN the guest has nothing more to say: a repetition */
         return;
     }
     if (segment->flags & TCP_FIN)
-        take_fin(engine, flow, end);
-    if (seq_before(seq, tcp->rcv_taken)) {
-        offset += tcp->rcv_taken - seq;
-        seq = tcp->rcv_taken;
+        take_fin(engine, flow, seq + length);
+    if (known >= length) { /* half of the sequence space away also looks like this: no arithmetic beyond here wraps */
+        engine->counters[C_tcp_duplicate] += !!length;
+        tcp->ack_due |= !!length;
+        return;
     }
-    if (seq_after(end, edge)) {
-        end = edge; /* more than we offered, or than the guest's own FIN left: not ours to take */
-        tcp->ack_due = true;
+    seq += known;
+    length -= known;
+    if (!seq_before(seq, edge) || length > edge - seq) {
+        tcp->ack_due = true; /* more than we offered, or than the guest's own FIN left: not ours to take */
+        length = seq_before(seq, edge) ? edge - seq : 0;
     }
-    if (seq_before(seq, end)) {
-        tcp_take_payload(engine, flow, frame, seq, offset, end - seq);
-    } else if (segment->payload_length) {
-        count(engine, C_tcp_duplicate);
-        tcp->ack_due = true;
-    }
+    if (length)
+        tcp_take_payload(engine, flow, frame, seq, segment->payload_offset + known, length);
 }
 
 /* A segment without data still has to lie in the window; one byte before it is a keep-alive or a window probe, and

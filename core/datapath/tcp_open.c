@@ -111,7 +111,8 @@ static void flow_start(struct engine *engine, struct flow *flow, const struct tc
     tcp->mss = segment->mss ? segment->mss : TCP_MSS_ASSUMED;
     if (tcp->mss < TCP_MSS_MIN)
         tcp->mss = TCP_MSS_MIN;
-    tcp->sack_allowed = segment->sack_allowed;
+    /* A receiver that keeps nothing has nothing to report, and a guest that expects reports would take it for idle. */
+    tcp->sack_allowed = segment->sack_allowed && engine->reorder;
     tcp->our_scale = segment->has_scale ? TCP_SCALE : 0;
     tcp->guest_scale = segment->scale;
     /* Not asked of the kernel yet: whatever it really is, this first window fits, or the hold takes the rest. */

@@ -219,7 +219,7 @@ static void send_batch(struct engine *engine, struct flow *flow)
         unsigned pieces;
         size_t bytes;
         uint16_t next = gather(engine, first, iov, &pieces, &bytes);
-        ssize_t sent = send_pieces(engine, flow, iov, pieces, bytes);
+        ssize_t sent = pieces ? send_pieces(engine, flow, iov, pieces, bytes) : -EINVAL;
 
         if (sent < 0)
             return;

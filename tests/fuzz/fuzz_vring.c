@@ -16,12 +16,15 @@
 #include "input.h"
 #include "link_vhost.h"
 
-enum {
-    IMAGE = 1024, /* what the input says of the memory: both tables, both avail rings, two indirect tables */
-    RING_SIZE_BITS = 4,
-    TRANSMIT_AT = 320,
-    USED_AT = 0x1000,
-    FIRST_BYTES = 0x4000, /* two regions, side by side for the guest */
+enum layout {
+    RING_SIZE_BITS = 7,
+    RINGS_AT = 0x1000, /* times 0 and 1: the descriptors of each queue, with the avail ring behind them */
+    USED_AT = 0x2000,  /* and 0x3000 */
+    TABLE_AT = 0x800,  /* the last descriptors of the receiveq serve as an indirect table, too */
+    DATA_AT = 0x4800,
+    CRUMBS_AT = 0x8000, /* an indirect table of one byte each, more of them than one frame may have */
+    CRUMBS = LINK_PIECES + 80,
+    FIRST_BYTES = 0x10000, /* two regions, side by side for the guest */
     SECOND_BYTES = 0x2000,
     BIG_BYTES = 0x400000, /* and one that holds large frames; its first page stands for all */
     STEPS_MAX = 200,
@@ -103,18 +106,29 @@ static uint8_t *guest(uint64_t addr)
     return memory_from_guest(&world.vhost.memory, addr, &length);
 }
 
-static void write_image(struct input *input)
+/* What the memory holds at first: zeros, crumbs if the input wants them, and the start of both tables as it says. */
+static void write_memory(struct input *input, bool crumbs)
 {
-    uint8_t image[IMAGE] = {0};
+    struct vring_desc *table = (struct vring_desc *)(void *)guest(CRUMBS_AT);
+    unsigned how = crumbs ? input_byte(input) : 0;
 
-    input_bytes(input, image, 4 * input_byte(input));
     memset(guest(0), 0, FIRST_BYTES);
-    memcpy(guest(0), image, sizeof(image));
+    for (unsigned i = 0; crumbs && i < CRUMBS; i++) {
+        table[i] = (struct vring_desc){.addr = big_at + i * (1 + (how >> 1 & 1u)),
+                                       .length = 1,
+                                       .flags = (uint16_t)((i + 1 < CRUMBS) | (how & 1) << 1),
+                                       .next = (uint16_t)(i + 1)};
+    }
+    for (unsigned queue = 0; queue < VHOST_QUEUES; queue++) {
+        uint8_t image[4 * UINT8_MAX];
+        size_t length = input_bytes(input, image, 4 * input_byte(input));
+        memcpy(guest(RINGS_AT * queue), image, length);
+    }
 }
 
 static uint64_t avail_at(unsigned queue)
 {
-    return (queue == TRANSMITQ ? TRANSMIT_AT : 0) + 16u * (1u << RING_SIZE_BITS);
+    return RINGS_AT * queue + 16u * (1u << RING_SIZE_BITS);
 }
 
 /* The index moves over one more chain, or over whatever stands there. */
@@ -124,10 +138,10 @@ static void offer(unsigned queue, struct input *input)
     unsigned choice = input_byte(input);
 
     if (choice & 128) {
-        avail[1] = (uint16_t)(avail[1] + choice % 32);
+        avail[1] = (uint16_t)(avail[1] + choice % 64);
         return;
     }
-    avail[2 + avail[1] % (1u << RING_SIZE_BITS)] = choice % 32;
+    avail[2 + avail[1] % (1u << RING_SIZE_BITS)] = (uint16_t)(choice + (choice == 127));
     avail[1]++;
 }
 
@@ -136,14 +150,14 @@ static void describe(unsigned queue, struct input *input)
 {
     static const uint32_t unit[] = {1, 16, 61, 4096};
     unsigned place = input_byte(input), where = input_byte(input), length = input_byte(input), how = input_byte(input);
-    struct vring_desc *desc = (struct vring_desc *)(void *)guest(queue == TRANSMITQ ? TRANSMIT_AT : 0);
-    uint64_t bases[] = {2 * USED_AT + 0x800, FIRST_BYTES - 40, big_at, IMAGE - 384};
+    struct vring_desc *desc = (struct vring_desc *)(void *)guest(RINGS_AT * queue);
+    const uint64_t bases[] = {DATA_AT, FIRST_BYTES - 40, big_at, how & 128 ? CRUMBS_AT : TABLE_AT - 32 * 16};
 
-    desc[place % 64] = (struct vring_desc){
+    desc[place % (1u << RING_SIZE_BITS)] = (struct vring_desc){
         .addr = bases[where & 3] + (where >> 2) * (where & 3 ? 16u : 64u),
         .length = length * unit[how & 3],
         .flags = how >> 2 & 7,
-        .next = (uint16_t)(how >> 5 == 7 ? length : place + 1),
+        .next = (uint16_t)(how >> 5 == 3 ? length : place + 1),
     };
 }
 
@@ -152,14 +166,14 @@ static void start(unsigned queue, struct input *input)
     unsigned choice = input_byte(input);
     const struct lg_cmd_vring setup = {
         .index = queue,
-        .size = 1u << (choice & 7 ? choice % (RING_SIZE_BITS + 1) : RING_SIZE_BITS),
+        .size = 1u << (RING_SIZE_BITS - choice % (RING_SIZE_BITS + 1)),
         .base = choice & 64 ? 65530 : 0,
         .flags = (choice & 8 ? 0 : LG_VRING_ENABLED) | (choice & 16 ? LG_VRING_LOG : 0) |
                  (choice & 32 ? LG_VRING_BASE_FROM_USED : 0),
-        .desc = user_shift + (queue == TRANSMITQ ? TRANSMIT_AT : 0),
+        .desc = user_shift + RINGS_AT * queue,
         .avail = user_shift + avail_at(queue),
-        .used = user_shift + USED_AT * (1 + queue),
-        .log_addr = USED_AT * (1 + queue),
+        .used = user_shift + USED_AT + RINGS_AT * queue,
+        .log_addr = USED_AT + RINGS_AT * queue,
     };
 
     world.setups += !world.vhost.ring[queue].desc;
@@ -182,7 +196,7 @@ static void take_batch(struct input *input)
         check_pieces(frame->iov, frame->iov_count, frame->length);
     }
     if (input_byte(input) & 1) /* the guest goes on writing while its batch is out */
-        memset(guest(0), (int)input_byte(input), IMAGE / 2);
+        memset(guest(RINGS_AT), (int)input_byte(input), 512);
     link->operations->release(link);
     REQUIRE(!more || vring_usable(&world.vhost.ring[TRANSMITQ]), "more frames of a ring that is broken");
 }
@@ -311,7 +325,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     world.pcap.head->read = world.pcap.head->written;
     start(RECEIVEQ, &input);
     start(TRANSMITQ, &input);
-    write_image(&input);
+    write_memory(&input, choice & 128);
     for (unsigned steps = 0; input.left && steps < STEPS_MAX; steps++)
         step(&input);
     return 0;

@@ -309,9 +309,12 @@ def test_without_sack_each_segment_behind_a_gap_is_a_duplicate_ack(conversation:
 
 @pytest.mark.world(reorder=False)
 def test_with_the_queue_switched_off_what_is_ahead_is_dropped(conversation: Conversation) -> None:
-    """The comparison build: the guest sends everything behind the gap again."""
-    conversation.opened("mss ours,sackOK,wscale 7")
+    """The comparison build: the guest sends everything behind the gap again, and is not promised reports of it."""
     conversation("""
+        +0 < S  0:0(0) <mss ours,sackOK,wscale 7>
+        +0 peer accepts
+        +0 > S. 0:0(0) ack 1 <mss ours,wscale 8>
+        +0 < .  1:1(0) ack 1
         +0 < .  1001:2001(1000) ack 1
         +0 > .  1:1(0) ack 1 <>
         +0 < .  1:2001(2000) ack 1

@@ -149,6 +149,10 @@ class Flow:
         self.guest.acknowledge()
         self.guest.repeat(60000)
 
+    @property
+    def delivered(self) -> bool:
+        return bool(self.guest.got == self.guest.socket.arrived and self.guest.acked == self.guest.sent)
+
     def check_bytes(self) -> None:
         guest, socket = self.guest, self.guest.socket
         if not guest.reset:
@@ -227,7 +231,7 @@ class Run:
             for flow in living:
                 flow.push()
             self.settle()
-            if all(flow.guest.got == flow.guest.socket.arrived and not flow.peer_reset for flow in living):
+            if all(flow.delivered and not flow.peer_reset for flow in living):
                 break
             self.time(500, 0)
         for flow in self.flows:

@@ -62,8 +62,8 @@ def raise_descriptor_limit() -> int:
 
 
 def flow_limit(descriptors: int) -> int:
-    """How many flows fit the limit on descriptors; at least one, so that a tiny limit is felt as refused flows."""
-    return max(1, min(FLOW_LIMIT_MAX, descriptors - FLOW_DESCRIPTORS_SPARED))
+    """How many flows fit the limit on descriptors; where that is small, half of it is spared for all else."""
+    return max(1, min(FLOW_LIMIT_MAX, descriptors - min(FLOW_DESCRIPTORS_SPARED, descriptors // 2)))
 
 
 class Channels:

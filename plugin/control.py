@@ -149,11 +149,11 @@ class Control:
 
     # ---- the worker ----
 
-    async def _adopt(self, worker: WorkerChannels) -> None:
+    async def _adopt(self, worker: WorkerChannels, memory_lost: bool = False) -> None:
         """Tells a new worker everything. One that dies meanwhile is followed by another."""
         try:
             await self._configure(worker)
-            await self._server.resume(worker)
+            await self._server.resume(worker, memory_lost)
         except WorkerGone:
             pass
         except WorkerError as refusal:
@@ -173,10 +173,10 @@ class Control:
             return
         except OSError:
             record, fds = b"", []
-        if record == keeper_records.NEW_WORKER and len(fds) == 2:
+        if record in (keeper_records.NEW_WORKER, keeper_records.NEW_WORKER_MEMORY_LOST) and len(fds) == 2:
             self._worker.close()
             self._worker = WorkerChannels(socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), self._on_up)
-            self._spawn(self._adopt(self._worker))
+            self._spawn(self._adopt(self._worker, record == keeper_records.NEW_WORKER_MEMORY_LOST))
         elif not record:
             asyncio.get_running_loop().remove_reader(self._keeper)
             if not self._ended.done():
@@ -233,8 +233,9 @@ class Control:
 
     def _capture_ended(self, why: str) -> None:
         self._log.warning(why)
-        self._capturing = False
-        self._spawn(self._stop_capture())
+        if self._capturing and not self._ended.done():
+            self._capturing = False
+            self._spawn(self._stop_capture())
 
     async def _stop_capture(self) -> None:
         try:

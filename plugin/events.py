@@ -114,7 +114,7 @@ def _writers(log: Log) -> list[Callable[..., object]]:
     if log.stderr and log.json:
         places.append((log.event_to_stderr, [level, time, structlog.processors.JSONRenderer()]))
     elif log.stderr:
-        console = structlog.dev.ConsoleRenderer(colors=os.isatty(2), pad_event=16, sort_keys=False)
+        console = structlog.dev.ConsoleRenderer(colors=os.isatty(2), sort_keys=False)
         places.append((log.event_to_stderr, [time, _escape, console]))
     if log.file is not None:  # which has its own clock and levels
         places.append((log.event_to_file, [_escape, structlog.processors.LogfmtRenderer(key_order=("event",))]))

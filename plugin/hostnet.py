@@ -52,11 +52,12 @@ class Template:
     further interfaces with a default route.
     """
 
-    __slots__ = ("address", "gateway", "interface", "link_local", "on_link_default", "others", "prefix")
+    __slots__ = ("address", "gateway", "index", "interface", "link_local", "on_link_default", "others", "prefix")
 
     def __init__(
         self,
         interface: str,
+        index: int,
         address: bytes,
         prefix: int,
         link_local: bytes,
@@ -65,6 +66,7 @@ class Template:
         others: tuple[str, ...],
     ) -> None:
         self.interface = interface
+        self.index = index
         self.address = address
         self.prefix = prefix
         self.link_local = link_local
@@ -182,6 +184,7 @@ def _template(
     best = max(candidates, key=lambda own: own.prefix, default=None)  # the first among equals
     return Template(
         names[index],
+        index,
         best.address if best else address.UNSET,
         best.prefix if best else 0,
         link_locals[0].address if link_locals else address.UNSET,

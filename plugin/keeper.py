@@ -36,6 +36,7 @@ CONTROL_DONE = b"D"
 CONTROL_FAILED = b"F"
 CONTROL_START = b"S"
 NEW_WORKER = b"W"
+NEW_WORKER_MEMORY_LOST = b"M"  # the same, after the front end took its memory back: its session is not to go on
 RECORD_MAX = 256
 
 # More than this many workers lost within this time: something kills each of them, and another will not help.
@@ -62,11 +63,18 @@ def describe_end(status: int) -> str:
     return f"ended with exit status {os.WEXITSTATUS(status)}"
 
 
+def lost_memory(status: int) -> bool:
+    """Whether a worker ended because the front end took back the memory that it shares: EFAULT from a system call, or
+    SIGBUS in the worker's own reads."""
+    if os.WIFSIGNALED(status):
+        return os.WTERMSIG(status) == _SIGBUS
+    return os.WEXITSTATUS(status) == errno.EFAULT
+
+
 def describe_worker_end(status: int) -> str:
-    """As describe_end; but a worker's exit status is an errno, and memory that the front end took back from under it
-    has one line, however it shows: as EFAULT from a system call, or as SIGBUS in the worker's own reads."""
+    """As describe_end; but a worker's exit status is an errno, and lost memory has one line, however it shows."""
     failed = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 0
-    if failed == errno.EFAULT or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == _SIGBUS):
+    if lost_memory(status):
         return "lost the guest's memory (the VM monitor truncated or unmapped the memory that it shares)"
     return f"failed: {os.strerror(failed)}" if failed else describe_end(status)
 
@@ -281,12 +289,16 @@ class Keeper:
         elif not self._plan.resumable:
             self._log.error(f"The worker {end}; this kind of link cannot be resumed, ending")
             self._exit_code = 1
+        elif lost_memory(status):
+            # The front end's doing, and the end of its session: no fault of ours to be counted.
+            self._log.warning(f"The worker {end}; another takes over, that front end is disconnected")
+            self._replace_worker(NEW_WORKER_MEMORY_LOST)
         elif self._too_many_losses():
             self._log.error(f"The worker {end}, the {RESTARTS_MAX + 1}th within {RESTARTS_SECONDS:.0f} s; giving up")
             self._exit_code = 1
         else:
             self._log.warning(f"The worker {end}; another takes over, connections of the guest are reset")
-            self._replace_worker()
+            self._replace_worker(NEW_WORKER)
 
     def _control_is_ending(self) -> bool:
         """A process that is killed closes all its descriptors in one go, before its parent gets to know."""
@@ -299,12 +311,12 @@ class Keeper:
         self._losses = [when for when in self._losses if now - when < RESTARTS_SECONDS] + [now]
         return len(self._losses) > RESTARTS_MAX
 
-    def _replace_worker(self) -> None:
+    def _replace_worker(self, record: bytes) -> None:
         channels = core_worker.Channels()
         try:
             self._worker = self._spawn_worker(channels)
             rights = struct.pack("2i", channels.cmd.fileno(), channels.up.fileno())
-            self._control.sendmsg([NEW_WORKER], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+            self._control.sendmsg([record], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
         except OSError as failure:
             self._log.error(f"Another worker cannot be started: {failure.strerror}")
             self._exit_code = 1

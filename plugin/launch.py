@@ -34,6 +34,8 @@ LOG_FORMAT_VARIABLE = "LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on
 PEEK_VARIABLE = "LOCKGATE_TCP_PEEK"  # "discard": act as on a kernel without SO_PEEK_OFF for TCP
 REORDER_VARIABLE = "LOCKGATE_TCP_REORDER"  # "off": drop what comes ahead of a gap, to compare with
 
+FEW_FLOWS = 512  # a limit on open files that allows no more is worth a warning: a browser alone opens a hundred
+
 NOBODY = 65534  # uid and gid; the number is the kernel's own "overflow" id, whatever /etc/passwd calls it
 _INITIAL_UID_MAP = ("0", "0", "4294967295")
 
@@ -133,7 +135,13 @@ class Start:
         self._open_log()
         self.pid_fd = _open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
         self.view = self._read_network()
-        self.flow_limit = core_worker.flow_limit(core_worker.raise_descriptor_limit())
+        descriptors = core_worker.raise_descriptor_limit()
+        self.flow_limit = core_worker.flow_limit(descriptors)
+        if self.flow_limit < FEW_FLOWS:
+            self.log.warning(
+                f"The limit of {descriptors} open files allows {self.flow_limit} connections at once; more are refused "
+                "(ulimit -n, or LimitNOFILE= of a systemd unit)"
+            )
         self.link, self.link_name = _open_link(spec)
         self.leaving_root = os.geteuid() == 0 and _in_initial_user_namespace()
         if self.leaving_root:
@@ -303,6 +311,7 @@ def _open_link(spec: NetworkSpec) -> tuple[_socket.socket, str]:
 
 def _take_descriptor(fd: int) -> _socket.socket:
     """The caller's socket, out of the way of the standard streams if it came as one of them."""
+    said = fd  # the number that the caller knows
     expected = "an open, connected UNIX stream socket is expected"
     try:
         if fd <= 2:
@@ -313,9 +322,9 @@ def _take_descriptor(fd: int) -> _socket.socket:
         os.set_inheritable(fd, False)
         link = _socket.socket(fileno=fd)
     except OSError as failure:
-        raise StartError(f"--fd {fd}: {failure.strerror}; {expected}") from None
+        raise StartError(f"--fd {said}: {failure.strerror}; {expected}") from None
     if link.family != _socket.AF_UNIX or link.type != _socket.SOCK_STREAM:
-        raise StartError(f"--fd {fd}: another kind of socket; {expected}")
+        raise StartError(f"--fd {said}: another kind of socket; {expected}")
     return link
 
 

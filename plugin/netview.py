@@ -40,10 +40,11 @@ VIEW_NDP = 32
 VIEW_DHCP = 64
 VIEW_RA = 128
 VIEW_DHCPV6 = 256
+VIEW_MAP_ROUTER = 512
 
-# datapath.h, struct lg_net_view: version, flags, mtu, our_mac, guest4, guest6, gateway4, gateway6, our_link_local,
+# datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6, our_link_local,
 # map_host4, map_host6
-_NET_VIEW = struct.Struct("=III6s2x16s16s16s16s16s16s16s")
+_NET_VIEW = struct.Struct("=IIII6s2x16s16s16s16s16s16s16s")
 
 MTU_UNKNOWN = 1500  # of an Ethernet interface to which nobody advertises one
 
@@ -56,10 +57,11 @@ LOCAL_LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\1"  # fe80::1
 class _Family:
     """What one family has; all of it unset if the family is switched off."""
 
-    __slots__ = ("dns", "gateway", "guest", "interface", "map_host", "prefix")
+    __slots__ = ("dns", "gateway", "guest", "interface", "map_host", "prefix", "scope_id")
 
     def __init__(self) -> None:
         self.interface = ""
+        self.scope_id = 0
         self.guest = address.UNSET
         self.prefix = 0
         self.gateway = address.UNSET
@@ -88,6 +90,7 @@ class Assignments:
         "our_link_local",
         "our_mac",
         "prefix4",
+        "scope_id",  # the number of interface6; 0 in local mode
         "search",
         "warnings",
     )
@@ -121,6 +124,7 @@ class Assignments:
         self.map_host6 = family6.map_host
         self.dns6 = family6.dns
         self.our_link_local = our_link_local
+        self.scope_id = family6.scope_id
         self.search = search
         self.notes = notes
         self.warnings = warnings
@@ -143,6 +147,7 @@ class Assignments:
             version,
             self.flags,
             self.mtu,
+            self.scope_id,
             self.our_mac,
             self.guest4,
             self.guest6,
@@ -196,6 +201,9 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool) -> int:
         (VIEW_NDP, ndp),
         (VIEW_DHCP, ipv4 and not spec.no_dhcp and not dhcp_impossible),
         (VIEW_RA, ndp and not spec.no_ra),
+        # "The gateway" is to a guest the router of its advertisements, whatever the host's own is called. An address
+        # that the caller chose, or none, is taken at its word.
+        (VIEW_MAP_ROUTER, ipv6 and spec.ipv6.map_host_loopback is None),
     )
     return sum(flag for flag, on in chosen if on)
 
@@ -235,7 +243,7 @@ def _assign6(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> tupl
     template = _template(host, _socket.AF_INET6, spec.interface or "", notes)
     gateway, link_local = wanted.gateway, address.UNSET
     if template is not None and _first_set(wanted.address, template.address) != address.UNSET:
-        family.interface = template.interface
+        family.interface, family.scope_id = template.interface, template.index
         family.guest = template.address
         gateway = _first_set(gateway, template.gateway)
         link_local = template.link_local

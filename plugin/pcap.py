@@ -71,6 +71,11 @@ class RingReader:
             frames.append(self._frame(limit - self._at))
         return frames
 
+    @property
+    def dropped(self) -> int:
+        """Frames that found no room; the worker counts them."""
+        return int(self._head.dropped)
+
     def release(self) -> None:
         """Gives the room of what read() returned back to the worker. The system call that stored the frames, made in
         between, orders this store after the reads on any processor."""
@@ -128,6 +133,8 @@ class Capture:
             if not self.active or not self._move():
                 break
         self._stop()
+        if dropped := self._reader.dropped:
+            self._ended(f"Capture: {dropped} frames found the ring full and are missing in the file")
 
     def _signalled(self) -> None:
         try:

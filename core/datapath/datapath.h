@@ -31,11 +31,13 @@
 #define LG_VIEW_DHCP 64
 #define LG_VIEW_RA 128
 #define LG_VIEW_DHCPV6 256
+#define LG_VIEW_MAP_ROUTER 512 /* guest -> our_link_local becomes ::1: it is the router that the guest is told of */
 
 struct lg_net_view {
     uint32_t version; /* counts up with each change */
     uint32_t flags;   /* LG_VIEW_* */
     uint32_t mtu;     /* of the guest's interface, bytes of IP packet; never 0 */
+    uint32_t scope_id; /* the host's interface on which link-local IPv6 addresses lie; 0: none */
     uint8_t our_mac[6];
     uint8_t padding[2];
     uint8_t guest4[16];         /* assigned to the guest */

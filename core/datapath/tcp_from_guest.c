@@ -77,6 +77,16 @@ static void take_window(struct flow *flow, const struct tcp_segment *segment)
     tcp->snd_wl2 = segment->ack;
 }
 
+/* With SACK, an ACK that is no news tells of a loss only if it reports bytes behind the gap (RFC 6675, 2). One without is
+ * the answer to a segment that came twice, and names that one at most (RFC 2883). */
+static bool tells_of_gap(const struct tcp *tcp, const struct tcp_segment *segment)
+{
+    for (unsigned i = 0; i < segment->sack_count; i++)
+        if (seq_after(segment->sack[i].end, segment->ack))
+            return true;
+    return !tcp->sack_allowed;
+}
+
 /* False: the acknowledgement makes no sense, and the segment goes no further. */
 static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
 {
@@ -112,8 +122,8 @@ static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_
     if (segment->ack != tcp->snd_una)
         take_acknowledged(engine, flow, segment->ack);
     else if (!segment->payload_length && !(segment->flags & TCP_FIN) && tcp->snd_una != tcp->snd_nxt &&
-             tcp->snd_window == window_before) /* RFC 5681, 2: no data, something outstanding, the same window */
-        tcp_recovery_duplicate(engine, flow);
+             tcp->snd_window == window_before && tells_of_gap(tcp, segment))
+        tcp_recovery_duplicate(engine, flow); /* RFC 5681, 2: no data, something outstanding, the same window */
     if (segment->sack_count && tcp->sack_allowed)
         tcp_recovery_sacked(engine, flow, segment);
     return true;

@@ -28,12 +28,13 @@ static address host_address(const struct lg_net_view *view, const address *remot
 
     if (!memcmp(view->map_host4, remote->byte, sizeof(remote->byte)))
         return loopback4;
-    if (!memcmp(view->map_host6, remote->byte, sizeof(remote->byte)))
+    if (!memcmp(view->map_host6, remote->byte, sizeof(remote->byte)) ||
+        (view->flags & LG_VIEW_MAP_ROUTER && !memcmp(view->our_link_local, remote->byte, sizeof(remote->byte))))
         return loopback6;
     return *remote;
 }
 
-static socklen_t socket_address(const address *a, uint16_t port, struct sockaddr_storage *ret_addr)
+static socklen_t socket_address(const address *a, uint16_t port, uint32_t scope_id, struct sockaddr_storage *ret_addr)
 {
     memset(ret_addr, 0, sizeof(*ret_addr));
     if (address_is_ipv4(a)) {
@@ -47,6 +48,8 @@ static socklen_t socket_address(const address *a, uint16_t port, struct sockaddr
     in6->sin6_family = AF_INET6;
     in6->sin6_port = htons(port);
     memcpy(&in6->sin6_addr, a->byte, sizeof(in6->sin6_addr));
+    if (address_is_link_local(a))
+        in6->sin6_scope_id = scope_id;
     return sizeof(*in6);
 }
 
@@ -111,6 +114,10 @@ static void flow_start(struct engine *engine, struct flow *flow, const struct tc
     tcp->mss = segment->mss ? segment->mss : TCP_MSS_ASSUMED;
     if (tcp->mss < TCP_MSS_MIN)
         tcp->mss = TCP_MSS_MIN;
+    /* Nor more than a packet of this link holds (RFC 9293, 3.7.1), whatever MTU the guest believes in. */
+    uint32_t most = engine->view.mtu + ETHERNET_HEADER - tcp_header_bytes(flow);
+    if (tcp->mss > most)
+        tcp->mss = (uint16_t)most;
     /* A receiver that keeps nothing has nothing to report, and a guest that expects reports would take it for idle. */
     tcp->sack_allowed = segment->sack_allowed && engine->reorder;
     tcp->our_scale = segment->has_scale ? TCP_SCALE : 0;
@@ -180,7 +187,7 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
     tcp_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
 
     address to = host_address(&engine->view, &key->remote);
-    socklen_t length = socket_address(&to, key->remote_port, &addr);
+    socklen_t length = socket_address(&to, key->remote_port, engine->view.scope_id, &addr);
     int fd = flow_socket(engine, addr.ss_family);
     if (fd < 0) {
         tcp_abort(engine, flow, CLOSE_no_descriptor, -fd);

@@ -72,6 +72,13 @@ static unsigned reserve_frames(struct engine *engine, const struct flow *flow, u
     return frames;
 }
 
+/* Every read stops at an urgent mark, and without SO_PEEK_OFF every read begins before what is in flight: nothing behind
+ * the mark is seen until all before it is acknowledged. A mark may also have come while PRI was masked. */
+static bool mark_in_the_way(const struct engine *engine, const struct tcp *tcp)
+{
+    return !engine->peek_off && tcp->snd_nxt != tcp->snd_una && (tcp->urgent || (tcp->muted && tcp->peer_hup));
+}
+
 /* Without SO_PEEK_OFF: what is in flight is read again, into a buffer that nobody looks at. */
 static ssize_t peek_again(struct engine *engine, struct flow *flow, uint32_t offset)
 {
@@ -86,8 +93,8 @@ static ssize_t peek_again(struct engine *engine, struct flow *flow, uint32_t off
         return n - offset;
     if (n < 0 || (!n && !offset))
         return n;
-    if (!flow->tcp.peer_hup || flow->tcp.urgent)
-        return -EAGAIN; /* urgent: the read may have stopped at the mark, and the end lies behind it */
+    if (!flow->tcp.peer_hup || mark_in_the_way(engine, &flow->tcp))
+        return -EAGAIN;
     /* Nothing lies behind what is in flight, and the end was announced: it is here. */
     sys_getsockopt(flow->fd, SOL_SOCKET, SO_ERROR, &error, &length);
     return -error;
@@ -208,8 +215,7 @@ static void take_read_result(struct engine *engine, struct flow *flow, ssize_t r
     struct tcp *tcp = &flow->tcp;
 
     if (result == -EAGAIN) {
-        /* Without SO_PEEK_OFF no read gets past an urgent mark that is in flight: once it is acknowledged, one will. */
-        tcp->readable = tcp->urgent && !engine->peek_off && tcp->snd_nxt != tcp->snd_una;
+        tcp->readable = mark_in_the_way(engine, tcp);
     } else if (!result) {
         send_fin(engine, flow);
     } else if (result == -EFAULT) {
@@ -308,7 +314,7 @@ static void send_new(struct engine *engine, struct flow *flow)
             wanted -= wanted % unit; /* full frames, or at least whole segments, but for the end of what is there */
         uint32_t sent = send_burst(engine, flow, tcp->snd_nxt, window < wanted ? window : wanted);
         if (!sent) {
-            if (tcp->stall == STALL_none) /* still readable: behind an urgent mark that waits for the guest's ACK */
+            if (tcp->stall == STALL_none) /* still readable: a mark is in the way, until the guest's ACK */
                 tcp->stall = tcp->readable ? STALL_window : STALL_caught_up;
             return;
         }

@@ -33,6 +33,7 @@ FD_MAX = (1 << 31) - 1
 MTU_MAX = 65535 - 14  # the longest frame less its Ethernet header
 MTU_MIN_IPV4 = 68  # RFC 791 §3.2
 MTU_MIN_IPV6 = 1280  # RFC 8200 §5
+MTU_MIN_TCP = 88  # no Linux sends segments of less than 48 bytes, whatever the MTU; headers take 40
 LOG_SIZE_MIN = 5 * 8192  # five of passt's buffers: the file is cut at its head by buffers
 
 CAPABILITIES = '{\n  "type": "net"\n}\n'  # docs/interop/vhost-user.json of QEMU; goes to standard error, as passt's
@@ -133,6 +134,8 @@ class _Request:
         for name, family, least in (("IPv4", self.spec.ipv4, MTU_MIN_IPV4), ("IPv6", self.spec.ipv6, MTU_MIN_IPV6)):
             if 0 < mtu < least and family.enabled:
                 self.spec.warnings.append(f"--mtu {mtu}: {name} needs at least {least} and may not work")
+        if 0 < mtu < MTU_MIN_TCP and self.spec.ipv4.enabled:
+            self.spec.warnings.append(f"--mtu {mtu}: Linux guests fragment TCP below {MTU_MIN_TCP}, and it will not work")
 
     # One method an option, named after it; what only fills a field is in the table.
 
@@ -220,8 +223,8 @@ class _Request:
     def on_interface(self, name: str) -> None:
         try:
             _socket.if_nametoindex(name)
-        except OSError as error:
-            raise _refusal(f"--interface {name}: {error.strerror}; `ip link` lists what there is") from None
+        except OSError:  # which carries no errno here
+            raise _refusal(f"--interface {name}: there is no such interface; `ip link` lists what there is") from None
         self.spec.interface = name
 
     def on_mtu(self, text: str) -> None:

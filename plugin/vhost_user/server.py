@@ -156,23 +156,31 @@ class VhostUserServer:
             if one_off:
                 return
 
-    async def resume(self, worker: Worker) -> None:
+    async def resume(self, worker: Worker, memory_lost: bool = False) -> None:
         """The worker was replaced: goes on with this one, with the connection that there may be.
 
+        `memory_lost`: the old one met memory that the front end had taken back. A new one would meet the same, so that
+        front end is disconnected; it, or another, may connect again.
         WorkerGone: it died, too; to be called again with the next. The front end waits meanwhile.
         """
         async with self._turn:
             self._worker = worker
-            if self._session is not None:
+            if self._session is not None and memory_lost:
+                self._session.worker = worker
+                self._end_session("the front end took back memory that it shares")
+            elif self._session is not None:
                 try:
                     await self._session.resume(worker)
                 except WorkerError as error:
-                    self._emit("link.refused", reason=f"the new worker refused: {error}", request="resume")
-                    if self._client is not None:
-                        with contextlib.suppress(OSError):  # it may just have gone by itself
-                            self._client.shutdown(socket.SHUT_RDWR)
+                    self._end_session(f"the new worker refused: {error}")
             self._resumed += 1
             self._turn.notify_all()
+
+    def _end_session(self, reason: str) -> None:
+        self._emit("link.refused", reason=reason, request="resume")
+        if self._client is not None:
+            with contextlib.suppress(OSError):  # it may just have gone by itself
+                self._client.shutdown(socket.SHUT_RDWR)
 
     # ---- Connections. ----
 

@@ -178,8 +178,26 @@ def test_memory_that_vanishes_has_its_own_line(start: Start) -> None:
     os.ftruncate(memory, 0)
     os.eventfd_write(kick, 1)
     assert "lost the guest's memory" in helper.line_with("worker")
+    assert "that it shares" in helper.line_with("resume refused")
+    assert front_end.closed()
     os.close(memory)
     os.close(kick)
+
+
+def test_front_ends_that_take_their_memory_back_do_not_end_the_helper(start: Start) -> None:
+    """Each is disconnected, as often as they like: it is their session that ends, and no fault of ours is counted."""
+    helper = start("-q")
+    for _ in range(8):
+        front_end = FrontEnd.connect(helper.socket)
+        front_end.negotiate()
+        front_end.reach_worker()
+        memory, kick = front_end.share_memory_and_rings()
+        os.ftruncate(memory, 0)
+        os.eventfd_write(kick, 1)
+        assert front_end.closed()
+        os.close(memory)
+        os.close(kick)
+    FrontEnd.connect(helper.socket).negotiate()
 
 
 def test_a_capture_is_complete_when_the_helper_has_ended(start: Start, folder: Path) -> None:

@@ -46,6 +46,13 @@ static inline size_t input_bytes(struct input *input, void *to, size_t length)
     return length;
 }
 
+/* With FUZZ_TRACE in the environment a harness says what it does: to understand an input that it was given. */
+#define TRACE(...)                                                                                                     \
+    do {                                                                                                               \
+        if (getenv("FUZZ_TRACE"))                                                                                      \
+            fprintf(stderr, __VA_ARGS__);                                                                              \
+    } while (0)
+
 /* Ends the run like a crash, with the input kept by libFuzzer. */
 #define REQUIRE(condition, ...)                                                                                        \
     do {                                                                                                               \

@@ -28,6 +28,7 @@ Lines of the host's kernel and of the link:
     kernel queue N                   our send queue takes no more than N bytes
     kernel fails CALL ERRNO          the next such call
     link full | gives N              the guest's receive buffers: none; N more, and the room event
+    link gives late N                N more just after lockgate has seen that there are none
     link detached | attached         the guest's driver goes and comes
 What else may be asked, of this flow, and since the last such line:
     woken N [idle M]                 N events of its socket; M of them moved no byte and changed no state
@@ -190,7 +191,7 @@ class Conversation:
 
     def _act(self, what: str) -> None:
         words = what.split()
-        for count in (2, 1):
+        for count in (3, 2, 1):
             action = self._words.get(" ".join(words[:count]))
             if action:
                 action(*words[count:])
@@ -418,6 +419,9 @@ class Conversation:
 
     def _do_link_gives(self, count: str) -> None:
         lib.script_give_room(int(count))
+
+    def _do_link_gives_late(self, count: str) -> None:
+        lib.script_give_room_late(int(count))
 
     def _do_link_detached(self) -> None:
         self.world.set_link(connected=False)

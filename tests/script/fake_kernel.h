@@ -47,6 +47,7 @@ struct fake_socket {
     int family;
     uint8_t address[16]; /* where connect() was to go, IPv4 as ::ffff:a.b.c.d */
     uint16_t port;
+    uint32_t scope_id; /* of an IPv6 address */
     uint32_t stream_in, stream_out; /* pattern numbers: from the peer, to the peer */
 
     uint64_t arrived;    /* bytes that came from the peer, in order */
@@ -67,8 +68,8 @@ struct fake_socket {
     bool fin_acked;
     bool nodelay, oob_inline, linger_hard, keepalive;
     int hops, traffic_class; /* as set by the core; 0: left alone */
-    bool closed;  /* by the core */
-    bool aborted; /* ... with RST: SO_LINGER 0, or unread data */
+    bool closed;             /* by the core */
+    bool aborted;            /* ... with RST: SO_LINGER 0, or unread data */
 };
 
 /* Of new sockets. The overhead of the send queue's memory is in per cent of the bytes. */

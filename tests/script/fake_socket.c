@@ -150,6 +150,7 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
         const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)(const void *)addr;
         memcpy(socket->address, &in6->sin6_addr, 16);
         socket->port = ntohs(in6->sin6_port);
+        socket->scope_id = in6->sin6_scope_id;
     } else {
         return -EINVAL;
     }

@@ -182,6 +182,9 @@ static int memory_reserve(struct link *link, size_t header, size_t payload, stru
     if (bytes < header + !!payload) {
         reservation_free(memory, reservation, reservation->buffers);
         memory->full++;
+        memory->buffers += memory->late;
+        memory->given += memory->late;
+        memory->late = 0;
         return piecemeal && memory->reserved_end ? -ENOBUFS : -EAGAIN;
     }
     if (payload > bytes - header)

@@ -53,6 +53,7 @@ struct link_memory {
     unsigned given_seen;
     bool room_event; /* more came, and the engine wanted to know */
     bool room_asked;
+    unsigned late; /* buffers that come just when reserve() has said "full": the race that wait_room() is for */
     unsigned full; /* how often reserve() said so */
     struct memory_reservation reserved[MEMORY_RESERVED_MAX];
     unsigned reserved_first, reserved_end;

@@ -335,6 +335,11 @@ void script_give_room(unsigned buffers)
     link_memory_give_room(&world.link, buffers);
 }
 
+void script_give_room_late(unsigned buffers)
+{
+    world.link.late = buffers;
+}
+
 void script_attach(void)
 {
     world.link.room_event = true;

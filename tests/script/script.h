@@ -36,9 +36,9 @@ int script_settle(unsigned steps_max); /* until nothing is to be done. Steps, or
 struct script_wakeup {
     uint64_t time_ms;
     int fd;
-    uint32_t events; /* EPOLL* */
-    bool idle;       /* it moved no byte and changed no state */
-    int stall;       /* enum stall of the flow before it; and of all flows, before it: */
+    uint32_t events;    /* EPOLL* */
+    bool idle;          /* it moved no byte and changed no state */
+    int stall;          /* enum stall of the flow before it; and of all flows, before it: */
     uint64_t stalls;    /* that have begun, of the window and the link */
     uint64_t changes;   /* EPOLL_CTL_MOD */
     uint64_t shutdowns; /* calls */
@@ -59,7 +59,8 @@ void script_get_link(struct script_link *ret_settings);
 unsigned script_room(void);          /* free buffers */
 void script_set_room(unsigned room); /* silently */
 void script_give_room(unsigned buffers);
-void script_attach(void); /* the guest's driver is there (again): the link's room event */
+void script_give_room_late(unsigned buffers); /* just after the engine has found the link full, and before it waits */
+void script_attach(void);                     /* the guest's driver is there (again): the link's room event */
 
 struct script_frame {
     const uint8_t *bytes; /* until the next frame is taken */

@@ -188,6 +188,20 @@ def test_the_same_ports_again_are_a_new_connection(conversation: Conversation) -
 # ---- RST ----
 
 
+def test_hup_alone_is_no_error(conversation: Conversation) -> None:
+    """Both sides are shut, and the guest has not acknowledged our FIN yet: that is the ordinary end, not a reset."""
+    conversation.opened()
+    conversation("""
+        +0  < F. 1:1(0) ack 1
+        +0  > .  1:1(0) ack 2
+        +0  peer closes
+        +0  > F. 1:1(0) ack 2
+        +.2 > F. 1:1(0) ack 2
+        +0  < .  2:2(0) ack 2
+        +0  closed done
+    """)
+
+
 def test_the_guests_reset_is_a_reset_to_the_peer(conversation: Conversation) -> None:
     """Not a FIN: the peer must know that the rest will not come."""
     conversation.opened()

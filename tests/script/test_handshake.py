@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 import pytest
+import segments
 from conversation import Conversation
 from fake_core import ffi, lib
-from world import MAPPED, PEER, World, mapped16
+from world import MAPPED, OUR_LINK_LOCAL, PEER, World, mapped16
 
 Talk = Callable[..., Conversation]
 
@@ -46,6 +48,44 @@ def test_the_mapped_gateway_is_the_hosts_loopback(talk: Talk, family: int) -> No
     """)
     loopback = bytes(10) + b"\xff\xff\x7f\0\0\1" if family == 4 else bytes(15) + b"\1"
     assert bytes(conversation.socket.address) == loopback
+
+
+@pytest.mark.parametrize(
+    ("hops", "traffic_class", "carried_hops", "carried_class"),
+    [(64, 0, 0, 0), (1, 0, 1, 0), (255, 0, 255, 0), (64, 0xB8, 0, 0xB8), (64, 0xBB, 0, 0xB8), (64, 3, 0, 0), (0, 0, 0, 0)],
+)
+def test_hops_and_traffic_class_are_carried(
+    conversation: Conversation, hops: int, traffic_class: int, carried_hops: int, carried_class: int
+) -> None:
+    """TTL or hop limit and DSCP of the guest's SYN are the socket's; ECN is each connection's own."""
+    frame = bytearray(conversation.ends.tcp_head(segments.SYN, conversation.guest_isn, 0, 1000))
+    if conversation.family == 4:
+        frame[22], frame[15] = hops, traffic_class
+    else:
+        frame[21], frame[14:16] = hops, struct.pack("!H", 6 << 12 | traffic_class << 4)
+    conversation.world.send(bytes(frame))
+    conversation.world.settle()
+    conversation._learn()
+    socket = conversation.socket
+    assert (socket.hops, socket.traffic_class) == (carried_hops, carried_class)
+
+
+def test_the_router_of_our_advertisements_is_the_hosts_loopback_too(world: World) -> None:
+    """It is what the guest takes for its gateway; with the mapping off it is the interface's own address."""
+    world.view.flags |= lib.LG_VIEW_MAP_ROUTER
+    mapped = Conversation(world, 6, guest_port=40000, remote=OUR_LINK_LOCAL)
+    mapped("+0 < S 0:0(0)")
+    assert bytes(mapped.socket.address) == bytes(15) + b"\1"
+    mapped.finish()
+
+
+def test_link_local_peers_are_sought_on_the_views_interface(world: World) -> None:
+    """Without its number connect() refuses such an address."""
+    world.view.scope_id = 7
+    conversation = Conversation(world, 6, guest_port=40000, remote=OUR_LINK_LOCAL)
+    conversation("+0 < S 0:0(0)")
+    assert (bytes(conversation.socket.address), conversation.socket.scope_id) == (OUR_LINK_LOCAL, 7)
+    conversation.finish()
 
 
 @pytest.mark.parametrize(
@@ -323,8 +363,6 @@ REMOTES = {
 
 def test_nobody_connects_to_loopback_or_multicast(talk: Talk, world: World, family: int) -> None:
     """A guest must not reach the host's own loopback by its address, nor call a group."""
-    import segments
-
     for remote in REMOTES[family]:
         before = world.counter("drop_address")
         conversation = talk(remote=segments.address(remote))

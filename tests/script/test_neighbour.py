@@ -177,6 +177,30 @@ def test_answers_that_find_no_room_are_counted(world: World) -> None:
     assert world.counter("drop_no_room") == 3 and not world.inbox
 
 
+def test_a_buffer_that_does_not_hold_the_answer_is_no_room(world: World) -> None:
+    """The link gives less than was asked for; half an answer is none, and the buffer is given back."""
+    world.set_link(buffer_bytes=30, merge=False)
+    asked(world, arp(GATEWAY[4]), solicitation(GATEWAY[6]))
+    assert world.counter("drop_no_room") == 2 and not world.arp_replies
+
+
+def test_without_a_driver_nobody_is_answered(world: World) -> None:
+    """Frames for a guest that has no driver are counted by themselves."""
+    world.set_link(connected=False)
+    asked(world, arp(GATEWAY[4]))
+    assert world.counter("drop_disconnected") == 1
+
+
+@pytest.mark.parametrize("family, flag", [(4, lib.LG_VIEW_IPV4), (6, lib.LG_VIEW_IPV6)])
+def test_a_family_that_is_switched_off_is_dropped(world: World, family: int, flag: int) -> None:
+    """-4 and -6: packets of the other family reach nobody."""
+    world.view.flags &= ~flag
+    ends = segments.Ends(GUEST[family], 4000, PEER[family], 80)
+    asked(world, ends.tcp_head(segments.SYN, 1, 0, 1000), echo(family, GATEWAY[family]))
+    assert not world.flows() and not world.inbox
+    assert world.counter("drop_protocol") == 2
+
+
 def test_dhcp_and_router_solicitations_go_to_control(world: World) -> None:
     """They are punted, with what they are answered from there; other UDP is not."""
     dhcp = struct.pack("!HHHH", 68, 67, 8 + 240, 0) + bytes(240)

@@ -313,6 +313,41 @@ def test_an_urgent_byte_alone_arrives(conversation: Conversation) -> None:
     """)
 
 
+def test_a_queue_that_has_lost_bytes_is_a_connection_that_was_reset(conversation: Conversation) -> None:
+    """What the guest has acknowledged must be there to be discarded."""
+    conversation.opened()
+    conversation("""
+        +0 peer sends 1000
+        +0 > P. 1:1001(1000) ack 1
+        +0 kernel fails discard ECONNRESET
+        +0 < .  1:1(0) ack 1001
+        +0 > R. 1001:1001(0) ack 1
+        +0 flow gone
+        +0 closed peer_reset
+    """)
+
+
+def test_buffers_of_the_guest_that_are_gone_end_the_worker(conversation: Conversation) -> None:
+    """EFAULT from recvmsg(): the memory has shrunk under us. No loop goes on for it."""
+    conversation.opened()
+    conversation("""
+        +0 kernel fails recvmsg EFAULT
+        +0 peer sends 1000
+        +0 > nothing
+    """)
+    assert lib.script_memory_fault()
+
+
+@pytest.mark.world(mtu=1280)
+def test_no_segment_is_larger_than_the_mtu_allows(conversation: Conversation) -> None:
+    """Whatever MTU the guest believes in: the view's is the link's."""
+    conversation.opened("mss 8960,wscale 7")
+    conversation("+0 peer sends 20000")
+    for packet in conversation.world.inbox:
+        assert segments.parse_segment(packet).gso_size in (0, conversation.our_mss)
+    conversation("+0 > data 1:20001 ack 1")
+
+
 def test_the_guests_mac_is_the_one_that_was_seen(conversation: Conversation) -> None:
     """Frames go to the address that the guest's own frames come from; world.py compares each."""
     conversation.opened()

@@ -76,6 +76,54 @@ def test_headers_may_be_scattered(conversation: Conversation, piece: int) -> Non
     """)
 
 
+def test_a_send_may_come_short_in_any_segment_of_a_batch(conversation: Conversation) -> None:
+    """What the kernel took ends in the second of three segments, or exactly between two."""
+    conversation.opened()
+    conversation("""
+        +0 kernel queue 1500
+        +0 < .  1:1001(1000) ack 1 ...
+        +0 < .  1001:2001(1000) ack 1 ...
+        +0 < P. 2001:3001(1000) ack 1
+        +0 > .  1:1(0) ack 1501
+        +0 kernel queue 2500
+        +0 peer takes 1500
+        +0 > .  1:1(0) ack 3001
+        +0 kernel queue 1000
+        +0 peer takes all
+        +0 < .  3001:4001(1000) ack 1 ...
+        +0 < P. 4001:5001(1000) ack 1
+        +0 > .  1:1(0) ack 4001
+        +0 kernel queue 100000
+        +0 peer takes all
+        +0 > .  1:1(0) ack 5001
+        +0 peer got 5000
+    """)
+
+
+def test_two_ends_of_one_stream_are_one(conversation: Conversation) -> None:
+    """A FIN ahead of a gap, and another one elsewhere: the first counts, the other is challenged."""
+    conversation.opened("mss ours,sackOK,wscale 7")
+    conversation("""
+        +0 < F. 1001:1001(0) ack 1
+        +0 > .  1:1(0) ack 1
+        +0 < F. 501:501(0) ack 1
+        +0 > .  1:1(0) ack 1
+        +0 < P. 1:1001(1000) ack 1
+        +0 > .  1:1(0) ack 1002
+        +0 peer got 1000
+    """)
+
+
+def test_a_host_that_does_not_tell_its_room_is_believed_as_before(conversation: Conversation) -> None:
+    """A kernel without SO_MEMINFO: the window is what it was, less what was sent; the hold takes what does not fit."""
+    conversation.opened()
+    conversation("""
+        +0 kernel fails getsockopt ENOPROTOOPT
+        +0 < .  1:40001(40000) ack 1
+        +0 > .  1:1(0) ack 40001 win 99
+    """)
+
+
 def test_what_was_sent_twice_is_taken_once(conversation: Conversation) -> None:
     """Repetitions, whole or in part, are acknowledged and go no further."""
     conversation.opened()

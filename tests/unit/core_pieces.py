@@ -31,7 +31,20 @@ SANITIZE = os.environ.get("CORE_PIECES_SANITIZE", "")
 MODULE = "_core_pieces"
 FLAGS = ["-D_GNU_SOURCE", "-fPIC", "-fvisibility=hidden", "-I", str(DATAPATH)]
 OURS = ["-std=c11", "-Wall", "-Wextra", "-Werror"]
-HEADERS = ("datapath", "checksum", "flow", "hold", "link_vhost", "list", "packet", "pcap_ring", "pieces", "ranges", "siphash", "timer")
+HEADERS = (
+    "datapath",
+    "checksum",
+    "flow",
+    "hold",
+    "link_vhost",
+    "list",
+    "packet",
+    "pcap_ring",
+    "pieces",
+    "ranges",
+    "siphash",
+    "timer",
+)
 GENERATED = ["-std=gnu11"]  # cffi 1.15 calls alloca() undeclared in strict C11
 
 _VARIANT = SANITIZE.replace(",", "-") or "plain"
@@ -58,7 +71,9 @@ def _sources() -> list[Path]:
 
 
 def _fingerprint() -> str:
-    seen = hashlib.sha256(" ".join(_flags()).encode() + cffi.__version__.encode() + sysconfig.get_python_version().encode())
+    seen = hashlib.sha256(
+        " ".join(_flags()).encode() + cffi.__version__.encode() + sysconfig.get_python_version().encode()
+    )
     for path in [*sorted(DATAPATH.glob("*.[ch]")), Path(__file__), Path(__file__).with_suffix(".cdef")]:
         seen.update(path.read_bytes())
     return seen.hexdigest()[:16]
@@ -69,7 +84,9 @@ def _compile(source: Path, folder: Path) -> str:
     dialect = GENERATED if source.stem == MODULE else OURS
     include = sysconfig.get_paths()["include"]
     done = subprocess.run(
-        ["gcc", *dialect, *_flags(), "-I", include, "-c", "-o", str(target), str(source)], capture_output=True, text=True
+        ["gcc", *dialect, *_flags(), "-I", include, "-c", "-o", str(target), str(source)],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise RuntimeError(f"{source.name} does not compile:\n{done.stderr}")
@@ -109,7 +126,6 @@ def _load() -> Any:
 _module = _load()
 ffi: cffi.FFI = _module.ffi
 lib: Any = _module.lib
-
 
 
 def iovec_array(parts: list[bytes]) -> tuple[Any, list[Any]]:

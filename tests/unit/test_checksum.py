@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+
 from core_pieces import EXAMPLES, iovec_array, lib
 from hypothesis import example, given, settings
 from hypothesis import strategies as st

@@ -8,7 +8,6 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from core_pieces import EXAMPLES, ffi, lib
@@ -110,7 +109,10 @@ def test_a_table_of_regions_is_taken_as_a_whole_or_not_at_all(worker: Worker, me
     assert worker.result(lib.LG_CMD_VRING_STOP, value=1) == 0
     assert worker.result(lib.LG_CMD_MEM_TABLE, [memory] * 2, count=2, region=[region()] * 2) == -errno.EEXIST
     assert worker.result(lib.LG_CMD_VRING_START, **ring()) == -errno.EFAULT
-    assert worker.result(lib.LG_CMD_MEM_TABLE, [memory] * SLOTS, count=SLOTS, region=[region(n) for n in range(SLOTS)]) == 0
+    assert (
+        worker.result(lib.LG_CMD_MEM_TABLE, [memory] * SLOTS, count=SLOTS, region=[region(n) for n in range(SLOTS)])
+        == 0
+    )
     assert worker.fds() == worker.baseline
 
 
@@ -141,7 +143,8 @@ def test_a_region_that_a_ring_lies_in_cannot_be_removed(worker: Worker, memory: 
 
 
 @pytest.mark.parametrize(
-    ("flags", "count"), [(0, 1), (HAS_KICK, 0), (HAS_KICK, 2), (HAS_KICK | HAS_ERR, 1), (HAS_KICK | HAS_CALL | HAS_ERR, 2)]
+    ("flags", "count"),
+    [(0, 1), (HAS_KICK, 0), (HAS_KICK, 2), (HAS_KICK | HAS_ERR, 1), (HAS_KICK | HAS_CALL | HAS_ERR, 2)],
 )
 def test_a_start_names_the_descriptors_that_it_brings(worker: Worker, memory: int, flags: int, count: int) -> None:
     """A kick in the place of a call would never be noticed."""
@@ -216,7 +219,9 @@ def test_a_new_call_descriptor_is_called_at_once(worker: Worker, memory: int) ->
 # ---- the other commands ----
 
 
-@pytest.mark.parametrize(("mtu", "result"), [(0, -errno.EINVAL), (67, -errno.EINVAL), (68, 0), (65535, 0), (65536, -errno.EINVAL)])
+@pytest.mark.parametrize(
+    ("mtu", "result"), [(0, -errno.EINVAL), (67, -errno.EINVAL), (68, 0), (65535, 0), (65536, -errno.EINVAL)]
+)
 def test_a_view_needs_an_mtu_that_an_ip_packet_can_have(worker: Worker, mtu: int, result: int) -> None:
     """RFC 791, 3.2 says the least; the length field says the most."""
     assert worker.result(lib.LG_CMD_NET_VIEW, view={"mtu": mtu}) == result
@@ -272,7 +277,8 @@ def test_the_worker_ends_by_itself_when_control_or_the_keeper_is_gone(channel: s
 # ---- anything ----
 
 numbers = st.one_of(
-    st.integers(0, 8), st.sampled_from([2**16, 2**32 - 1, 2**63, 2**64 - 1, GUEST, USER, USER + 0x100, USER + 0x200, REGION])
+    st.integers(0, 8),
+    st.sampled_from([2**16, 2**32 - 1, 2**63, 2**64 - 1, GUEST, USER, USER + 0x100, USER + 0x200, REGION]),
 )
 words = st.lists(numbers, max_size=24).map(lambda values: b"".join(value.to_bytes(8, "little") for value in values))
 kinds = st.sampled_from([*SHAPES, 0, 16, 99, 2**32 - 1])
@@ -293,7 +299,9 @@ def records(draw: st.DrawFn) -> bytes:
 @st.composite
 def likely_records(draw: st.DrawFn) -> bytes:
     """Memory and rings that may fit each other."""
-    kind = draw(st.sampled_from([lib.LG_CMD_MEM_TABLE, lib.LG_CMD_MEM_ADD, lib.LG_CMD_VRING_START, lib.LG_CMD_VRING_START]))
+    kind = draw(
+        st.sampled_from([lib.LG_CMD_MEM_TABLE, lib.LG_CMD_MEM_ADD, lib.LG_CMD_VRING_START, lib.LG_CMD_VRING_START])
+    )
     record = ffi.new(SHAPES[kind][0] + " *")
     record.header.type = kind
     if kind == lib.LG_CMD_VRING_START:

@@ -33,7 +33,9 @@ class Chain(NamedTuple):
         return [self.data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-bodies = st.one_of(st.binary(max_size=40), st.builds(lambda n, b: bytes([b]) * n, st.integers(0, 1600), st.integers(0, 255)))
+bodies = st.one_of(
+    st.binary(max_size=40), st.builds(lambda n, b: bytes([b]) * n, st.integers(0, 1600), st.integers(0, 255))
+)
 chains = st.builds(Chain, bodies, st.lists(st.integers(0, 60), max_size=6), st.integers(0, 8))
 
 
@@ -114,7 +116,9 @@ def fresh_guest() -> Any:
 
 @settings(max_examples=3 * EXAMPLES)
 @given(st.lists(chains, min_size=1, max_size=8), st.sampled_from([DATA, EDGE]), st.booleans(), st.booleans())
-@example([Chain(bytes(12), [], 0), Chain(bytes(11), [3], 0), Chain(b"", [], 0), Chain(bytes(13), [12], 2)], DATA, True, True)
+@example(
+    [Chain(bytes(12), [], 0), Chain(bytes(11), [3], 0), Chain(b"", [], 0), Chain(bytes(13), [12], 2)], DATA, True, True
+)
 def test_each_frame_arrives_as_it_was_sent_or_is_counted(
     rows: list[Chain], at: int, event_idx: bool, capture: bool
 ) -> None:

@@ -138,7 +138,9 @@ class Reception(RuleBasedStateMachine):
         self.committed: list[tuple[list[tuple[Buffer, int]], bytes]] = []  # buffers with bytes used, and what they hold
         self.seed = 0
 
-    @initialize(mergeable=st.booleans(), start=st.sampled_from([0, 65500, 65535]), log=st.booleans(), csum=st.booleans())
+    @initialize(
+        mergeable=st.booleans(), start=st.sampled_from([0, 65500, 65535]), log=st.booleans(), csum=st.booleans()
+    )
     def begin(self, mergeable: bool, start: int, log: bool, csum: bool) -> None:
         self.mergeable = mergeable
         features = (MRG if mergeable else 0) | (LOG_ALL if log else 0) | (EVENT_IDX if csum else 0)
@@ -200,7 +202,9 @@ class Reception(RuleBasedStateMachine):
         del self.offered[: len(claimed)]
 
     @precondition(lambda self: self.reserved)
-    @rule(less=st.one_of(st.just(0), st.integers(0, 3000)), offload=st.tuples(st.booleans(), *[st.integers(0, 255)] * 5))
+    @rule(
+        less=st.one_of(st.just(0), st.integers(0, 3000)), offload=st.tuples(st.booleans(), *[st.integers(0, 255)] * 5)
+    )
     def commit(self, less: int, offload: tuple[int, ...]) -> None:
         frame = self.reserved.pop(0)
         length = frame.header + max(0, frame.payload - less)

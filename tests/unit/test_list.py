@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 MEMBERS = 6
-STEPS = st.lists(st.tuples(st.sampled_from(["append", "leave", "pop", "move"]), st.integers(0, MEMBERS - 1)), max_size=60)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["append", "leave", "pop", "move"]), st.integers(0, MEMBERS - 1)), max_size=60
+)
 
 
 @settings(max_examples=3 * EXAMPLES)

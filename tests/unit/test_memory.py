@@ -152,7 +152,8 @@ def test_there_are_as_many_slots_as_the_header_says_and_no_more() -> None:
 
 @settings(max_examples=3 * EXAMPLES)
 @given(
-    st.lists(st.tuples(st.integers(0, 80 * PAGE), st.integers(0, 20 * PAGE)), max_size=8), st.sampled_from([0, 1, 3, 8, 10])
+    st.lists(st.tuples(st.integers(0, 80 * PAGE), st.integers(0, 20 * PAGE)), max_size=8),
+    st.sampled_from([0, 1, 3, 8, 10]),
 )
 @example([(PAGE - 1, 2)], 8)
 @example([(2 * PAGE, PAGE)], 8)

@@ -179,12 +179,12 @@ def test_further_default_routes_are_noted_unless_an_interface_was_named() -> Non
         ({"no_ra": True}, netview.VIEW_RA),
         ({"no_dhcp": True}, netview.VIEW_DHCP),
         ({"ipv4_enabled": False}, netview.VIEW_IPV4 | netview.VIEW_DHCP),
-        ({"ipv6_enabled": False}, netview.VIEW_IPV6 | netview.VIEW_NDP | netview.VIEW_RA),
+        ({"ipv6_enabled": False}, netview.VIEW_IPV6 | netview.VIEW_NDP | netview.VIEW_RA | netview.VIEW_MAP_ROUTER),
     ],
 )
 def test_each_switch_turns_off_what_depends_on_it(options: dict[str, object], lost: int) -> None:
     """Everything is on by default but DHCPv6."""
-    everything = 2 * netview.VIEW_RA - 1
+    everything = 2 * netview.VIEW_RA - 1 | netview.VIEW_MAP_ROUTER
     assert netview.assign(passt(**options), host(*ORDINARY)).flags == everything & ~lost
 
 

@@ -20,8 +20,8 @@ from scapy.layers.inet6 import (
     _IPv6ExtHdr,
 )
 from scapy.layers.l2 import Ether
-from scapy.packet import Raw
 from scapy.packet import Packet as ScapyPacket
+from scapy.packet import Raw
 
 HEAD_MAX = lib.FRAME_HEAD_MAX
 GUEST_MAC, OUR_MAC = "52:54:00:12:34:56", "9a:55:9a:55:9a:55"
@@ -117,7 +117,9 @@ def slow_segment(frame: bytes, packet: Parsed) -> Segment | None:
         return None
     numbers = [int.from_bytes(tcp[at : at + size], "big") for at, size in ((0, 2), (2, 2), (4, 4), (8, 4))]
     window = int.from_bytes(tcp[14:16], "big")
-    return Segment(*numbers, tcp[13], window, *slow_options(tcp[20:header]), packet.l4_offset + header, len(tcp) - header)
+    return Segment(
+        *numbers, tcp[13], window, *slow_options(tcp[20:header]), packet.l4_offset + header, len(tcp) - header
+    )
 
 
 def slow_options(options: bytes) -> tuple[int, int | None, bool, list[tuple[int, int]]]:
@@ -242,7 +244,9 @@ def damaged_frames(draw: st.DrawFn) -> bytes:
 
 
 random_frames = st.builds(
-    lambda kind, body: bytes(12) + kind + body, st.sampled_from([b"\x08\0", b"\x86\xdd", b"\x08\x06"]), st.binary(max_size=200)
+    lambda kind, body: bytes(12) + kind + body,
+    st.sampled_from([b"\x08\0", b"\x86\xdd", b"\x08\x06"]),
+    st.binary(max_size=200),
 )
 
 
@@ -307,7 +311,9 @@ def test_any_option_bytes_are_read_as_the_slow_parser_reads_them(options: bytes)
 def test_a_fragment_of_ipv6_is_counted_as_one() -> None:
     """We do not put packets together again: neither the first fragment nor a later one is taken."""
     for offset in (0, 185):
-        packet = ipv6_header(bytes(15) + b"\1", bytes(15) + b"\2") / IPv6ExtHdrFragment(offset=offset, m=1) / Raw(bytes(64))
+        packet = (
+            ipv6_header(bytes(15) + b"\1", bytes(15) + b"\2") / IPv6ExtHdrFragment(offset=offset, m=1) / Raw(bytes(64))
+        )
         assert parsed(ether(packet)) == "drop_fragment"
 
 
@@ -320,7 +326,14 @@ def test_extension_headers_beyond_the_copied_head_are_not_followed() -> None:
 
 
 @settings(max_examples=3 * EXAMPLES)
-@given(st.booleans(), ipv6_addresses, ipv6_addresses, st.sampled_from([1, 6, 17, 58]), st.integers(0, 255), st.binary(max_size=64))
+@given(
+    st.booleans(),
+    ipv6_addresses,
+    ipv6_addresses,
+    st.sampled_from([1, 6, 17, 58]),
+    st.integers(0, 255),
+    st.binary(max_size=64),
+)
 def test_our_headers_are_byte_for_byte_scapys(
     ipv4: bool, source: bytes, destination: bytes, protocol: int, hops: int, body: bytes
 ) -> None:

@@ -429,8 +429,10 @@ def test_of_several_descriptors_only_the_last_must_be_open(open_fd: int, closed_
         ("-m 0", []),
         ("-m 1279", ["IPv6"]),
         ("-m 1279 -4", []),
-        ("-4 -m 67", ["IPv4"]),
-        ("-m 67", ["IPv4", "IPv6"]),
+        ("-4 -m 67", ["IPv4", "TCP"]),
+        ("-m 67", ["IPv4", "IPv6", "TCP"]),
+        ("-4 -m 87", ["TCP"]),
+        ("-4 -m 88", []),
         ("-e", ["--stderr"]),
     ],
 )

@@ -138,6 +138,16 @@ def test_a_capture_writes_what_the_worker_signals(tmp_path: Path) -> None:
         assert [data[0] for data, _ in reader] == list(range(100))
 
 
+def test_what_found_no_room_is_told_at_the_end(tmp_path: Path) -> None:
+    """A capture with gaps says so: the worker counts what it left out."""
+    ring, fd = shared_ring()
+    ring.put(b"x" * 60)
+    ring.head.dropped = 3
+    assert run_capture(tmp_path / "capture", ring, fd) == [
+        "Capture: 3 frames found the ring full and are missing in the file"
+    ]
+
+
 def test_a_damaged_ring_ends_the_capture_and_nothing_else(tmp_path: Path) -> None:
     """One sentence; the file stays readable."""
     ring, fd = shared_ring()

@@ -62,7 +62,9 @@ def fresh_ring() -> Any:
 
 
 frames = st.tuples(st.lists(st.binary(max_size=40), max_size=5), st.booleans())
-big = st.builds(lambda size, byte: ([bytes([byte]) * size], False), st.sampled_from([65535, 65550, 30000]), st.integers(0, 255))
+big = st.builds(
+    lambda size, byte: ([bytes([byte]) * size], False), st.sampled_from([65535, 65550, 30000]), st.integers(0, 255)
+)
 starts = st.sampled_from([0, ROOM - 8, ROOM - 16, ROOM - 24, ROOM - 64, ROOM * 3 - 32])
 
 
@@ -135,7 +137,9 @@ def test_a_frame_is_cut_at_its_length_though_its_pieces_are_longer(ring: Ring) -
     assert [frame.data for frame in ring.reader.read()] == [b"abcd", b"x"]
 
 
-@pytest.mark.parametrize("read", [1, ROOM, 2**63, 2**64 - ROOM - 1], ids=["ahead", "a turn ahead", "half way", "behind"])
+@pytest.mark.parametrize(
+    "read", [1, ROOM, 2**63, 2**64 - ROOM - 1], ids=["ahead", "a turn ahead", "half way", "behind"]
+)
 def test_a_read_word_that_makes_no_sense_counts_as_no_room(ring: Ring, read: int) -> None:
     """It is a word in shared memory: whatever stands there, nothing is written over what may still be read."""
     ring.head.read = read

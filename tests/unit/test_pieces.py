@@ -30,7 +30,9 @@ def test_a_slice_is_the_bytes_in_as_many_pieces_as_they_touch(
     out = ffi.new("struct iovec[]", 10)
     count = lib.pieces_slice(array, len(kept), skip, length, out, most)
     starts = [sum(map(len, parts[:at])) for at in range(len(parts))]
-    touched = [p for p, start in zip(parts, starts, strict=True) if max(start, skip) < min(start + len(p), skip + length)]
+    touched = [
+        p for p, start in zip(parts, starts, strict=True) if max(start, skip) < min(start + len(p), skip + length)
+    ]
     if len(touched) > most:
         assert count == 0
     else:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 SPAN = 120
 bases = st.sampled_from([0, 1, 2**31 - 60, 2**32 - 60, 2**32 - 1])
 spans = st.tuples(st.integers(0, SPAN), st.integers(1, 12))
-steps = st.lists(st.one_of(st.tuples(st.just("add"), spans), st.tuples(st.just("drop"), st.tuples(st.integers(0, SPAN), st.just(0)))))
+steps = st.lists(
+    st.one_of(st.tuples(st.just("add"), spans), st.tuples(st.just("drop"), st.tuples(st.integers(0, SPAN), st.just(0))))
+)
 
 
 def runs(numbers: set[int]) -> list[tuple[int, int]]:

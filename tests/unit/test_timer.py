@@ -16,7 +16,9 @@ NEVER = 2**64 - 1
 # Distances at which a wheel of 64 slots a level changes its mind, and any others.
 boundaries = st.builds(lambda power, step: max(0, 64**power + step), st.integers(0, 5), st.integers(-2, 2))
 distances = st.one_of(st.integers(0, 70), boundaries, st.integers(0, 2**32))
-starts = st.one_of(st.integers(0, 200), st.builds(lambda power, step: 64**power + step, st.integers(1, 6), st.integers(-3, 3)))
+starts = st.one_of(
+    st.integers(0, 200), st.builds(lambda power, step: 64**power + step, st.integers(1, 6), st.integers(-3, 3))
+)
 
 
 class Wheel(RuleBasedStateMachine):

@@ -44,7 +44,11 @@ class Guest:
         self.memory = Memory()
         self.kicks, self.errs = ([os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)] for _ in range(2))
         self.receive, self.transmit = Driver(self.memory, 64), Driver(self.memory, 256, 0, RINGS.guest + 0x8000)
-        view = {"mtu": 1500, "flags": lib.LG_VIEW_IPV4 | lib.LG_VIEW_DHCP, "our_mac": bytes.fromhex(OUR_MAC.replace(":", ""))}
+        view = {
+            "mtu": 1500,
+            "flags": lib.LG_VIEW_IPV4 | lib.LG_VIEW_DHCP,
+            "our_mac": bytes.fromhex(OUR_MAC.replace(":", "")),
+        }
         assert self.worker.result(lib.LG_CMD_NET_VIEW, view=view) == 0
         regions = [self.memory.region(at)[0] for at in range(len(self.memory.fds))]
         assert self.worker.result(lib.LG_CMD_MEM_TABLE, self.memory.fds, count=len(regions), region=regions) == 0
@@ -54,7 +58,9 @@ class Guest:
         for queue in queues:
             driver = self.transmit if queue == TRANSMITQ else self.receive
             setup = driver.setup(queue, lib.LG_VRING_HAS_KICK | lib.LG_VRING_HAS_ERR, driver.used_index())
-            fields = {name: getattr(setup, name) for name in ("index", "size", "base", "flags", "desc", "avail", "used")}
+            fields = {
+                name: getattr(setup, name) for name in ("index", "size", "base", "flags", "desc", "avail", "used")
+            }
             assert self.worker.result(lib.LG_CMD_VRING_START, [self.kicks[queue], self.errs[queue]], **fields) == 0
 
     def send(self, *frames: bytes) -> None:
@@ -94,7 +100,9 @@ class Guest:
         while select.select([self.worker.up], [], [], 0)[0]:
             record = self.worker.up.recv(UP.size + lib.LG_UP_BYTES_MAX)
             kind, port, length, _ = UP.unpack_from(record)
-            assert port == 0 and length == len(record) - UP.size, "a record says how long it is, and is as long as it says"
+            assert port == 0 and length == len(record) - UP.size, (
+                "a record says how long it is, and is as long as it says"
+            )
             found.append((kind, record[UP.size :]))
         return found
 
@@ -178,7 +186,16 @@ def test_a_frame_from_control_reaches_the_guest(guest: Guest) -> None:
 
 @pytest.mark.parametrize(
     ("length", "kind", "size"),
-    [(13, 2, 13), (65551, 2, 65551), (60, 1, 60), (60, 2, 61), (60, 2, 59), (60, 2, 2**32 - 1), (0, 2, 0), (60, 99, 60)],
+    [
+        (13, 2, 13),
+        (65551, 2, 65551),
+        (60, 1, 60),
+        (60, 2, 61),
+        (60, 2, 59),
+        (60, 2, 2**32 - 1),
+        (0, 2, 0),
+        (60, 99, 60),
+    ],
 )
 def test_a_record_from_control_that_makes_no_sense_is_dropped(guest: Guest, length: int, kind: int, size: int) -> None:
     """Too short or too long for a frame, of another type, or lying about its length; the next is taken."""
@@ -235,5 +252,3 @@ def test_a_call_pipe_without_a_reader_does_not_end_the_worker(guest: Guest) -> N
     guest.worker.up.send(UP.pack(lib.LG_UP_FRAME, 0, 60, 0) + bytes(60))
     assert guest.received() == [bytes(60)]
     os.close(writer)
-
-

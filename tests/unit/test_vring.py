@@ -113,7 +113,9 @@ def descriptors(draw: st.DrawFn, entries: int, writable: bool, inside: bool = Fa
     following = draw(st.integers(0, entries if draw(st.integers(0, 9)) == 0 else entries - 1))
     more = NEXT if draw(st.booleans()) else 0
     if kind == "indirect":
-        length = 16 * draw(st.integers(1, 4)) if draw(st.integers(0, 9)) else draw(st.sampled_from([0, 8, 17, 2**32 - 16]))
+        length = (
+            16 * draw(st.integers(1, 4)) if draw(st.integers(0, 9)) else draw(st.sampled_from([0, 8, 17, 2**32 - 16]))
+        )
         flags = INDIRECT | (more if draw(st.integers(0, 4)) == 0 else 0) | (WRITE if draw(st.booleans()) else 0)
         return Descriptor(draw(st.sampled_from(TABLES)), length, flags, following)
     length = draw(st.integers(0, 40)) if draw(st.integers(0, 5)) else draw(lengths)
@@ -178,7 +180,11 @@ def test_any_chain_is_read_as_the_slow_device_reads_it(
         ([Descriptor(SCRATCH, 0, INDIRECT)], 0, "indirect"),
         ([Descriptor(SCRATCH, 24, INDIRECT)], 0, "indirect"),
         ([Descriptor(SCRATCH, 16, INDIRECT | NEXT, 1)], 0, "indirect"),
-        ([Descriptor(RIGHT.guest, 16 * 32769, INDIRECT)], 0, "indirect"),  # longer than any ring, though its first is good
+        (
+            [Descriptor(RIGHT.guest, 16 * 32769, INDIRECT)],
+            0,
+            "indirect",
+        ),  # longer than any ring, though its first is good
         ([Descriptor(SCRATCH, 16, INDIRECT)], 0, "indirect"),  # whose one entry, zeros and INDIRECT, is nested
         ([Descriptor(0, 16, INDIRECT)], 0, "address"),
         ([Descriptor(SCRATCH + 4, 16, INDIRECT)], 0, "address"),
@@ -232,7 +238,9 @@ def chain_of(ring: Ring, parts: list[tuple[int, int]]) -> None:
     """Offers one chain of many descriptors."""
     for at, (addr, length) in enumerate(parts):
         last = at + 1 == len(parts)
-        ring.driver.describe(at, Descriptor(addr, length, WRITE * ring.writable | (0 if last else NEXT), 0 if last else at + 1))
+        ring.driver.describe(
+            at, Descriptor(addr, length, WRITE * ring.writable | (0 if last else NEXT), 0 if last else at + 1)
+        )
     ring.driver.offer(0)
 
 
@@ -291,7 +299,9 @@ class Life(RuleBasedStateMachine):
         self.published = 0
         self.called: int | None = None
 
-    @initialize(size=st.sampled_from([1, 2, 4, 8, 256, 32768]), start=starts, event_idx=st.booleans(), writable=st.booleans())
+    @initialize(
+        size=st.sampled_from([1, 2, 4, 8, 256, 32768]), start=starts, event_idx=st.booleans(), writable=st.booleans()
+    )
     def begin(self, size: int, start: int, event_idx: bool, writable: bool) -> None:
         self.event_idx = event_idx
         self.ring = Ring(size, start, writable, EVENT_IDX if event_idx else 0)

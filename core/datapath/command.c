@@ -105,8 +105,8 @@ static int run_vring_start(struct worker *worker, struct request *request)
     unsigned next = 0;
 
     if (setup->index >= VHOST_QUEUES ||
-        request->fd_count != (unsigned)__builtin_popcount(setup->flags & (LG_VRING_HAS_KICK | LG_VRING_HAS_CALL |
-                                                                          LG_VRING_HAS_ERR)))
+        request->fd_count !=
+            (unsigned)__builtin_popcount(setup->flags & (LG_VRING_HAS_KICK | LG_VRING_HAS_CALL | LG_VRING_HAS_ERR)))
         return -EINVAL;
     for (unsigned i = 0; i < 3; i++) {
         if (setup->flags >> i & 1)

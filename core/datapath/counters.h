@@ -8,7 +8,8 @@
 
 #include <stdint.h>
 
-/* clang-format off: it would pull the headings into the rows */
+/* It would pull the headings into the rows. */
+/* clang-format off */
 #define COUNTERS(apply)                                                                                                \
     /* the loop */                                                                                                     \
     apply(wakeups)                /* returns of epoll_wait */                                                          \
@@ -75,7 +76,7 @@ enum counter {
 #define COUNTER_ENUM(name) C_##name,
     COUNTERS(COUNTER_ENUM)
 #undef COUNTER_ENUM
-        C_COUNT
+    C_COUNT
 };
 
 #endif

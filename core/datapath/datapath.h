@@ -34,9 +34,9 @@
 #define LG_VIEW_MAP_ROUTER 512 /* guest -> our_link_local becomes ::1: it is the router that the guest is told of */
 
 struct lg_net_view {
-    uint32_t version; /* counts up with each change */
-    uint32_t flags;   /* LG_VIEW_* */
-    uint32_t mtu;     /* of the guest's interface, bytes of IP packet; never 0 */
+    uint32_t version;  /* counts up with each change */
+    uint32_t flags;    /* LG_VIEW_* */
+    uint32_t mtu;      /* of the guest's interface, bytes of IP packet; never 0 */
     uint32_t scope_id; /* the host's interface on which link-local IPv6 addresses lie; 0: none */
     uint8_t our_mac[6];
     uint8_t padding[2];
@@ -139,11 +139,11 @@ struct lg_reply {
 struct lg_flow_info {
     uint64_t id;
     uint32_t port;
-    uint8_t protocol;       /* IPPROTO_* */
-    uint8_t to_guest;       /* enum half_state, named by lg_half_name() */
-    uint8_t to_host;        /* enum half_state */
-    uint8_t stall;          /* enum stall, named by lg_stall_name() */
-    uint8_t guest_addr[16]; /* what the guest's socket is bound to */
+    uint8_t protocol;        /* IPPROTO_* */
+    uint8_t to_guest;        /* enum half_state, named by lg_half_name() */
+    uint8_t to_host;         /* enum half_state */
+    uint8_t stall;           /* enum stall, named by lg_stall_name() */
+    uint8_t guest_addr[16];  /* what the guest's socket is bound to */
     uint8_t remote_addr[16]; /* as the guest addresses it */
     uint16_t guest_port;
     uint16_t remote_port;

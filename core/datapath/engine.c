@@ -54,7 +54,8 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->discard = options->peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
     if (hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard))
         return -ENOMEM;
-    return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX, table_key);
+    return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
+                           table_key);
 }
 
 void engine_free(struct engine *engine)

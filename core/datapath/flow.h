@@ -58,8 +58,8 @@ struct flow_table {
     uint32_t bucket_mask;
     uint32_t limit;
     uint32_t count;
-    uint32_t used;     /* slots that were ever used */
-    uint32_t free;     /* slot index + 1 of the free list's head; freed slots are used first, so that memory stays dense */
+    uint32_t used; /* slots that were ever used */
+    uint32_t free; /* slot index + 1 of the free list's head; freed slots are used first, so that memory stays dense */
     struct list by_age;
     struct siphash_key key;
 };

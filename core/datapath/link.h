@@ -20,8 +20,8 @@ enum link_limits {
     FRAME_HEAD_MAX = 160, /* Ethernet, the longest IPv4 and TCP headers (14 + 60 + 60), and IPv6 with some extensions */
     FRAME_BYTES_MAX = 65550, /* Ethernet header, IPv6 header and the largest payload that its length field can say */
     FRAME_BYTES_MIN = 60,    /* IEEE 802.3, without the check sequence */
-    LINK_BATCH = 64,         /* frames at a time: enough to make one sendmsg() of a window, small enough for the cache */
-    LINK_PIECES = 1024,      /* UIO_MAXIOV: what one sendmsg() takes */
+    LINK_BATCH = 64,    /* frames at a time: enough to make one sendmsg() of a window, small enough for the cache */
+    LINK_PIECES = 1024, /* UIO_MAXIOV: what one sendmsg() takes */
     LINK_HEADER_PIECES = 4,
 };
 
@@ -84,8 +84,8 @@ struct link_operations {
 
 struct link {
     const struct link_operations *operations;
-    bool csum;  /* the guest takes partial checksums (GUEST_CSUM) */
-    bool tso4;  /* and TCP super-segments (GUEST_TSO4) */
+    bool csum; /* the guest takes partial checksums (GUEST_CSUM) */
+    bool tso4; /* and TCP super-segments (GUEST_TSO4) */
     bool tso6;
 };
 

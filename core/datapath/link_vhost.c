@@ -127,13 +127,12 @@ static void vhost_release(struct link *link)
 /* ---- to the guest ---- */
 
 /* Takes chains until they hold `wanted` bytes, or until one has, where the guest does not merge buffers. */
-static int chains_take(struct link_vhost *vhost, struct vhost_reservation *reservation, size_t wanted, size_t *ret_bytes)
+static int chains_take(struct link_vhost *vhost, struct vhost_reservation *reservation, size_t wanted,
+                       size_t *ret_bytes)
 {
     struct vring *ring = &vhost->ring[RECEIVEQ];
-    struct vring_pieces pieces = {.iov = vhost->piece,
-                                  .guest_addr = vhost->piece_guest_addr,
-                                  .count = vhost->piece_count,
-                                  .max = LINK_PIECES};
+    struct vring_pieces pieces = {
+        .iov = vhost->piece, .guest_addr = vhost->piece_guest_addr, .count = vhost->piece_count, .max = LINK_PIECES};
     int err = 0;
 
     while (pieces.bytes < wanted) {
@@ -143,7 +142,8 @@ static int chains_take(struct link_vhost *vhost, struct vhost_reservation *reser
             err = -EAGAIN;
             break;
         }
-        if (vhost->chain_count == VHOST_CHAINS_MAX || vring_take(ring, &pieces, &vhost->chain_head[vhost->chain_count])) {
+        if (vhost->chain_count == VHOST_CHAINS_MAX ||
+            vring_take(ring, &pieces, &vhost->chain_head[vhost->chain_count])) {
             err = -ENOBUFS;
             break;
         }
@@ -497,7 +497,8 @@ int link_vhost_memory_remove(struct link_vhost *vhost, const struct lg_mem_regio
             continue;
         for (unsigned queue = 0; queue < VHOST_QUEUES; queue++) {
             const struct vring *ring = &vhost->ring[queue];
-            if (ring->desc && (lies_in(region, ring->desc) || lies_in(region, ring->avail) || lies_in(region, ring->used)))
+            if (ring->desc &&
+                (lies_in(region, ring->desc) || lies_in(region, ring->avail) || lies_in(region, ring->used)))
                 return -EBUSY;
         }
     }

@@ -27,8 +27,8 @@ enum virtio_net_feature { /* bit numbers, virtio 1.2, 5.1.3 and 6 */
 };
 
 enum link_vhost_limits {
-    VHOST_RESERVED_MAX = 64,    /* frames reserved at once */
-    VHOST_CHAINS_MAX = 1024,    /* chains under them: one for each piece at least */
+    VHOST_RESERVED_MAX = 64, /* frames reserved at once */
+    VHOST_CHAINS_MAX = 1024, /* chains under them: one for each piece at least */
 };
 
 struct vhost_reservation {
@@ -46,8 +46,8 @@ struct link_vhost {
     uint64_t features;
     uint64_t *counters;
     struct pcap_ring *pcap;
-    int epoll_fd;         /* where the kicks are watched, edge-triggered: nobody has to read the eventfds */
-    uint64_t kick_source; /* what epoll carries for the receiveq's kick; one more for the transmitq's */
+    int epoll_fd;             /* where the kicks are watched, edge-triggered: nobody has to read the eventfds */
+    uint64_t kick_source;     /* what epoll carries for the receiveq's kick; one more for the transmitq's */
     unsigned faults_reported; /* a bit for each ring whose fault was counted and signalled */
 
     /* from the guest: the batch that is out */

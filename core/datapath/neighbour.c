@@ -17,8 +17,8 @@ enum {
     ARP_BYTES = 28,
     ARP_REQUEST = 1,
     ARP_REPLY = 2,
-    NS_BYTES = 24, /* type, code, checksum, reserved, target */
-    NA_BYTES = 32, /* and the target link-layer address option */
+    NS_BYTES = 24,   /* type, code, checksum, reserved, target */
+    NA_BYTES = 32,   /* and the target link-layer address option */
     NA_FLAGS = 0xe0, /* router, solicited, override (RFC 4861, 4.4) */
     OPTION_TARGET_LINK_ADDRESS = 2,
 };
@@ -37,8 +37,8 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
     const uint8_t *sender_ip = arp + 14, *target_ip = arp + 24;
     address target = address_from_ipv4(target_ip);
     if (memcmp(arp, expected, sizeof(expected)) || !(engine->view.flags & LG_VIEW_IPV4) ||
-        !memcmp(sender_ip, target_ip, 4) ||                           /* an announcement */
-        !memcmp(target.byte, engine->view.guest4, sizeof(target)))    /* a probe for the guest's own */
+        !memcmp(sender_ip, target_ip, 4) ||                        /* an announcement */
+        !memcmp(target.byte, engine->view.guest4, sizeof(target))) /* a probe for the guest's own */
         return;
     /* A probe for an address that the guest would like to have (RFC 5227, 2.1.1): only ours is taken. */
     if (!memcmp(sender_ip, nobody, 4) && memcmp(target.byte, engine->view.gateway4, sizeof(target)))
@@ -66,7 +66,8 @@ static void solicited(struct engine *engine, const struct guest_frame *frame, co
     address target;
 
     /* RFC 4861, 7.1.1: what must hold for a solicitation to be looked at. */
-    if (packet->l4_length < NS_BYTES || packet->l4_offset + NS_BYTES > frame->head_length || packet->hops != 255 || ns[1])
+    if (packet->l4_length < NS_BYTES || packet->l4_offset + NS_BYTES > frame->head_length || packet->hops != 255 ||
+        ns[1])
         return;
     memcpy(target.byte, ns + 8, sizeof(target.byte));
     if (address_is_unset(&packet->source) || address_is_multicast(&target) || /* detection of duplicates */
@@ -83,8 +84,8 @@ static void solicited(struct engine *engine, const struct guest_frame *frame, co
 }
 
 /* An echo request to one of our own addresses goes back as it came; other destinations are no business of this file. */
-static bool echo(struct engine *engine, const struct guest_frame *frame, const struct packet *packet,
-                 uint8_t request, uint8_t reply)
+static bool echo(struct engine *engine, const struct guest_frame *frame, const struct packet *packet, uint8_t request,
+                 uint8_t reply)
 {
     uint8_t message[65536 - IPV4_HEADER];
     size_t left = packet->l4_length;
@@ -123,7 +124,8 @@ void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, co
     } else if (type == ICMPV6_ROUTER_SOLICITATION && engine->view.flags & LG_VIEW_RA) {
         engine->punt(engine, frame);
     } else if (type == ICMPV6_ECHO_REQUEST && engine->view.flags & LG_VIEW_ICMP &&
-               (is(engine->view.gateway6, &packet->destination) || is(engine->view.our_link_local, &packet->destination))) {
+               (is(engine->view.gateway6, &packet->destination) ||
+                is(engine->view.our_link_local, &packet->destination))) {
         if (!echo(engine, frame, packet, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY))
             count(engine, C_drop_protocol);
     } else {

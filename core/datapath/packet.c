@@ -247,8 +247,8 @@ unsigned packet_write_headers(uint8_t *at, const struct packet_path *path, uint8
     memcpy(at + ADDRESS_MAC, path->our_mac, ADDRESS_MAC);
     store_be16(at + 12, ipv4 ? ETHERTYPE_IPV4 : ETHERTYPE_IPV6_FRAME);
     at += ETHERNET_HEADER;
-    return ETHERNET_HEADER + (ipv4 ? write_ipv4(at, path, protocol, hops, l4_length)
-                                   : write_ipv6(at, path, protocol, hops, l4_length));
+    return ETHERNET_HEADER +
+           (ipv4 ? write_ipv4(at, path, protocol, hops, l4_length) : write_ipv6(at, path, protocol, hops, l4_length));
 }
 
 uint64_t packet_pseudo_sum(const struct packet_path *path, uint8_t protocol, uint32_t l4_length)

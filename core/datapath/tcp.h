@@ -38,10 +38,10 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events);
 
 /* tcp_to_peer.c */
 void tcp_take_payload(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t seq,
-                      uint32_t offset, uint32_t length); /* not before rcv_taken, and inside the window */
+                      uint32_t offset, uint32_t length);         /* not before rcv_taken, and inside the window */
 void tcp_send_to_peer(struct engine *engine, struct flow *flow); /* what this batch or the hold has in sequence */
 void tcp_hold_release(struct engine *engine, struct flow *flow);
-uint16_t tcp_advertise(struct flow *flow); /* the header's window field; moves rcv_edge */
+uint16_t tcp_advertise(struct flow *flow);    /* the header's window field; moves rcv_edge */
 bool tcp_room_grown(const struct flow *flow); /* enough more than advertised to be worth a segment of its own */
 void tcp_room_ask(struct flow *flow);
 
@@ -68,7 +68,7 @@ unsigned tcp_header_bytes(const struct flow *flow); /* Ethernet, IP and TCP, wit
 
 /* tcp_timer.c: named for what happened; only this file knows which timers that sets. */
 void tcp_timer_sent(struct engine *engine, struct flow *flow, uint32_t start, uint32_t end); /* it wants an ACK */
-void tcp_timer_acked(struct engine *engine, struct flow *flow);  /* snd_una has moved */
+void tcp_timer_acked(struct engine *engine, struct flow *flow);                              /* snd_una has moved */
 void tcp_timer_update(struct engine *engine, struct flow *flow); /* arms or cancels by what the flow's state says */
 void tcp_timer_fired(struct engine *engine, struct flow *flow);
 
@@ -76,12 +76,14 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow);
 void tcp_move_to_guest(struct flow *flow, enum half_state state);
 void tcp_move_to_host(struct flow *flow, enum half_state state);
 void tcp_abort(struct engine *engine, struct flow *flow, enum close_reason reason, int error); /* RST to the guest */
-void tcp_reset_by_guest(struct engine *engine, struct flow *flow);                            /* RST to the peer */
+void tcp_reset_by_guest(struct engine *engine, struct flow *flow);                             /* RST to the peer */
 void tcp_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 
 /* tcp_settle.c */
 void tcp_settle(struct engine *engine, struct flow *flow);
 uint32_t stall_interest(const struct flow *flow);
-void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error, uint64_t value);
+void tcp_emit_refused(struct engine *engine, const struct flow_key *key, int error); /* no flow could be made */
+void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,
+              uint64_t value);
 
 #endif

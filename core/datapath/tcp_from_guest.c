@@ -87,6 +87,33 @@ static bool tells_of_gap(const struct tcp *tcp, const struct tcp_segment *segmen
     return !tcp->sack_allowed;
 }
 
+/* The ACK of our SYN. False: it is none. */
+static bool take_handshake(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
+{
+    if (segment->ack != flow->tcp.iss + 1) {
+        flow->tcp.ack_due = true;
+        return false;
+    }
+    flow->tcp.snd_una = segment->ack;
+    tcp_move_to_guest(flow, HALF_OPEN);
+    tcp_timer_acked(engine, flow);
+    take_window(flow, segment);
+    return true;
+}
+
+/* It was asked, and it lives: probes of its closed window may go on for ever, ever more seldom (RFC 9293, 3.8.6.1). */
+static void note_life(const struct engine *engine, struct flow *flow, uint32_t window_before)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (!(tcp->retries || tcp->unanswered) || (tcp->snd_una != tcp->snd_nxt && window_before))
+        return;
+    tcp->unanswered = 0;
+    if (tcp->snd_window)
+        tcp->retries = 0;
+    flow->active_ms = engine->now_ms;
+}
+
 /* False: the acknowledgement makes no sense, and the segment goes no further. */
 static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
 {
@@ -97,28 +124,12 @@ static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_
         challenge(engine, flow);
         return false;
     }
-    if (tcp->to_guest == HALF_SYN) {
-        if (segment->ack != tcp->iss + 1) {
-            tcp->ack_due = true;
-            return false;
-        }
-        tcp->snd_una = segment->ack;
-        tcp_move_to_guest(flow, HALF_OPEN);
-        tcp_timer_acked(engine, flow);
-        take_window(flow, segment);
-        return true;
-    }
+    if (tcp->to_guest == HALF_SYN)
+        return take_handshake(engine, flow, segment);
     if (seq_before(segment->ack, tcp->snd_una))
         return true; /* old news; the data beside it may still be new */
     take_window(flow, segment);
-    if ((tcp->retries || tcp->unanswered) && (tcp->snd_una == tcp->snd_nxt || !window_before)) {
-        /* It was asked, and it lives: probes of its closed window may go on for ever, ever more seldom (RFC 9293,
-         * 3.8.6.1). */
-        tcp->unanswered = 0;
-        if (tcp->snd_window)
-            tcp->retries = 0;
-        flow->active_ms = engine->now_ms;
-    }
+    note_life(engine, flow, window_before);
     if (segment->ack != tcp->snd_una)
         take_acknowledged(engine, flow, segment->ack);
     else if (!segment->payload_length && !(segment->flags & TCP_FIN) && tcp->snd_una != tcp->snd_nxt &&

@@ -91,15 +91,18 @@ static int flow_socket(const struct engine *engine, int family)
  * connections for itself. */
 static void carry_header_fields(int fd, const struct packet *packet)
 {
-    enum { HOPS_USUAL = 64, DSCP_MASK = 0xfc };
+    enum {
+        HOPS_USUAL = 64,
+        DSCP_MASK = 0xfc
+    };
     int hops = packet->hops, traffic_class = packet->traffic_class & DSCP_MASK;
 
     if (hops && hops != HOPS_USUAL)
         sys_setsockopt(fd, packet->ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, packet->ipv6 ? IPV6_UNICAST_HOPS : IP_TTL, &hops,
                        sizeof(hops));
     if (traffic_class)
-        sys_setsockopt(fd, packet->ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, packet->ipv6 ? IPV6_TCLASS : IP_TOS, &traffic_class,
-                       sizeof(traffic_class));
+        sys_setsockopt(fd, packet->ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, packet->ipv6 ? IPV6_TCLASS : IP_TOS,
+                       &traffic_class, sizeof(traffic_class));
 }
 
 static void flow_start(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
@@ -107,7 +110,8 @@ static void flow_start(struct engine *engine, struct flow *flow, const struct tc
     struct tcp *tcp = &flow->tcp;
 
     flow->active_ms = engine->now_ms;
-    tcp->iss = tcp->snd_una = tcp->snd_nxt = tcp->resend_at = tcp->resend_end = tcp->recover = initial_sequence(engine, &flow->key);
+    tcp->iss = tcp->snd_una = tcp->snd_nxt = tcp->resend_at = tcp->resend_end = tcp->recover =
+        initial_sequence(engine, &flow->key);
     tcp->rcv_nxt = tcp->rcv_taken = tcp->rcv_edge = segment->seq + 1;
     tcp->snd_window = segment->window;
     tcp->snd_wl1 = segment->seq;
@@ -178,6 +182,7 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
         flow = flow_add(&engine->flows, key);
     if (!flow) {
         count(engine, C_tcp_flow_limit);
+        tcp_emit_refused(engine, key, ENFILE);
         tcp_send_reset_unknown(engine, packet, segment);
         return;
     }

@@ -89,8 +89,8 @@ static int send_bare(struct engine *engine, const struct packet_path *path, uint
     if (err)
         return err;
     if (engine->link->csum)
-        offload = (struct offload){
-            .needs_csum = true, .csum_start = (uint16_t)tcp_offset, .csum_offset = TCP_CHECK_OFFSET};
+        offload =
+            (struct offload){.needs_csum = true, .csum_start = (uint16_t)tcp_offset, .csum_offset = TCP_CHECK_OFFSET};
     else
         finish_checksum(headers, tcp_offset, length, NULL, 0);
     scatter_header(&room, headers);
@@ -131,7 +131,9 @@ static void write_sack_block(struct outgoing *out, struct range range)
 /* What came ahead of a gap; the range that grew last is the first (RFC 2018, 4). */
 static void write_sack(struct outgoing *out, const struct tcp *tcp)
 {
-    enum { BLOCKS_MAX = 4 };
+    enum {
+        BLOCKS_MAX = 4
+    };
     const struct hold *hold = tcp->hold;
     unsigned blocks = 0;
 
@@ -191,8 +193,8 @@ void tcp_commit_data(struct engine *engine, struct flow *flow, const struct gues
 
     out.window = tcp_advertise(flow);
     engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
-    unsigned length = write_headers(headers, &path, flow->key.remote_port, flow->key.guest_port, &out, payload_length,
-                                    &tcp_offset);
+    unsigned length =
+        write_headers(headers, &path, flow->key.remote_port, flow->key.guest_port, &out, payload_length, &tcp_offset);
     if (engine->link->csum) {
         offload.needs_csum = true;
         offload.csum_start = (uint16_t)tcp_offset;

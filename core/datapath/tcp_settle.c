@@ -3,7 +3,7 @@
  * tcp_settle.c: everything that a flow owes after a batch, in one order, and what must wake it next. The stall, the
  * epoll interest and the timer are computed here from the flow's state, and nowhere else.
  */
-#include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "sys.h"
@@ -31,25 +31,34 @@ uint32_t stall_interest(const struct flow *flow)
     return interest;
 }
 
+static struct lg_event event_of(const struct flow_key *key, uint32_t kind, int error)
+{
+    struct lg_event event = {
+        .kind = kind, .error = error, .guest_port = key->guest_port, .remote_port = key->remote_port};
+
+    memcpy(event.guest_addr, key->guest.byte, sizeof(event.guest_addr));
+    memcpy(event.remote_addr, key->remote.byte, sizeof(event.remote_addr));
+    return event;
+}
+
 void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error, uint64_t value)
 {
     if (!engine_shows_events(engine))
         return;
-    struct lg_event event = {
-        .kind = kind,
-        .reason = reason,
-        .flow = flow_handle(flow),
-        .value = value,
-        .error = error,
-        .guest_port = flow->key.guest_port,
-        .remote_port = flow->key.remote_port,
-        .bytes_to_guest = flow->bytes_to_guest,
-        .bytes_from_guest = flow->bytes_from_guest,
-    };
-    for (unsigned i = 0; i < sizeof(address); i++) {
-        event.guest_addr[i] = flow->key.guest.byte[i];
-        event.remote_addr[i] = flow->key.remote.byte[i];
-    }
+    struct lg_event event = event_of(&flow->key, kind, error);
+    event.reason = reason;
+    event.flow = flow_handle(flow);
+    event.value = value;
+    event.bytes_to_guest = flow->bytes_to_guest;
+    event.bytes_from_guest = flow->bytes_from_guest;
+    engine->events->emit(engine->events, &event);
+}
+
+void tcp_emit_refused(struct engine *engine, const struct flow_key *key, int error)
+{
+    if (!engine_shows_events(engine))
+        return;
+    struct lg_event event = event_of(key, LG_EVENT_FLOW_REFUSED, error);
     engine->events->emit(engine->events, &event);
 }
 
@@ -184,7 +193,6 @@ static void note_idle(struct engine *engine, struct flow *flow, const struct tcp
 void tcp_settle(struct engine *engine, struct flow *flow)
 {
     const struct tcp before = flow->tcp;
-    uint8_t stall = before.stall;
 
     if (!flow->tcp.done)
         progress(engine, flow);
@@ -193,7 +201,7 @@ void tcp_settle(struct engine *engine, struct flow *flow)
         finish(engine, flow);
         return;
     }
-    note_stall(engine, flow, stall);
+    note_stall(engine, flow, before.stall);
     apply_interest(engine, flow);
     tcp_timer_update(engine, flow);
     if (flow->active_ms == engine->now_ms) {

@@ -114,7 +114,7 @@ struct tcp {
     /* towards the guest (RFC 9293, 3.3.1, in the guest's sequence space) */
     uint32_t iss;
     uint32_t snd_una;
-    uint32_t snd_nxt; /* the highest that was sent; never moves back */
+    uint32_t snd_nxt;    /* the highest that was sent; never moves back */
     uint32_t snd_window; /* bytes beyond snd_una */
     uint32_t snd_wl1, snd_wl2;
     uint32_t fin_seq; /* of our FIN; valid when to_guest is past OPEN */
@@ -124,7 +124,7 @@ struct tcp {
      * taken as lost and goes again, once: resend_at only moves forward until `recover` is acknowledged. */
     struct ranges sacked;
     uint32_t resend_at, resend_end;
-    uint32_t recover; /* snd_nxt when the recovery began */
+    uint32_t recover;     /* snd_nxt when the recovery began */
     uint32_t peek_offset; /* what the socket's SO_PEEK_OFF is now */
     uint32_t read_hint;   /* bytes that the next read should find: room for more would be reserved in vain */
     uint16_t mss;         /* payload of a segment to the guest */
@@ -139,8 +139,8 @@ struct tcp {
     uint32_t rcv_edge;  /* of the window that we have advertised; it never moves back */
     uint32_t room;      /* bytes that the kernel's send queue takes, as last asked, less what was sent since */
     uint32_t room_asked;
-    uint32_t guest_fin; /* the sequence number of the guest's FIN; valid with fin_seen */
-    struct hold *hold;  /* NULL: the kernel has all that came */
+    uint32_t guest_fin;               /* the sequence number of the guest's FIN; valid with fin_seen */
+    struct hold *hold;                /* NULL: the kernel has all that came */
     uint16_t batch_first, batch_last; /* segments of this batch, index + 1; 0 none */
     uint8_t our_scale;                /* 0 if the guest does not scale */
     uint8_t gap_acks;                 /* ACKs that are due for segments ahead of a gap, beyond the first */
@@ -159,18 +159,18 @@ struct tcp {
     bool sack_allowed : 1; /* both sides offered it (RFC 2018, 2) */
     bool recovering : 1;
     bool syn_ack_due : 1;
-    bool keepalive : 1;    /* the guest asks for life now and then: so does our socket */
+    bool keepalive : 1; /* the guest asks for life now and then: so does our socket */
     bool ack_due : 1;
-    bool done : 1;         /* the flow has ended: tcp_settle() will free it */
-    bool reset_due : 1;    /* and the guest's RST waits for room */
-    bool probe_due : 1;    /* the guest's window is closed and its time to be asked has come */
+    bool done : 1;           /* the flow has ended: tcp_settle() will free it */
+    bool reset_due : 1;      /* and the guest's RST waits for room */
+    bool probe_due : 1;      /* the guest's window is closed and its time to be asked has come */
     bool window_pending : 1; /* data waits for the guest's window: the persist timer runs */
 
     /* RTT and RTO (RFC 6298), in microseconds */
     uint32_t srtt_us, rttvar_us;
-    uint32_t rtt_seq;       /* the ACK beyond this ends the sample */
-    uint64_t rtt_start_ns;  /* 0: no sample is running */
-    uint64_t rto_start_ms;  /* when the running period began; 0: the timer is off */
+    uint32_t rtt_seq;      /* the ACK beyond this ends the sample */
+    uint64_t rtt_start_ns; /* 0: no sample is running */
+    uint64_t rto_start_ms; /* when the running period began; 0: the timer is off */
 };
 
 #endif

@@ -186,8 +186,8 @@ static uint16_t gather(const struct engine *engine, uint16_t first, struct iovec
     *ret_bytes = 0;
     while (place) {
         const struct batch_segment *segment = &engine->segment[place - 1];
-        unsigned pieces = pieces_slice(segment->frame->iov, segment->frame->iov_count, segment->offset,
-                                       segment->length, iov + *ret_pieces, LINK_PIECES - *ret_pieces);
+        unsigned pieces = pieces_slice(segment->frame->iov, segment->frame->iov_count, segment->offset, segment->length,
+                                       iov + *ret_pieces, LINK_PIECES - *ret_pieces);
         if (!pieces)
             break;
         *ret_pieces += pieces;

@@ -262,7 +262,8 @@ bool vring_publish(struct vring *ring)
     ring->called_valid = true;
     ring->called = ring->next_used;
     /* 2.7.7: tell the guest if used_event lies in [old, new). */
-    return !valid || (uint16_t)(ring->next_used - load_relaxed(used_event(ring)) - 1) < (uint16_t)(ring->next_used - old);
+    return !valid ||
+           (uint16_t)(ring->next_used - load_relaxed(used_event(ring)) - 1) < (uint16_t)(ring->next_used - old);
 }
 
 void vring_call(struct vring *ring)

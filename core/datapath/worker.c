@@ -133,8 +133,7 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
     worker->sink.emit = up_emit;
     if ((err = engine_init(&worker->engine, counters, &options, random)))
         return err;
-    if (config->pcap_fd >= 0 &&
-        (err = pcap_ring_map(&worker->pcap, config->pcap_fd, config->pcap_event_fd, counters)))
+    if (config->pcap_fd >= 0 && (err = pcap_ring_map(&worker->pcap, config->pcap_fd, config->pcap_event_fd, counters)))
         return err;
     worker->engine.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (worker->engine.epoll_fd < 0)

@@ -2,8 +2,8 @@
 """A link to the guest that loses, reorders and repeats packets, both ways: every byte arrives, once and in its place.
 
 No vhost-user link does that by itself. The guest's own kernel does it for us, with netem behind its device: on the way out
-at once, on the way in through an ifb device. The guest makes packets of its MTU, and those for it are cut to the MTU
-first (by a token bucket that lets all through), so that it is packets that get lost and not super-segments.
+at once, on the way in through an ifb device. A token bucket that lets all through stands in front of both, because it
+cuts super-segments to packets of the MTU, so that it is packets that get lost.
 Adversary: the link.
 """
 
@@ -22,7 +22,8 @@ TC = "/usr/bin/tc"  # busybox has one too, which does not know netem
 PROGRAMS = {"tc": "iproute2"}
 MODULES = ("sch_netem", "sch_tbf", "sch_ingress", "cls_matchall", "act_mirred", "ifb")
 MTU = 1500
-QUEUE = "limit 10000"  # packets: more than the windows are, or netem would lose others too
+CUT = f"rate 10gbit burst {MTU + 500} limit 100000000"  # what is longer than the burst is cut to segments
+QUEUE = "limit 100000"  # packets: more than all windows, or netem would lose others too
 
 # What is done to packets, and the counter that shows that it was done to those from the guest.
 TROUBLES = {
@@ -43,10 +44,10 @@ VARIANT = {variant.name: variant for variant in VARIANTS}
 
 
 def booted(variant: Variant, server: DataServer) -> Network:
-    """A guest with an MTU of 1500 and no super-segments, whose packets from the helper pass through ifb0."""
+    """A guest with an MTU of 1500, whose packets from the helper pass through ifb0."""
     network = Network(usable(variant), server, PROGRAMS, MODULES, families="inet")
     assert network.addressed
-    network.guest.output(f"ip link set eth0 mtu {MTU} && ethtool -K eth0 tso off gso off && ip link set ifb0 up")
+    network.guest.output(f"ip link set eth0 mtu {MTU} && ip link set ifb0 up")
     network.guest.output(
         f"{TC} qdisc add dev eth0 handle ffff: ingress &&"
         f"{TC} filter add dev eth0 parent ffff: matchall action mirred egress redirect dev ifb0"
@@ -56,12 +57,12 @@ def booted(variant: Variant, server: DataServer) -> Network:
 
 def make_trouble(network: Network, from_guest: str, to_guest: str = "") -> None:
     """Replaces what was done to the packets before."""
-    network.guest.run(f"{TC} qdisc del dev eth0 root; {TC} qdisc del dev ifb0 root")
-    network.guest.output(
-        f"{TC} qdisc add dev eth0 root netem {QUEUE} {from_guest} &&"
-        f"{TC} qdisc add dev ifb0 root handle 1: tbf rate 10gbit burst 2000 limit 10000000 &&"
-        f"{TC} qdisc add dev ifb0 parent 1:1 netem {QUEUE} {to_guest}"
-    )
+    for device, trouble in {"eth0": from_guest, "ifb0": to_guest}.items():
+        network.guest.run(f"{TC} qdisc del dev {device} root")
+        network.guest.output(
+            f"{TC} qdisc add dev {device} root handle 1: tbf {CUT} &&"
+            f"{TC} qdisc add dev {device} parent 1:1 netem {QUEUE} {trouble}"
+        )
 
 
 @pytest.fixture(scope="module", params=["uml"])

@@ -7,7 +7,7 @@ whose world is special says how: @pytest.mark.world(mtu=9000). Adversary: nobody
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,15 +25,16 @@ def pytest_report_header() -> str:
     return f"tests/script: the core is built {HOW_BUILT}"
 
 
+FAILED = pytest.StashKey[bool]()
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report: Any = yield
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Lets the fixtures know how the test went: after a failure it would only hide the reason to find more."""
+    report = yield
     if report.when == "call":
         item.stash[FAILED] = report.failed
     return report
-
-
-FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(params=["peek_off", "reread"])

@@ -9,9 +9,9 @@
     ''')
 
 Each line has the seconds since the line before. Numbers are relative to the two initial sequence numbers, as Wireshark
-shows them; `win` is the header's field, not scaled. A line that ends in "..." is in one batch with the next. Frames that
-no line asked for fail the conversation, and so does one that is late, early or other than the line says. Payload is a
-pattern that follows from its position (fake_kernel.h), in both directions, and is always compared.
+shows them; `win` is the header's field, not scaled. A line that ends in "..." is in one batch with the next. Frames
+that no line asked for fail the conversation, and so does one that is late, early or other than the line says. Payload
+is a pattern that follows from its position (fake_kernel.h), in both directions, and is always compared.
 
 Lines of the guest and of lockgate (FLAGS are letters of SFRPU and . for ACK; `mss ours` is what the MTU leaves):
     < FLAGS start:end(length) [ack N] [win N] [urg N] [<mss N,wscale N,sackOK,sack a:b c:d>]
@@ -324,7 +324,8 @@ class Conversation:
         frame, position = segment.packet.frame, self._relative(segment.seq, self.our_isn) - 1
         payload = ffi.from_buffer(frame) + segment.payload_offset
         match = lib.fake_pattern_match(2 * self.fd, position, payload, segment.length)
-        assert match == segment.length, f"byte {position + match + 1} is not the peer's: {self.describe(segment.packet)}"
+        shown = self.describe(segment.packet)
+        assert match == segment.length, f"byte {position + match + 1} is not the peer's: {shown}"
 
     def _expect_data(self, text: str, seconds: float) -> None:
         match = DATA.fullmatch(text)

@@ -30,7 +30,8 @@ DATAPATH = ROOT / "core" / "datapath"
 # The worker around the engine, and the link of a real guest: what tests/unit and tests/guest are for.
 NOT_HERE = {"command", "isolation", "link_vhost", "memory", "pcap_ring", "up", "vring", "worker"}
 
-FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-DLG_FAKE_SYS", "-fPIC", "-g", "-Wall", "-Wextra", "-Werror", "-I", str(DATAPATH)]
+WARNINGS = ["-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-DLG_FAKE_SYS", "-fPIC", "-g", *WARNINGS, "-I", str(DATAPATH)]
 PLAIN = ["-O2"]
 SANITIZED = [
     "-O1",

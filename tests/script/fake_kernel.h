@@ -47,7 +47,7 @@ struct fake_socket {
     int family;
     uint8_t address[16]; /* where connect() was to go, IPv4 as ::ffff:a.b.c.d */
     uint16_t port;
-    uint32_t scope_id; /* of an IPv6 address */
+    uint32_t scope_id;              /* of an IPv6 address */
     uint32_t stream_in, stream_out; /* pattern numbers: from the peer, to the peer */
 
     uint64_t arrived;    /* bytes that came from the peer, in order */

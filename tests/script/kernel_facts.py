@@ -4,8 +4,8 @@
 test_kernel_facts.py runs every fact against the real kernel and against the fake one, through the same few methods, so
 that conversations which pass against the fake one say something about production.
 
-Adversary: nobody. Invariant: a fact asserts only what both kernels can be asked; it never waits for a time to pass: what
-must not happen is asked for when everything that could cause it has arrived.
+Adversary: nobody. Invariant: a fact asserts only what both kernels can be asked; it never waits for a time to pass:
+what must not happen is asked for when everything that could cause it has arrived.
 """
 
 from __future__ import annotations

@@ -20,7 +20,9 @@ MSS = 1000
 
 
 class ModelGuest:
-    def __init__(self, world: World, port: int = 40000, family: int = 4, sack: bool = True, isn: int = 0xFFFFF000) -> None:
+    def __init__(
+        self, world: World, port: int = 40000, family: int = 4, sack: bool = True, isn: int = 0xFFFFF000
+    ) -> None:
         self.world = world
         self.ends = Ends(GUEST[family], port, PEER[family], 80)
         self.sack = sack
@@ -131,8 +133,8 @@ class ModelGuest:
     # ---- frames in ----
 
     def take_frames(self) -> None:
-        mine = [packet for packet in self.world.inbox if int.from_bytes(packet.payload[2:4], "big") == self.ends.guest_port]
-        for packet in mine:
+        port = self.ends.guest_port.to_bytes(2, "big")
+        for packet in [packet for packet in self.world.inbox if packet.payload[2:4] == port]:
             self.world.inbox.remove(packet)
             segment = segments.parse_segment(packet)
             if self.losing and not segment.flags & (SYN | RST):

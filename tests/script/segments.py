@@ -29,10 +29,7 @@ def address(text: str) -> bytes:
 
 def flags_of(letters: str) -> int:
     known = dict(FLAG_LETTERS)
-    flags = 0
-    for letter in letters:
-        flags |= known[letter]
-    return flags
+    return sum(known[letter] for letter in set(letters))
 
 
 def letters_of(flags: int) -> str:
@@ -43,7 +40,7 @@ def checksum(data: bytes) -> int:
     """RFC 1071; 0 over bytes that hold their own correct checksum."""
     if len(data) % 2:
         data += b"\0"
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How connections of the guest's begin, and how they are refused. Adversary: a guest that repeats and contradicts itself."""
+"""How connections of the guest's begin, and how they are refused.
+
+Adversary: a guest that repeats and contradicts itself."""
 
 from __future__ import annotations
 
@@ -52,7 +54,15 @@ def test_the_mapped_gateway_is_the_hosts_loopback(talk: Talk, family: int) -> No
 
 @pytest.mark.parametrize(
     ("hops", "traffic_class", "carried_hops", "carried_class"),
-    [(64, 0, 0, 0), (1, 0, 1, 0), (255, 0, 255, 0), (64, 0xB8, 0, 0xB8), (64, 0xBB, 0, 0xB8), (64, 3, 0, 0), (0, 0, 0, 0)],
+    [
+        (64, 0, 0, 0),
+        (1, 0, 1, 0),
+        (255, 0, 255, 0),
+        (0, 0, 0, 0),
+        (64, 0xB8, 0, 0xB8),
+        (64, 0xBB, 0, 0xB8),
+        (64, 3, 0, 0),
+    ],
 )
 def test_hops_and_traffic_class_are_carried(
     conversation: Conversation, hops: int, traffic_class: int, carried_hops: int, carried_class: int

@@ -20,10 +20,9 @@ FLOW_LIMIT = 16
 
 ETHERTYPES = st.sampled_from([0x0800, 0x0806, 0x86DD, 0x8100, 0x0000])
 LENGTHS = st.sampled_from([0, 1, 13, 14, 15, 33, 34, 53, 54, 73, 74, 159, 160, 161, 1514])
-ADDRESSES = {
-    family: st.sampled_from([GUEST[family], PEER[family], GATEWAY[family], b"\xff" * len(GUEST[family])]) for family in (4, 6)
-}
-NEAR = st.integers(-3, 3) | st.sampled_from([-70000, 500, 65280, 65281, 1 << 31, (1 << 31) - 1]) | st.integers(0, 1 << 32)
+ADDRESSES = {n: st.sampled_from([GUEST[n], PEER[n], GATEWAY[n], b"\xff" * len(GUEST[n])]) for n in (4, 6)}
+EDGES = st.sampled_from([-70000, 500, 65280, 65281, 1 << 31, (1 << 31) - 1])
+NEAR = st.integers(-3, 3) | EDGES | st.integers(0, 1 << 32)
 
 
 @st.composite
@@ -40,10 +39,12 @@ def half_right_ip(draw: Any) -> bytes:
     body = draw(st.binary(max_size=120))
     total = draw(st.sampled_from([0, 8, 20, 40, len(body), len(body) + 20, len(body) + 21, 65535]))
     if draw(st.booleans()):
-        head = struct.pack("!BBHHHBBH", draw(st.sampled_from([0x45, 0x44, 0x4F, 0x55, 0x40])), 0, total, 0, 0, 64, protocol, 0)
+        first = draw(st.sampled_from([0x45, 0x44, 0x4F, 0x55, 0x40]))
+        head = struct.pack("!BBHHHBBH", first, 0, total, 0, 0, 64, protocol, 0)
         frame = head + draw(ADDRESSES[4]) + draw(ADDRESSES[4]) + body
         return segments.ethernet(0x0800, frame)
-    head = struct.pack("!IHBB", draw(st.sampled_from([6, 6, 4])) << 28, total, protocol, draw(st.sampled_from([255, 64, 0])))
+    version, hops = draw(st.sampled_from([6, 6, 4])), draw(st.sampled_from([255, 64, 0]))
+    head = struct.pack("!IHBB", version << 28, total, protocol, hops)
     return segments.ethernet(0x86DD, head + draw(ADDRESSES[6]) + draw(ADDRESSES[6]) + body)
 
 
@@ -91,8 +92,8 @@ def test_frames_of_random_bytes_do_no_harm(frames: list[bytes], piece_bytes: int
 
 
 def _send(world: World, ends: Ends, segment: tuple[int, int, int, int, Options, int, int]) -> None:
-    """Numbers are relative to what lockgate expects next of this flow, if it is there; so is the place of the payload in
-    the guest's stream, so that whatever is taken of it can be compared."""
+    """Numbers are relative to what lockgate expects next of this flow, if it is there; so is the place of the payload
+    in the guest's stream, so that whatever is taken of it can be compared."""
     flags, seq, ack, window, options, payload, cut = segment
     flow = world.flow_of(ends)
     rcv_nxt, snd_nxt, stream, position = 0, 0, 0, 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every fact of kernel_facts.py, against the real kernel (TCP over loopback) and against the fake one.
 
-Adversary: nobody. Invariant: both kernels answer the same assertions; where a fact is asked of the real kernel, what the
-peer did has arrived before (poll() and SIOCINQ say so), so that nothing is timed.
+Adversary: nobody. Invariant: both kernels answer the same assertions; where a fact is asked of the real kernel, what
+the peer did has arrived before (poll() and SIOCINQ say so), so that nothing is timed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flow table has a limit: what goes when it is met, and what is refused. Adversary: a guest that opens as fast as it
-can."""
+"""The flow table has a limit: what goes when it is met, and what is refused.
+
+Adversary: a guest that opens as fast as it can."""
 
 from __future__ import annotations
 

@@ -5,11 +5,21 @@ hands to control. Adversary: a guest whose questions are cut off, or about itsel
 from __future__ import annotations
 
 import struct
+from ipaddress import IPv6Address
 
 import pytest
 import segments
 from fake_core import lib
-from segments import GUEST_MAC, OUR_MAC, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, checksum, ip_packet, pseudo_header
+from segments import (
+    GUEST_MAC,
+    OUR_MAC,
+    PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6,
+    PROTOCOL_UDP,
+    checksum,
+    ip_packet,
+    pseudo_header,
+)
 from world import GATEWAY, GUEST, OUR_LINK_LOCAL, PEER, World
 
 BROADCAST = b"\xff" * 6
@@ -244,13 +254,12 @@ def test_ipv6_extension_headers_are_passed_over(world: World) -> None:
     assert packet.payload[:2] == b"\x81\0" and packet.payload[8:] == b"hello"
 
 
-@pytest.mark.parametrize("source, destination", [("2001:db8::15", "::ffff:192.0.2.1"), ("::ffff:192.0.2.15", "2001:db8::1")])
+@pytest.mark.parametrize(
+    "source, destination", [("2001:db8::15", "::ffff:192.0.2.1"), ("::ffff:192.0.2.15", "2001:db8::1")]
+)
 def test_ipv4_addresses_do_not_travel_in_ipv6(world: World, source: str, destination: str) -> None:
     """A mapped address in an IPv6 header would be taken for IPv4 further on, past what the view allows."""
-    from segments import Ends
-
-    raw = segments.ipaddress.IPv6Address(source).packed, segments.ipaddress.IPv6Address(destination).packed
-    ends = Ends(raw[0], 4000, raw[1], 80)
+    ends = segments.Ends(IPv6Address(source).packed, 4000, IPv6Address(destination).packed, 80)
     asked(world, ends.tcp_head(segments.SYN, 1, 0, 1000), ends.tcp_head(segments.ACK, 1, 0, 1000))
     assert not world.flows() and not world.inbox
     assert world.counter("drop_address") == 2

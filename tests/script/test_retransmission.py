@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guest did not get goes again: by the timer (RFC 6298), by duplicate ACKs and SACK (RFC 5681, RFC 6675), and a
-closed window is asked (RFC 9293, 3.8.6.1). Adversary: a guest that loses segments, or stops answering."""
+"""What the guest did not get goes again: by the timer (RFC 6298), by duplicate ACKs and SACK (RFC 5681, RFC 6675), and
+a closed window is asked (RFC 9293, 3.8.6.1). Adversary: a guest that loses segments, or stops answering."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def with_sack(conversation: Conversation) -> Conversation:
 
 
 def test_what_is_not_acknowledged_is_sent_again_with_back_off(plain: Conversation) -> None:
-    """The first interval is the least, 200 ms, since the handshake showed how near the guest is; each next is twice it."""
+    """The first interval is the least, 200 ms, since the handshake showed how near the guest is; each next is twice."""
     plain("""
         +0   peer sends 1000
         +0   > P. 1:1001(1000) ack 1

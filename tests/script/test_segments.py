@@ -5,6 +5,8 @@ Adversary: ourselves, who wrote both sides of every conversation."""
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 import pytest
 import segments
 from hypothesis import given
@@ -16,6 +18,7 @@ from scapy.layers.l2 import Ether
 from segments import GUEST_MAC, OUR_MAC, Ends, Offload, Options
 from world import GUEST, PEER
 
+FAMILY = st.sampled_from([4, 6])
 NUMBER = st.integers(0, 0xFFFFFFFF)
 OPTIONS = st.builds(
     Options,
@@ -26,7 +29,7 @@ OPTIONS = st.builds(
 )
 
 
-@given(st.sampled_from([4, 6]), st.integers(0, 63), NUMBER, NUMBER, st.integers(0, 65535), OPTIONS, st.binary(max_size=50))
+@given(FAMILY, st.integers(0, 63), NUMBER, NUMBER, st.integers(0, 65535), OPTIONS, st.binary(max_size=50))
 def test_scapy_reads_what_the_guest_writes(
     family: int, flags: int, seq: int, ack: int, window: int, options: Options, data: bytes
 ) -> None:
@@ -39,7 +42,7 @@ def test_scapy_reads_what_the_guest_writes(
         checked = IP(bytes(ip))
         del checked.chksum
         assert IP(bytes(checked)).chksum == ip.chksum
-    assert (ip.src, ip.dst) == tuple(str(segments.ipaddress.ip_address(raw)) for raw in (ends.guest, ends.remote))
+    assert (ip.src, ip.dst) == tuple(str(ip_address(raw)) for raw in (ends.guest, ends.remote))
     assert (tcp.sport, tcp.dport, tcp.seq, tcp.ack, int(tcp.flags), tcp.window) == (40000, 80, seq, ack, flags, window)
     assert bytes(tcp.payload) == data
     there = dict(tcp.options)
@@ -55,9 +58,10 @@ def test_the_guest_reads_what_scapy_writes(
 ) -> None:
     """Checksums and lengths included; a byte that is wrong is noticed."""
     ip = IP if family == 4 else IPv6
-    addresses = [str(segments.ipaddress.ip_address(raw)) for raw in (PEER[family], GUEST[family])]
+    addresses = [str(ip_address(raw)) for raw in (PEER[family], GUEST[family])]
     tcp = ScapyTCP(sport=80, dport=40000, seq=seq, ack=ack, flags=flags, window=window, options=[("MSS", 1460)])
-    frame = bytes(Ether(src=OUR_MAC.hex(":"), dst=GUEST_MAC.hex(":")) / ip(src=addresses[0], dst=addresses[1]) / tcp / data)
+    ethernet = Ether(src=OUR_MAC.hex(":"), dst=GUEST_MAC.hex(":"))
+    frame = bytes(ethernet / ip(src=addresses[0], dst=addresses[1]) / tcp / data)
     segment = segments.parse_segment(segments.parse_packet(frame, Offload(), 0))
     assert (segment.flags, segment.seq, segment.ack, segment.window) == (flags, seq, ack, window)
     assert (segment.options.mss, segment.length, frame[segment.payload_offset :]) == (1460, len(data), data)

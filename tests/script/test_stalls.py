@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A flow that may not move towards the guest is stalled for one reason, and nothing but the end of that reason wakes it.
-The mask is set lazily: when an edge comes during a stall of the window or the link, and not before.
+"""A flow that may not move towards the guest is stalled for one reason, and only the end of that reason wakes it. The
+mask is set lazily: when an edge comes during a stall of the window or the link, and not before.
 
 Adversary: a peer that goes on sending to a guest that does not read."""
 
@@ -122,7 +122,8 @@ def test_a_lost_segment_rewinds_a_flow_that_is_caught_up(conversation: Conversat
 
 
 def test_a_full_window_is_masked_at_the_first_edge_and_not_before(full_window: Conversation) -> None:
-    """The stall itself costs no system call. The first segment during it is one wasted wake-up, and then there is none."""
+    """The stall itself costs no system call. The first segment during it is one wasted wake-up, and then there is no
+    more."""
     full_window("""
         +0 interest IN|PRI|RDHUP|ET
         +0 calls epoll_ctl 0

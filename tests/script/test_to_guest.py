@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Payload from the peer to the guest: in segments that it can take, as large as it takes them, inside its window, and in
-the host kernel's queue until it is acknowledged. Adversary: a guest with small buffers and few offloads."""
+"""Payload from the peer to the guest: in segments that it can take, as large as it takes them, inside its window, and
+in the host kernel's queue until it is acknowledged. Adversary: a guest with small buffers and few offloads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Payload from the guest to the peer: acknowledged when the host's kernel has taken it, and then it is in the window that
-the kernel's queue leaves. Adversary: a guest that sends more than it may, twice, or in another order."""
+"""Payload from the guest to the peer: acknowledged when the host's kernel has taken it, and the window is the room that
+the kernel's queue has. Adversary: a guest that sends more than it may, twice, or in another order."""
 
 from __future__ import annotations
 

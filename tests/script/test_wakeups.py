@@ -4,8 +4,9 @@ wake-ups are bounded by progress, and every byte arrives exactly once and in ord
 
 Adversary: chance. The fake kernel's edges are held to the real one's by test_kernel_facts.py.
 
-Invariants that are looked at after each act: the loop rests; the guest's model (model_guest.py) has found nothing wrong;
-each wake-up of the socket moved a byte or changed the flow's state, or is one of those that epoll makes unavoidable:
+Invariants that are looked at: the loop rests after each act; the guest's model (model_guest.py) has found nothing
+wrong; each wake-up of the socket moved a byte or changed the flow's state, or is one of those that epoll makes
+unavoidable:
   - the first edge during a stall of the window or the link, which sets the mask, and is the only one of that stall;
   - what EPOLL_CTL_MOD reports by itself because unacknowledged bytes are still in the kernel's queue: one for each;
   - a reset behind a FIN, once: neither can be acted on before the bytes have gone;

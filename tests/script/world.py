@@ -175,7 +175,8 @@ class World:
         lib.fake_fail(self.calls_known.index(call), error)
 
     def flows(self) -> list[Any]:
-        cursor, found = ffi.new("uint32_t *"), []
+        cursor = ffi.new("uint32_t *")
+        found: list[Any] = []
         while True:
             flow = ffi.new("struct script_flow *")
             if not lib.script_flow(cursor, flow):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""core/datapath/command.c in a worker of its own: what control asks for, right, half right or at random, is answered with
-0 or an errno, and no descriptor is ever kept or lost by mistake."""
+"""core/datapath/command.c in a worker of its own: what control asks for, right, half right or at random, is answered
+with 0 or an errno, and no descriptor is ever kept or lost by mistake."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from core_pieces import EXAMPLES, ffi, lib
@@ -47,7 +48,7 @@ def region(at: int = 0) -> dict[str, int]:
     return {"guest_addr": GUEST + at * REGION, "size": REGION, "user_addr": USER + at * REGION}
 
 
-def ring(**fields: int) -> dict[str, int]:
+def ring(**fields: int) -> dict[str, Any]:
     return {"index": 1, "size": 4, "desc": USER, "avail": USER + 0x100, "used": USER + 0x200, **fields}
 
 

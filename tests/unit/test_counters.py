@@ -20,7 +20,7 @@ def entries(header: str, macro: str) -> list[str]:
 
 def names(function: Any) -> list[str]:
     """What the function names from 0 up to its first NULL."""
-    found = []
+    found: list[str] = []
     while (name := function(len(found))) != ffi.NULL:
         found.append(ffi.string(name).decode())
     return found

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""core/datapath/link_vhost.c, frames from the guest: whatever shape their chains have, each arrives as it was sent, or is
-dropped and counted; all buffers go back in order."""
+"""core/datapath/link_vhost.c, frames from the guest: whatever shape their chains have, each arrives as it was sent, or
+is dropped and counted; all buffers go back in order."""
 
 from __future__ import annotations
 

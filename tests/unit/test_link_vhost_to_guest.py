@@ -390,7 +390,7 @@ def test_crumbs_are_merged_up_to_the_limit_of_pieces(receivers: Any) -> None:
 
 
 def test_pieces_that_find_no_room_in_the_callers_list_take_no_buffer(receivers: Any) -> None:
-    """The list is what one recvmsg() takes. With frames before it the caller reads those first; alone it would never fit."""
+    """The list is what one recvmsg() takes. With frames before it the caller reads those; alone it would never fit."""
     receiver = receivers(64)
     for at in range(3):
         receiver.offer(Buffer(at, [(DATA + 256 * at, 200)]))

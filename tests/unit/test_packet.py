@@ -115,16 +115,15 @@ def slow_segment(frame: bytes, packet: Parsed) -> Segment | None:
     header = tcp[12] // 16 * 4
     if header < 20 or header > len(tcp) or packet.l4_offset + header > HEAD_MAX:
         return None
-    numbers = [int.from_bytes(tcp[at : at + size], "big") for at, size in ((0, 2), (2, 2), (4, 4), (8, 4))]
-    window = int.from_bytes(tcp[14:16], "big")
-    return Segment(
-        *numbers, tcp[13], window, *slow_options(tcp[20:header]), packet.l4_offset + header, len(tcp) - header
-    )
+    source_port, destination_port, seq, ack, _, flags, window = struct.unpack_from("!HHIIBBH", tcp)
+    mss, scale, allowed, blocks = slow_options(tcp[20:header])
+    at, left = packet.l4_offset + header, len(tcp) - header
+    return Segment(source_port, destination_port, seq, ack, flags, window, mss, scale, allowed, blocks, at, left)
 
 
 def slow_options(options: bytes) -> tuple[int, int | None, bool, list[tuple[int, int]]]:
-    """RFC 9293, 3.1, RFC 7323, 2.3 and RFC 2018: the MSS (0: none), the shift (None: none), whether SACK is allowed, and
-    its blocks, up to what makes no sense. Of an option that comes twice the last counts."""
+    """RFC 9293, 3.1, RFC 7323, 2.3 and RFC 2018: the MSS (0: none), the shift (None: none), whether SACK is allowed,
+    and its blocks, up to what makes no sense. Of an option that comes twice the last counts."""
     mss, scale, allowed, blocks = 0, None, False, []
     while options and options[0] != 0:
         if options[0] == 1:
@@ -163,9 +162,9 @@ def parsed(frame: bytes) -> Parsed | str:
     packet = ffi.new("struct packet *")
     drop = lib.packet_parse(guest_frame(frame), packet)
     if drop:
-        return COUNTERS[drop]
-    fields = (packet.ipv6, packet.protocol, packet.hops, packet.l4_offset, packet.l4_length)
-    return Parsed(*fields, address_bytes(packet.source), address_bytes(packet.destination))
+        return str(COUNTERS[drop])
+    numbers = (packet.protocol, packet.hops, packet.l4_offset, packet.l4_length)
+    return Parsed(bool(packet.ipv6), *numbers, address_bytes(packet.source), address_bytes(packet.destination))
 
 
 def segment_of(frame: bytes) -> Segment | None:

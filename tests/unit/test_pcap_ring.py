@@ -23,7 +23,7 @@ DROPPED = COUNTERS.index("pcap_dropped")
 
 
 def record_bytes(length: int) -> int:
-    return -(-(RECORD + length) // 8) * 8
+    return int(-(-(RECORD + length) // 8) * 8)
 
 
 class Ring:

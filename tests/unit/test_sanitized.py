@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tests of the C pieces once more, in a build with AddressSanitizer and UndefinedBehaviorSanitizer.
 
-In a process of its own: AddressSanitizer's library must be loaded before any other, and the first fault ends it. Python's
-allocator is malloc() there, so that also what cffi allocates has its limits watched.
+In a process of its own: AddressSanitizer's library must be loaded before any other, and the first fault ends it.
+Python's allocator is malloc() there, so that also what cffi allocates has its limits watched.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ WheelTest.settings = settings(max_examples=2 * EXAMPLES, stateful_step_count=40)
 @settings(max_examples=EXAMPLES)
 @given(starts, st.lists(st.integers(1, 2**41), min_size=1, max_size=TIMERS))
 def test_sleeping_until_the_next_wakeup_fires_each_timer_in_its_millisecond(start: int, after: list[int]) -> None:
-    """A loop that wakes only when the wheel asks misses nothing, and wakes at most once for each level of each timer."""
+    """A loop that wakes only when the wheel asks misses nothing, and wakes never for nothing."""
     wheel, timers = ffi.new("struct wheel *"), ffi.new("struct timer[]", len(after))
     lib.wheel_init(wheel, start)
     for at, distance in enumerate(after):

@@ -158,7 +158,7 @@ def test_a_frame_in_a_thousand_pieces_goes_up_whole_or_is_counted_as_lost(guest:
 
 
 def test_control_that_does_not_read_loses_punts_but_not_what_is_seen(guest: Guest) -> None:
-    """The channel holds some hundred records; later ones are counted as lost, and the last address comes all the same."""
+    """The channel holds some hundred records; later ones are counted as lost. The last address comes all the same."""
     guest.start(TRANSMITQ)
     for first in range(0, 2000, 200):
         guest.send(*(dhcp(number, bytes(1000)) for number in range(first, first + 200)))

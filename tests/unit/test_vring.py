@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""core/datapath/vring.c against the slow device of virtqueue.py: chains, faults, indexes that wrap, and who tells whom."""
+"""core/datapath/vring.c against the slow device of virtqueue.py: chains, faults, indexes that wrap, who tells whom."""
 
 from __future__ import annotations
 

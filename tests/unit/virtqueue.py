@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other side of our rings for tests: a front end's shared memory, a guest's driver of one split virtqueue, and a slow
-device that reads a chain as virtio 1.2, 2.7 words it. Used by test_vring and the test_link_vhost files.
+"""The other side of our rings for tests: a front end's shared memory, a guest's driver of one split virtqueue, and a
+slow device that reads a chain as virtio 1.2, 2.7 words it. Used by test_vring and the test_link_vhost files.
 
 Adversary: nobody. Invariants: indexes are Python integers that never wrap, cut to 16 bits only where they are written
 into the ring; the slow device shares no line of thought with core/datapath, and returns every fault that a chain
@@ -264,7 +264,7 @@ class Link:
         return ffi.addressof(self.vhost.ring, queue)
 
     def fault(self, queue: int) -> str:
-        return ffi.string(lib.lg_fault_name(self.vhost.ring[queue].fault)).decode()
+        return str(ffi.string(lib.lg_fault_name(self.vhost.ring[queue].fault)), "ascii")
 
     def count(self, name: str) -> int:
         return int(self.counters[COUNTERS.index(name)])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker of its own for one test, without its isolation: lg_worker_run() in a child, and the channels' other ends.
 
-Used by test_command and test_up. Adversary: nobody. Invariant: a worker that hangs or ends fails the test that waits for
-it, with what it said last.
+Used by test_command and test_up. Adversary: nobody. Invariant: a worker that hangs or ends fails the test that waits
+for it, with what it said last.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import mmap
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 from core_pieces import COUNTERS, ffi, lib
@@ -74,11 +75,12 @@ class Worker:
         self.baseline = self.fds()
 
     def fds(self) -> int:
-        """How many it has open, after all that it was asked before: it closes what it does not keep once it has answered."""
+        """How many it has open, after all that it was asked before: it answers first, and then closes what it does
+        not keep."""
         assert self.result(lib.LG_CMD_EVENTS, value=0) == 0
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
-    def send(self, record: bytes, fds: list[int] | tuple[int, ...] = ()) -> Any:
+    def send(self, record: bytes, fds: Sequence[int] = ()) -> Any:
         """Sends as it stands; the reply, or an exception with what the worker said last."""
         try:
             socket.send_fds(self.cmd, [record], list(fds))
@@ -96,7 +98,7 @@ class Worker:
         ffi.memmove(reply, answer, len(answer))
         return reply
 
-    def call(self, kind: int, fds: list[int] | tuple[int, ...] = (), **fields: Any) -> Any:
+    def call(self, kind: int, fds: Sequence[int] = (), **fields: Any) -> Any:
         """A whole record of this type; its reply."""
         self.seq += 1
         record = ffi.new(SHAPES[kind][0] + " *")
@@ -108,7 +110,7 @@ class Worker:
         assert (head_of(reply).type, head_of(reply).seq) == (kind, self.seq)
         return reply
 
-    def result(self, kind: int, fds: list[int] | tuple[int, ...] = (), **fields: Any) -> int:
+    def result(self, kind: int, fds: Sequence[int] = (), **fields: Any) -> int:
         return int(head_of(self.call(kind, fds, **fields)).result)
 
     def count(self, name: str) -> int:

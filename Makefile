@@ -18,7 +18,7 @@ APT_GUEST_uml := user-mode-linux
 APT_GUEST_qemu := qemu-system-x86
 APT_GUEST := busybox-static curl ethtool iperf3 $(APT_GUEST_$(GUEST))
 APT_BENCH := sockperf wrk aria2 linux-perf
-APT_TEST := busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 strace tshark
+APT_TEST := aria2 busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 strace tshark
 
 BUILD_DEPENDENCIES := 'setuptools>=66' wheel 'cffi>=1.15' 'PyYAML>=6.0' 'structlog>=22.3' 'h11>=0.14'
 SOURCES := pyproject.toml LICENSE README.md $(shell find plugin core packaging -name '*.py' -o -name '*.[ch]')

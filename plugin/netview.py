@@ -42,8 +42,8 @@ VIEW_RA = 128
 VIEW_DHCPV6 = 256
 VIEW_MAP_ROUTER = 512
 
-# datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6, our_link_local,
-# map_host4, map_host6
+# datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6,
+# our_link_local, map_host4, map_host6
 _NET_VIEW = struct.Struct("=IIII6s2x16s16s16s16s16s16s16s")
 
 MTU_UNKNOWN = 1500  # of an Ethernet interface to which nobody advertises one

@@ -71,11 +71,6 @@ class RingReader:
             frames.append(self._frame(limit - self._at))
         return frames
 
-    @property
-    def dropped(self) -> int:
-        """Frames that found no room; the worker counts them."""
-        return int(self._head.dropped)
-
     def release(self) -> None:
         """Gives the room of what read() returned back to the worker. The system call that stored the frames, made in
         between, orders this store after the reads on any processor."""

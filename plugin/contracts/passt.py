@@ -135,7 +135,9 @@ class _Request:
             if 0 < mtu < least and family.enabled:
                 self.spec.warnings.append(f"--mtu {mtu}: {name} needs at least {least} and may not work")
         if 0 < mtu < MTU_MIN_TCP and self.spec.ipv4.enabled:
-            self.spec.warnings.append(f"--mtu {mtu}: Linux guests fragment TCP below {MTU_MIN_TCP}, and it will not work")
+            self.spec.warnings.append(
+                f"--mtu {mtu}: Linux guests fragment TCP below {MTU_MIN_TCP}, and it will not work"
+            )
 
     # One method an option, named after it; what only fills a field is in the table.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 
 import pytest
+from counters import Counters, NoCounters
 from data_server import DataServer
 from helper import LOGS
 from network import VARIANTS, Network, usable
@@ -29,6 +30,18 @@ def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Netw
     booted = Network(usable(request.param), server)
     yield booted
     booted.close()
+
+
+@pytest.fixture
+def counters(network: Network) -> Iterator[Counters]:
+    """Of the network's helper, once the guest has its addresses."""
+    assert network.addressed
+    try:
+        page = Counters(network.helper.pid)
+    except NoCounters as another:
+        pytest.skip(f"this is about our own counters: {another}")
+    yield page
+    page.close()
 
 
 @pytest.hookimpl(wrapper=True)

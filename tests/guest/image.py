@@ -99,9 +99,7 @@ def _ingredients(modules: Path, programs: Mapping[str, str], wanted: tuple[str, 
     return files
 
 
-def build(
-    kind: str, modules: Path, more: Mapping[str, str] | None = None, more_modules: tuple[str, ...] = ()
-) -> Path:
+def build(kind: str, modules: Path, more: Mapping[str, str] | None = None, more_modules: tuple[str, ...] = ()) -> Path:
     """The image for one kind of kernel, whose modules lie under `modules`; `more` programs, each with its package, and
     `more_modules` in the order in which they can be loaded."""
     more = more or {}

@@ -96,6 +96,7 @@ VARIANTS = [
     Variant("uml-peer", "uml-peer"),
     Variant("qemu-peer", "qemu-peer"),
 ]
+VARIANT = {variant.name: variant for variant in VARIANTS}
 
 
 def usable(variant: Variant) -> Variant:

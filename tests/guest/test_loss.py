@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A link to the guest that loses, reorders and repeats packets, both ways: every byte arrives, once and in its place.
 
-No vhost-user link does that by itself. The guest's own kernel does it for us, with netem behind its device: on the way out
-at once, on the way in through an ifb device. A token bucket that lets all through stands in front of both, because it
-cuts super-segments to packets of the MTU, so that it is packets that get lost.
+No vhost-user link does that by itself. The guest's own kernel does it for us, with netem behind its device: on the way
+out at once, on the way in through an ifb device. A token bucket that lets all through stands in front of both, because
+it cuts super-segments to packets of the MTU, so that it is packets that get lost.
 Adversary: the link.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from counters import Counters, NoCounters
+from counters import Counters
 from data_server import DataServer
-from network import VARIANTS, Network, Variant, usable
+from network import VARIANT, Network, Variant, usable
 
 TC = "/usr/bin/tc"  # busybox has one too, which does not know netem
 PROGRAMS = {"tc": "iproute2"}
@@ -39,8 +39,6 @@ GOODPUT_LOSS, GOODPUT_FACTOR = "loss 2%", 3
 ROUNDS, ROUND_SECONDS = 2, 1
 UPLOAD_BYTES = 10_000_000_000  # more than a round gets through
 WITHOUT_QUEUE = {"LOCKGATE_TCP_REORDER": "off"}
-
-VARIANT = {variant.name: variant for variant in VARIANTS}
 
 
 def booted(variant: Variant, server: DataServer) -> Network:
@@ -70,16 +68,6 @@ def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Netw
     """Whose helper is ours: only ours shares its counters."""
     with closing(booted(VARIANT[request.param], server)) as started:
         yield started
-
-
-@pytest.fixture
-def counters(network: Network) -> Iterator[Counters]:
-    """Of the network's helper."""
-    try:
-        with closing(Counters(network.helper.pid)) as page:
-            yield page
-    except NoCounters as another:
-        pytest.skip(str(another))
 
 
 def transfer_both_ways(network: Network, counters: Counters, trouble: str) -> None:

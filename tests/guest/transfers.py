@@ -42,7 +42,8 @@ def go_on(network: Network) -> None:
 def ends(network: Network, count: int = 1) -> list[End]:
     """Waits for all of them."""
     wait = f"until [ $(cat /tmp/sum.* | wc -l) = {count} ]; do sleep 0.05; done"
-    show = "for end in /tmp/end.*; do n=${end##*.}; echo $(cat $end) $(cut -d' ' -f1 /tmp/sum.$n) $(cat /tmp/error.$n); done"
+    one = "echo $(cat $end) $(cut -d' ' -f1 /tmp/sum.$n) $(cat /tmp/error.$n)"
+    show = f"for end in /tmp/end.*; do n=${{end##*.}}; {one}; done"
     lines = network.guest.output(f"{wait}; {show}", ANSWER_SECONDS).splitlines()
     found = [(line.split(maxsplit=2) + [""])[:3] for line in lines]
     return [End(int(status), digest, error) for status, digest, error in found]

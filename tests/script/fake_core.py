@@ -103,9 +103,7 @@ def _fingerprint(flags: list[str]) -> str:
 
 def _compile(source: Path, folder: Path, flags: list[str]) -> str:
     target = folder / f"{source.stem}.o"
-    done = subprocess.run(
-        ["gcc", *FLAGS, *flags, "-c", "-o", str(target), str(source)], capture_output=True, text=True
-    )
+    done = subprocess.run(["gcc", *FLAGS, *flags, "-c", "-o", str(target), str(source)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{source.name} does not compile with -DLG_FAKE_SYS:\n{done.stderr}")
     return str(target)

@@ -26,7 +26,7 @@ uint32_t stall_interest(const struct flow *flow)
         return interest | EPOLLIN | EPOLLPRI | EPOLLOUT;
     if (!tcp->muted)
         interest |= EPOLLIN | EPOLLPRI;
-    if (tcp->send_blocked)
+    if (tcp->send_blocked && tcp->to_host == HALF_OPEN) /* behind our own FIN the kernel reports OUT for ever */
         interest |= EPOLLOUT;
     return interest;
 }

@@ -80,7 +80,7 @@ void tcp_take_payload(struct engine *engine, struct flow *flow, const struct gue
 
 static bool queue_is_full(uint32_t queued, uint32_t limit)
 {
-    return queued + queued / 2 >= limit; /* the kernel's own rule for EPOLLOUT: a third must be free */
+    return queued + queued / 2 > limit; /* exactly the kernel's rule for EPOLLOUT: where it differs no edge comes */
 }
 
 /* One call gives both the limit and what is queued, headers and all. */
@@ -96,8 +96,12 @@ void tcp_room_ask(struct flow *flow)
     uint32_t room = limit > queued ? limit - queued : 0;
 
     tcp->room = tcp->room_asked = room - room / 8; /* an eighth for the kernel's own headers of full pages */
-    if (queue_is_full(queued, limit))
-        tcp->send_blocked = true;
+    if (!queue_is_full(queued, limit))
+        return;
+    tcp->send_blocked = true;
+    /* No send came short, so that the kernel does not know yet that somebody waits for room (SOCK_NOSPACE). Its poll
+     * notes that, too, and EPOLL_CTL_MOD asks it: so there must be one, also when OUT is in the interest already. */
+    flow->interest &= ~(uint32_t)EPOLLOUT;
 }
 
 bool tcp_room_grown(const struct flow *flow)

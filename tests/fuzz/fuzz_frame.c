@@ -24,7 +24,9 @@ static void prepare_view(unsigned choice)
 
     *view = (struct lg_net_view){
         .flags = choice & 1 ? UINT32_MAX : LG_VIEW_IPV4 | LG_VIEW_IPV6 | LG_VIEW_TCP | LG_VIEW_ICMP | LG_VIEW_NDP,
-        .mtu = choice & 2 ? 1500 : choice & 4 ? 65535 : 68,
+        .mtu = choice & 2   ? 1500
+               : choice & 4 ? 65535
+                            : 68,
         .our_mac = {0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55},
         .guest4 = {[10] = 0xff, [11] = 0xff, [12] = 192, [14] = 2, [15] = 15},
         .gateway4 = {[10] = 0xff, [11] = 0xff, [12] = 192, [14] = 2, [15] = 1},
@@ -110,7 +112,7 @@ static void step(struct input *input)
         break;
     case 5: /* to the next timer, or a little further */
         script_set_time(choice & 128 || script_next_ms() == UINT64_MAX ? script_now_ms() + 8 * input_byte(input)
-                                                                        : script_next_ms());
+                                                                       : script_next_ms());
         break;
     case 6:
         if (choice & 128)

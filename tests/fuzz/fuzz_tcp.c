@@ -111,8 +111,8 @@ static void send_segment(unsigned index, const struct segment *segment)
 
     if (before > segment->length)
         before = segment->length;
-    TRACE("%llu connection %u < flags %#x, %d (%u bytes), ack %d, window %u\n", (unsigned long long)script_now_ms(), index,
-          segment->flags, position, segment->length, (int)(segment->ack - connection->iss - 1), segment->window);
+    TRACE("%llu connection %u < flags %#x, %d (%u bytes), ack %d, window %u\n", (unsigned long long)script_now_ms(),
+          index, segment->flags, position, segment->length, (int)(segment->ack - connection->iss - 1), segment->window);
     store_be16(tcp, GUEST_PORT + index);
     store_be16(tcp + 2, PEER_PORT);
     store_be32(tcp + 4, segment->seq);
@@ -121,8 +121,8 @@ static void send_segment(unsigned index, const struct segment *segment)
     tcp[13] = segment->flags;
     store_be16(tcp + 14, segment->window);
     memcpy(tcp + TCP_HEADER, segment->options, segment->option_bytes);
-    script_from_guest(head, offset + tcp_bytes + before, 2 * (uint32_t)connection->fd + 1,
-                      (uint32_t)position + before, segment->length - before);
+    script_from_guest(head, offset + tcp_bytes + before, 2 * (uint32_t)connection->fd + 1, (uint32_t)position + before,
+                      segment->length - before);
     settle();
 }
 
@@ -188,6 +188,27 @@ static void write_sack(const struct connection *connection, struct input *input,
     segment->option_bytes = 12;
 }
 
+/* Makes a segment part of the guest's one stream, which has one end; false: it cannot be. */
+static bool join_stream(struct connection *connection, struct segment *segment)
+{
+    int32_t end = (int32_t)(segment->seq - connection->guest_iss - 1 + segment->length);
+
+    if (end > STREAM_MAX || segment->flags & TCP_SYN)
+        return false; /* SYNs have their own step, which knows the life that they begin */
+    if (end > (int32_t)connection->next) {
+        if (connection->fin_sent)
+            return false;                 /* what lies behind the end was never sent */
+        connection->next = (uint32_t)end; /* what lies before this segment was sent, too, and lost */
+    }
+    if (!(segment->flags & TCP_FIN))
+        return true;
+    if (end != (int32_t)connection->next)
+        segment->flags &= (uint8_t)~TCP_FIN;
+    else
+        connection->fin_sent = true;
+    return true;
+}
+
 static void send_any(unsigned index, struct input *input)
 {
     struct connection *connection = &guest.connection[index];
@@ -207,20 +228,8 @@ static void send_any(unsigned index, struct input *input)
         segment.flags = (uint8_t)input_byte(input);
     if (flags & 2)
         segment.flags |= TCP_FIN;
-    int32_t end = (int32_t)(segment.seq - connection->guest_iss - 1 + segment.length);
-    if (end > STREAM_MAX || segment.flags & TCP_SYN)
-        return; /* SYNs have their own step, which knows the life that they begin */
-    if (end > (int32_t)connection->next) {
-        if (connection->fin_sent)
-            return; /* a stream has one end: what lies behind it was never sent */
-        connection->next = (uint32_t)end; /* what lies before this segment was sent, too, and lost */
-    }
-    if (segment.flags & TCP_FIN) {
-        if (end != (int32_t)connection->next)
-            segment.flags &= (uint8_t)~TCP_FIN;
-        else
-            connection->fin_sent = true;
-    }
+    if (!join_stream(connection, &segment))
+        return;
     connection->reset |= segment.flags & TCP_RST;
     send_segment(index, &segment);
 }
@@ -232,8 +241,7 @@ static void check_data(const struct connection *connection, const struct script_
 {
     const uint8_t *payload = frame->bytes + segment->payload_offset;
     const struct fake_socket *socket = fake_socket_at(connection->fd);
-    size_t match =
-        fake_pattern_match(2 * (uint32_t)connection->fd, position, payload, segment->payload_length);
+    size_t match = fake_pattern_match(2 * (uint32_t)connection->fd, position, payload, segment->payload_length);
 
     REQUIRE(match == segment->payload_length, "byte %zu of the peer's stream is another", position + match);
     REQUIRE(position + segment->payload_length <= socket->arrived, "bytes that never came");
@@ -265,8 +273,8 @@ static void take_segment(const struct script_frame *frame, const struct seen_fra
 
     REQUIRE(index < CONNECTIONS && segment->source_port == PEER_PORT, "port %u", segment->destination_port);
     struct connection *connection = &guest.connection[index];
-    TRACE("%llu connection %u > flags %#x, %d (%u bytes), ack %d, window %u\n", (unsigned long long)frame->time_ms, index,
-          segment->flags, (int)(segment->seq - connection->iss - 1), segment->payload_length,
+    TRACE("%llu connection %u > flags %#x, %d (%u bytes), ack %d, window %u\n", (unsigned long long)frame->time_ms,
+          index, segment->flags, (int)(segment->seq - connection->iss - 1), segment->payload_length,
           (int)(segment->ack - connection->guest_iss - 1), segment->window);
     if (segment->flags & TCP_RST) {
         connection->reset = true; /* or there is no such connection any more */
@@ -362,11 +370,12 @@ static void finish(unsigned index)
     for (unsigned round = 0; flow_of(index, &flow); round++) {
         uint64_t next = script_next_ms(), now = script_now_ms();
 
-        REQUIRE(round < FINISH_ROUNDS_MAX,
-                "connection %u never ends: the guest has %u of %llu bytes, the peer %llu of %u; halves %d and %d, stall %d",
-                index, connection->received, (unsigned long long)fake_socket_at(flow.fd)->arrived,
-                (unsigned long long)fake_socket_at(flow.fd)->sent, connection->next, flow.to_guest, flow.to_host,
-                flow.stall);
+        REQUIRE(
+            round < FINISH_ROUNDS_MAX,
+            "connection %u never ends: the guest has %u of %llu bytes, the peer %llu of %u; halves %d and %d, stall %d",
+            index, connection->received, (unsigned long long)fake_socket_at(flow.fd)->arrived,
+            (unsigned long long)fake_socket_at(flow.fd)->sent, connection->next, flow.to_guest, flow.to_host,
+            flow.stall);
         finish_round(index, &flow);
         if (round % 4 == 3) /* nobody hurries a timer: it may be what must happen next */
             script_set_time(next > now && next != UINT64_MAX ? next : now + TIME_STEP_MS);

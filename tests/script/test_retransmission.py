@@ -112,6 +112,17 @@ def test_the_interval_is_a_minute_at_most_and_then_both_sides_are_reset(plain: C
     """)
 
 
+def test_timeouts_of_different_data_do_not_add_up(plain: Conversation) -> None:
+    """A guest that loses one segment now and then is there: each ACK begins the count anew."""
+    for start in range(1, 20001, 1000):
+        plain(f"""
+            +0  peer sends 1000
+            +0  > P. {start}:{start + 1000}(1000) ack 1
+            +.2 > P. {start}:{start + 1000}(1000) ack 1
+            +0  < .  1:1(0) ack {start + 1000}
+        """)
+
+
 def test_all_that_is_outstanding_follows_the_first(plain: Conversation) -> None:
     """RFC 6298, (5.4), and what the guest then acknowledges does not go a second time."""
     plain("""
@@ -174,6 +185,21 @@ def test_three_duplicate_acks_resend_one_segment(plain: Conversation) -> None:
         +0   > nothing
         +0   < .  1:1(0) ack 8001
         +9   > nothing
+    """)
+
+
+def test_an_ack_of_new_data_ends_the_count_of_duplicates(plain: Conversation) -> None:
+    """Two and two are not three."""
+    plain("""
+        +0   peer sends 8000
+        +0   > data 1:8001 ack 1
+        +.01 < .  1:1(0) ack 1
+        +0   < .  1:1(0) ack 1
+        +0   < .  1:1(0) ack 2001
+        +0   < .  1:1(0) ack 2001
+        +0   < .  1:1(0) ack 2001
+        +0   > nothing
+        +0   < .  1:1(0) ack 8001
     """)
 
 
@@ -325,6 +351,7 @@ def test_a_closed_window_is_asked_at_growing_intervals_and_never_sent_to(convers
         +0   < .  1:1(0) ack 1001 win 0
         +.1  < .  1:1(0) ack 1001 win 65535
         +0   > data 1001:5001 ack 1
+        +.2  > data 1001:5001 ack 1           # the probes' back-off is not the retransmission's
     """)
 
 

@@ -31,6 +31,32 @@ def test_data_is_passed_on_at_once(conversation: Conversation) -> None:
     """)
 
 
+def test_a_steady_transfer_costs_two_calls_a_read(conversation: Conversation) -> None:
+    """One to peek, one to discard what was acknowledged: the peek offset follows by itself, and the mask stays."""
+    conversation.opened()
+    conversation("""
+        +0 peer sends 1000
+        +0 > P. 1:1001(1000) ack 1
+        +0 forget
+        +0 < .  1:1(0) ack 1001
+        +0 peer sends 1000
+        +0 > P. 1001:2001(1000) ack 1
+        +0 < .  1:1(0) ack 2001
+        +0 peer sends 1000
+        +0 > P. 2001:3001(1000) ack 1
+        +0 peer sends 1000
+        +0 > P. 3001:4001(1000) ack 1
+        +0 < .  1:1(0) ack 3001
+        +0 peer sends 1000
+        +0 > P. 4001:5001(1000) ack 1
+        +0 calls recvmsg 4
+        +0 calls discard 3
+        +0 calls setsockopt 0
+        +0 calls getsockopt 0
+        +0 calls epoll_ctl 0
+    """)
+
+
 def test_bulk_data_is_super_segments_of_whole_mss(conversation: Conversation) -> None:
     """A guest with TSO gets frames of as many whole segments as 65535 bytes of IP packet hold, whatever the MTU."""
     conversation.opened()

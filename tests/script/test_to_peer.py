@@ -339,6 +339,19 @@ def test_a_gap_is_reported_by_sack_and_filled(conversation: Conversation) -> Non
     """)
 
 
+def test_a_gap_is_reported_also_while_data_goes_the_other_way(conversation: Conversation) -> None:
+    """Segments with data have no room for SACK: its report goes by itself."""
+    conversation.opened("mss ours,sackOK,wscale 7")
+    conversation("""
+        +0 peer sends 500       ...
+        +0 < .  1001:2001(1000) ack 1
+        +0 > P. 1:501(500) ack 1
+        +0 > .  501:501(0) ack 1 <sack 1001:2001>
+        +0 < .  1:1001(1000) ack 501
+        +0 > .  501:501(0) ack 2001
+    """)
+
+
 def test_without_sack_each_segment_behind_a_gap_is_a_duplicate_ack(conversation: Conversation) -> None:
     """RFC 5681, 4.2: three of them make the guest send the lost one again."""
     conversation.opened()
@@ -451,7 +464,7 @@ def test_when_all_holds_are_in_use_a_flow_does_without(talk: Talk, world: World)
         +0 > .  1:1(0) ack 1 <>
         +0 kernel queue 500
         +0 < .  1:2001(2000) ack 1
-        +0 > .  1:1(0) ack 501
+        +0 > .  1:1(0) ack 501 win 253       # not one byte more than before: (65281 - 501) / 256
         +0 kernel queue 100000
         +0 peer takes all
         +0 > nothing                         # the guest's own timer sends again what was not kept

@@ -18,7 +18,7 @@ APT_GUEST_uml := user-mode-linux
 APT_GUEST_qemu := qemu-system-x86
 APT_GUEST := busybox-static curl ethtool iperf3 $(APT_GUEST_$(GUEST))
 APT_BENCH := sockperf wrk aria2 linux-perf
-APT_TEST := aria2 busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 strace tshark
+APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 strace tshark
 
 BUILD_DEPENDENCIES := 'setuptools>=66' wheel 'cffi>=1.15' 'PyYAML>=6.0' 'structlog>=22.3' 'h11>=0.14'
 SOURCES := pyproject.toml LICENSE README.md $(shell find plugin core packaging -name '*.py' -o -name '*.[ch]')
@@ -30,7 +30,7 @@ FUNCTION_BRANCHES := 15
 FILE_LINES := 600
 
 SANITIZE := address,undefined
-TESTS := $(wildcard tests/unit tests/script tests/contract tests/guest)
+TESTS := $(wildcard tests/unit tests/script tests/contract tests/fuzz tests/guest)
 
 .PHONY: help venv demo test lint format unit guest bench clean apt-build apt-guest apt-bench apt-test
 

@@ -7,6 +7,8 @@
  * sanitizer reports, no call that the fake kernel finds wrong, no loop that never rests, and every frame to the guest is
  * well formed.
  */
+#include <errno.h>
+
 #include "fake_kernel.h"
 #include "input.h"
 #include "to_guest.h"
@@ -65,7 +67,7 @@ static void from_guest(struct input *input)
 
 static void peer(struct input *input)
 {
-    static const int errors[] = {111, 113, 110, 13}; /* refused, unreachable, timed out, forbidden */
+    static const int errors[] = {ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, EACCES};
     unsigned choice = input_byte(input);
     int fd = fake_last_socket() - (int)(choice >> 6);
 
@@ -96,6 +98,21 @@ static void peer(struct input *input)
     }
 }
 
+/* The next call of a kind fails as a kernel's can: no descriptor or memory is left, nobody is there, the guest's memory
+ * has gone. */
+static void let_fail(struct input *input)
+{
+    static const struct {
+        enum fake_call call;
+        int error;
+    } failures[] = {{CALL_socket, EMFILE},  {CALL_socket, ENOBUFS},   {CALL_connect, ENETUNREACH},
+                    {CALL_connect, EACCES}, {CALL_epoll_ctl, ENOSPC}, {CALL_sendmsg, ENOBUFS},
+                    {CALL_sendmsg, EPIPE},  {CALL_recvmsg, EFAULT},   {CALL_sendmsg, EFAULT}};
+    unsigned choice = input_byte(input) % (sizeof(failures) / sizeof(failures[0]));
+
+    fake_fail(failures[choice].call, failures[choice].error);
+}
+
 static void step(struct input *input)
 {
     unsigned choice = input_byte(input);
@@ -121,7 +138,7 @@ static void step(struct input *input)
             script_give_room(input_byte(input));
         break;
     default:
-        fake_fail(input_byte(input) % fake_call_kinds(), choice & 128 ? 12 : 24); /* no memory, no descriptors */
+        let_fail(input);
     }
 }
 
@@ -145,7 +162,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     REQUIRE(!script_open(1000, FLOW_LIMIT, choice & 8, choice & 16), "%s", script_fault());
     prepare_view(choice);
     prepare_link(input_byte(&input));
-    for (unsigned steps = 0; input.left && steps < STEPS_MAX; steps++) {
+    for (unsigned steps = 0; input.left && steps < STEPS_MAX && !script_memory_fault(); steps++) {
         step(&input);
         REQUIRE(script_settle(SETTLE_MAX) >= 0, "the engine never rests");
         check_world();

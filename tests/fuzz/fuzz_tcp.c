@@ -11,6 +11,7 @@
  *  - the window that was offered stays offered;
  *  - from any state an honest guest and a patient peer get all bytes through and both FINs, and then nothing is left.
  */
+#include <errno.h>
 #include <netinet/in.h>
 
 #include "fake_kernel.h"
@@ -390,7 +391,7 @@ static void finish(unsigned index)
 
 static void peer(int fd, struct input *input)
 {
-    static const int errors[] = {111, 113, 110, 101};
+    static const int errors[] = {ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, ENETUNREACH};
     unsigned choice = input_byte(input);
 
     TRACE("%llu peer of descriptor %d: %u\n", (unsigned long long)script_now_ms(), fd, choice % 8);

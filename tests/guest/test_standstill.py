@@ -27,7 +27,7 @@ from data_server import DataServer
 from network import GATEWAY, VARIANT, Network, usable
 from transfers import End
 
-LOOKS = 60  # how often a test looks before it says that something hangs
+PATIENCE_SECONDS = 45  # then something hangs, or never ends
 LOOKS_OF_SILENCE = 8
 ANSWER_SECONDS = 60
 
@@ -46,7 +46,7 @@ STOPPED_SECONDS = 2
 STOPPED_TIMEOUTS = 4  # a flow's timer doubles from 0.2 s: at 0.2, 0.6, 1.4 and 3.0; and may begin with the stop
 
 UPLOAD_BYTES = 20_000_000  # more than the send queue of the host and the guest's own together
-PORTION = 1 << 16
+PORTION, QUEUE_EVENTS = 1 << 16, 2  # half of what is queued is read: one third, or two if the kernel made more room
 IDLE_CONNECTIONS, IDLE_SECONDS = 1000, 10
 
 
@@ -82,17 +82,18 @@ def accepted(listener: socket.socket) -> socket.socket:
 def wait_still(network: Network, counters: Counters, names: set[str], seconds: float) -> None:
     """Until none of these counters has moved for so long."""
     still = 0
-    for _ in range(LOOKS * LOOKS_OF_SILENCE):
-        moved = measured(network, counters, seconds / LOOKS_OF_SILENCE)
+    look = seconds / LOOKS_OF_SILENCE
+    for _ in range(int(PATIENCE_SECONDS / look)):
+        moved = measured(network, counters, look)
         still = 0 if moved.keys() & names else still + 1
         if still == LOOKS_OF_SILENCE:
             return
-    raise AssertionError(f"of {names} some still move after {LOOKS * seconds} s, at last {moved}")
+    raise AssertionError(f"of {names} some still move after {PATIENCE_SECONDS} s, at last {moved}")
 
 
 def wait_beyond(network: Network, counters: Counters, name: str, value: int) -> None:
     """Until the counter is above the value."""
-    for _ in range(LOOKS * 100):
+    for _ in range(PATIENCE_SECONDS * 1000):
         if counters.read()[name] > value:
             return
         network.helper.watch(0.001)
@@ -167,7 +168,7 @@ def test_a_guest_whose_kernel_stands_still_loses_nothing_and_does_not_make_the_w
 def test_a_peer_that_does_not_read_closes_the_guests_window_and_opens_it_again_with_one_event(
     network: Network, counters: Counters, listener: socket.socket
 ) -> None:
-    """EPOLLOUT comes once for each time that the host's send queue was full, and the guest's data follow."""
+    """EPOLLOUT comes once for a third of the host's send queue that got free, however many reads that takes."""
     network.guest.output(f"{network.client(4, f'GET {UPLOAD_BYTES}')} </dev/null >/tmp/data")
     upload = network.client(4, "upload", listener.getsockname()[1])
     before = counters.read()
@@ -184,7 +185,7 @@ def test_a_peer_that_does_not_read_closes_the_guests_window_and_opens_it_again_w
         wait_still(network, counters, {"tcp_bytes_from_guest"}, 0.5)
         moved = counters.since(before)
         assert moved["tcp_bytes_from_guest"] > 0
-        assert 0 < socket_events(moved) == moved["interest_changes"] // 2, moved  # asked for, and taken back
+        assert 0 < socket_events(moved) <= QUEUE_EVENTS, moved
 
         while data := connection.recv(1 << 20):
             digest.update(data)
@@ -205,7 +206,7 @@ def stall_with_bytes_behind(network: Network, counters: Counters, connection: so
 def send_payload(network: Network, connection: socket.socket, start: int, size: int) -> int:
     """The payload's next bytes; done when the peer's own kernel has handed all of them over."""
     network.server.payload.send(connection, start + size, start)
-    for _ in range(LOOKS * 10):
+    for _ in range(PATIENCE_SECONDS * 100):
         if struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, b"\0" * 4))[0] == 0:
             return size
         network.helper.watch(0.01)

@@ -165,7 +165,7 @@ def test_a_guest_whose_kernel_stands_still_loses_nothing_and_does_not_make_the_w
 
 
 @everywhere
-def test_a_peer_that_does_not_read_closes_the_guests_window_and_opens_it_again_with_one_event(
+def test_a_peer_that_does_not_read_closes_the_guests_window_and_opens_it_again_when_it_does(
     network: Network, counters: Counters, listener: socket.socket
 ) -> None:
     """EPOLLOUT comes once for a third of the host's send queue that got free, however many reads that takes."""
@@ -215,7 +215,7 @@ def send_payload(network: Network, connection: socket.socket, start: int, size: 
 
 @everywhere
 @pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
-def test_a_peer_that_goes_away_during_a_stall_costs_one_event_and_the_guest_learns_it_after_the_last_byte(
+def test_a_peer_that_goes_away_during_a_stall_makes_nothing_spin_and_the_guest_learns_it_after_the_last_byte(
     network: Network, counters: Counters, listener: socket.socket, reset: bool
 ) -> None:
     """What had arrived before is read first; then the end is clean after a FIN, and ECONNRESET after a RST."""

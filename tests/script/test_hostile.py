@@ -10,7 +10,7 @@ from typing import Any
 import segments
 from conversation import Conversation
 from fake_core import lib
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from segments import GUEST_MAC, OUR_MAC, Ends, Options
 from world import GATEWAY, GUEST, PEER, World, WorldOptions
@@ -100,7 +100,9 @@ def _send(world: World, ends: Ends, segment: tuple[int, int, int, int, Options, 
     if flow is not None:
         rcv_nxt, snd_nxt = int(flow.rcv_nxt), int(flow.snd_nxt)
         if flow.fd >= 0:
-            stream, position = 2 * flow.fd + 1, int(lib.fake_socket_at(flow.fd).sent) + seq
+            # A payload that starts before the stream reaches into it at its place 0: positions count modulo 2^64.
+            ahead = seq - (1 << 32) if seq >= 1 << 31 else seq
+            stream, position = 2 * flow.fd + 1, (int(lib.fake_socket_at(flow.fd).sent) + ahead) % (1 << 64)
     head = ends.tcp_head(flags, rcv_nxt + seq, snd_nxt + ack, window, Options(raw=options.pack()[:40]), payload)
     if cut:
         payload, head = 0, head[:-cut]
@@ -111,6 +113,7 @@ PEER_ACTS = st.sampled_from(["", "", "peer sends 3000", "peer closes", "peer res
 
 
 @settings(max_examples=EXAMPLES)
+@example(False, 4, "syn_ack", [((24, (1 << 32) - 59999, 0, 0, Options(), 60000, 0), "", False)])
 @given(
     st.booleans(),
     st.sampled_from([4, 6]),

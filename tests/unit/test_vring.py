@@ -120,7 +120,8 @@ def descriptors(draw: st.DrawFn, entries: int, writable: bool, inside: bool = Fa
         return Descriptor(draw(st.sampled_from(TABLES)), length, flags, following)
     length = draw(st.integers(0, 40)) if draw(st.integers(0, 5)) else draw(lengths)
     addr = draw(st.integers(LEFT.guest, RIGHT.end - 40)) if draw(st.integers(0, 5)) else draw(addresses)
-    return Descriptor(addr, length, more | (WRITE if writable else 0), following)
+    wrong = draw(st.integers(0, 9)) == 0
+    return Descriptor(addr, length, more | (WRITE if writable != wrong else 0), following)
 
 
 @st.composite
@@ -179,7 +180,7 @@ def test_any_chain_is_read_as_the_slow_device_reads_it(
         ([Descriptor(LEFT.guest + USER_SHIFT, 1)], 0, "address"),
         ([Descriptor(SCRATCH, 0, INDIRECT)], 0, "indirect"),
         ([Descriptor(SCRATCH, 24, INDIRECT)], 0, "indirect"),
-        ([Descriptor(SCRATCH, 16, INDIRECT | NEXT, 1)], 0, "indirect"),
+        ([Descriptor(RIGHT.guest, 16, INDIRECT | NEXT, 1)], 0, "indirect"),  # alone, the table of zeros is a good one
         (
             [Descriptor(RIGHT.guest, 16 * 32769, INDIRECT)],
             0,
@@ -202,6 +203,17 @@ def test_what_no_driver_may_write_stops_the_ring(rings: Any, table: list[Descrip
     assert ring.fault == fault
     ring.driver.offer(0)
     assert lib.vring_waiting(ring.ring) == 0, "it stays stopped"
+
+
+def test_a_buffer_that_may_not_be_written_stops_the_receiveq(rings: Any) -> None:
+    """Alone, or behind one that may."""
+    for table in ([Descriptor(LEFT.guest, 8)], [Descriptor(LEFT.guest, 8, WRITE | NEXT, 1), Descriptor(LEFT.guest, 8)]):
+        ring = rings(2, writable=True)
+        for index, descriptor in enumerate(table):
+            ring.driver.describe(index, descriptor)
+        ring.driver.offer(0)
+        assert lib.vring_waiting(ring.ring) == 1
+        assert ring.take() == (-22, []) and ring.fault == "direction"
 
 
 def test_an_indirect_table_that_was_not_negotiated_stops_the_ring(rings: Any) -> None:

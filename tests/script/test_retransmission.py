@@ -219,6 +219,26 @@ def test_a_partial_ack_names_the_next_hole(plain: Conversation) -> None:
     """)
 
 
+def test_a_second_loss_is_recovered_as_the_first_was(plain: Conversation) -> None:
+    """A recovery ends with the ACK of all that was outstanding when it began; then duplicates count anew."""
+    plain("""
+        +0   peer sends 4000
+        +0   > data 1:4001 ack 1
+        +.01 < .  1:1(0) ack 1 ...
+        +0   < .  1:1(0) ack 1 ...
+        +0   < .  1:1(0) ack 1
+        +0   > P. 1:1001(1000) ack 1
+        +.01 < .  1:1(0) ack 4001
+        +0   peer sends 4000
+        +0   > data 4001:8001 ack 1
+        +.01 < .  1:1(0) ack 4001 ...
+        +0   < .  1:1(0) ack 4001 ...
+        +0   < .  1:1(0) ack 4001
+        +0   > P. 4001:5001(1000) ack 1
+        +.01 < .  1:1(0) ack 8001
+    """)
+
+
 def test_duplicates_that_are_made_up_for_at_once_resend_nothing(plain: Conversation) -> None:
     """Three duplicates and the ACK of all in one batch: nothing is missing, now or later."""
     plain("""

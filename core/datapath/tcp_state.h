@@ -143,6 +143,7 @@ struct tcp {
     struct hold *hold;                /* NULL: the kernel has all that came */
     uint16_t batch_first, batch_last; /* segments of this batch, index + 1; 0 none */
     uint8_t our_scale;                /* 0 if the guest does not scale */
+    uint8_t send_error;               /* errno of a send that met the peer's end; 0 none */
     uint8_t gap_acks;                 /* ACKs that are due for segments ahead of a gap, beyond the first */
 
     uint8_t to_guest, to_host; /* enum half_state */

@@ -216,6 +216,8 @@ static void take_read_result(struct engine *engine, struct flow *flow, ssize_t r
 
     if (result == -EAGAIN) {
         tcp->readable = mark_in_the_way(engine, tcp);
+    } else if (!result && tcp->send_error) {
+        tcp_abort(engine, flow, CLOSE_peer_reset, tcp->send_error);
     } else if (!result) {
         send_fin(engine, flow);
     } else if (result == -EFAULT) {

@@ -152,8 +152,26 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent
         tcp_room_ask(flow);
 }
 
+/* The peer has gone, and the guest is still sending. What came from the peer before that is in the receive queue: it
+ * goes to the guest first, and the RST behind it. The send has taken the socket's error with it, so that the read which
+ * finds the end cannot tell it from a FIN: hence send_error. */
+static void send_failed(struct engine *engine, struct flow *flow, int error)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    engine->memory_fault |= error == EFAULT;
+    count(engine, C_tcp_resets_from_peer);
+    if (error == EFAULT || tcp->to_guest != HALF_OPEN) {
+        tcp_abort(engine, flow, CLOSE_peer_reset, error);
+        return;
+    }
+    tcp->send_error = (uint8_t)error;
+    tcp->send_blocked = false;
+    tcp->peer_hup = tcp->readable = true;
+}
+
 /* sendmsg(), whose harmless failures are 0 bytes. What is short of `bytes` blocks the flow until the kernel has room.
- * Negative: the flow has ended. */
+ * Negative: this direction has ended. */
 static ssize_t send_pieces(struct engine *engine, struct flow *flow, struct iovec *iov, unsigned pieces, size_t bytes)
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = pieces};
@@ -162,9 +180,7 @@ static ssize_t send_pieces(struct engine *engine, struct flow *flow, struct iove
     if (sent == -EAGAIN || sent == -ENOBUFS || sent == -ENOMEM)
         sent = 0;
     if (sent < 0) {
-        engine->memory_fault |= sent == -EFAULT;
-        count(engine, C_tcp_resets_from_peer);
-        tcp_abort(engine, flow, CLOSE_peer_reset, (int)-sent);
+        send_failed(engine, flow, (int)-sent);
         return sent;
     }
     if (sent)
@@ -258,9 +274,14 @@ void tcp_send_to_peer(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
-    send_batch(engine, flow);
-    if (!tcp->done && tcp->hold)
+    if (!tcp->send_error)
+        send_batch(engine, flow);
+    if (!tcp->done && tcp->hold && !tcp->send_error)
         send_held(engine, flow);
+    if (tcp->send_error) { /* nobody is there for what the guest still sends: it is not acknowledged */
+        tcp->batch_first = tcp->batch_last = 0;
+        tcp_hold_release(engine, flow);
+    }
     if (!tcp->done)
         tcp->rcv_taken = tcp->hold ? ranges_end_of(&tcp->hold->ranges, tcp->rcv_nxt) : tcp->rcv_nxt;
 }

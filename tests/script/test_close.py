@@ -270,6 +270,49 @@ def test_a_send_that_meets_a_reset_ends_the_flow(conversation: Conversation) -> 
     """)
 
 
+def test_what_came_before_a_reset_still_comes_while_the_guest_is_sending(conversation: Conversation) -> None:
+    """A server that refuses an upload: its answer, then RST, and the guest is still sending. The send meets the reset
+    first, and takes the error with it; the answer reaches the guest all the same, and then the RST, not a FIN."""
+    conversation.opened()
+    conversation("""
+        +0 peer sends 5000   ...
+        +0 peer resets       ...
+        +0 < P. 1:1001(1000) ack 1
+        +0 > data 1:5001 ack 1
+        +0 > R. 5001:5001(0) ack 1
+        +0 flow gone
+        +0 closed peer_reset
+        +0 peer got 0
+    """)
+
+
+def test_a_stalled_flow_whose_send_meets_a_reset_delivers_what_it_has(conversation: Conversation) -> None:
+    """The guest's window is closed, and it sends: what the peer sent waits for the window as before."""
+    conversation.opened("mss 1000,sackOK", window=1000)
+    conversation("""
+        +0 peer sends 5000
+        +0 > P. 1:1001(1000) ack 1
+        +0 < .  1:1(0) ack 1001 win 0
+        +0 < P. 1001:1501(500) ack 1001 win 0
+        +0 > .  1001:1001(0) ack 1 <sack 1001:1501>
+        +0 peer resets
+        +0 < P. 1:1001(1000) ack 1001 win 0
+        +0 > nothing
+        +0 < P. 1501:2001(500) ack 1001 win 0
+        +0 > .  1001:1001(0) ack 1 <>        # nothing is kept, and nothing more is acknowledged
+        +0 < F. 2001:2001(0) ack 1001 win 0
+        +0 > .  1001:1001(0) ack 1
+        +0 flow OPEN OPEN
+        +0 forget
+        +0 < .  2002:2002(0) ack 1001 win 65535
+        +0 > data 1001:5001 ack 1
+        +0 > R. 5001:5001(0) ack 1
+        +0 woken 0
+        +0 calls sendmsg 0
+        +0 flow gone
+    """)
+
+
 def test_a_reset_inside_the_window_is_challenged(conversation: Conversation) -> None:
     """RFC 5961, 3.2: only the exact number counts; one that is near gets an ACK, one that is not gets nothing."""
     conversation.opened()

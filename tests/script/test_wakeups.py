@@ -22,7 +22,7 @@ from fake_core import lib
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_guest import SCALE, ModelGuest
-from world import EVENT_BITS, STALLS, World, WorldOptions, event_names
+from world import CLOSES, EVENT_BITS, STALLS, World, WorldOptions, event_names
 
 EXAMPLES = 400
 STALLED = {STALLS.index("window"), STALLS.index("link")}
@@ -72,8 +72,8 @@ class Flow:
         self.world = world
         self.guest = ModelGuest(world, port, family, sack)
         self.guest.open()
-        self.peer_reset = False
-        self.cut_short = False  # the guest had bytes for a peer that was gone, or reset the connection, or lost frames
+        self.peer_reset = self.guest_reset = False
+        self.cut_short = False  # the guest reset the connection, or lost frames: a RST does not wait for those
         self.wakeups_seen = lib.script_wakeups()
 
     @property
@@ -101,21 +101,17 @@ class Flow:
     def peer_resets(self, _: int, __: int) -> None:
         if lib.fake_peer_reset(self.fd) == 0:
             self.peer_reset = True
-            self.cut_short |= self.guest.socket.sent < self.guest.sent
 
     def queue(self, size: int, _: int) -> None:
         lib.fake_send_limit(self.fd, size)
 
     def guest_sends(self, size: int, _: int) -> None:
-        self.cut_short |= self.peer_reset
         self.guest.send(size)
 
     def guest_repeats(self, size: int, _: int) -> None:
-        self.cut_short |= self.peer_reset
         self.guest.repeat(size)
 
     def gap(self, skip: int, length: int) -> None:
-        self.cut_short |= self.peer_reset
         self.guest.send_behind_gap(skip, length)
 
     def guest_acks(self, _: int, __: int) -> None:
@@ -134,12 +130,26 @@ class Flow:
         self.cut_short = True
 
     def guest_closes(self, _: int, __: int) -> None:
-        self.cut_short |= self.peer_reset
         self.guest.finish()
 
     def guest_resets(self, _: int, __: int) -> None:
-        self.cut_short = True
+        self.cut_short = self.guest_reset = True
         self.guest.abort()
+
+    def close_reason(self) -> str:
+        events = [lib.script_event(i) for i in range(lib.script_events())]
+        port, kind = self.guest.ends.guest_port, lib.LG_EVENT_FLOW_CLOSE
+        (reason,) = [CLOSES[event.reason] for event in events if event.kind == kind and event.guest_port == port]
+        return reason
+
+    def ended_as_it_should(self) -> bool:
+        """Nobody is reset without a cause."""
+        reason = self.close_reason()
+        if reason == "done":
+            return not self.guest.socket.aborted
+        if reason == "timed_out":  # twelve intervals that double: the guest was silent for minutes
+            return self.world.now_ms - self.world.options.start_ms > 240_000
+        return {"guest_reset": self.guest_reset, "peer_reset": self.peer_reset}.get(reason, False)
 
     def push(self) -> None:
         """Everything is opened, and everybody reads."""
@@ -253,9 +263,8 @@ class Run:
             self.time(500, 0)
         for flow in self.flows:
             assert not flow.lives, "the flow does not end"
-            socket = flow.guest.socket
-            assert socket.closed
-            assert flow.guest.reset or flow.peer_reset or not socket.aborted, "one that ended in order was reset"
+            assert flow.guest.socket.closed
+            assert flow.ended_as_it_should(), f"closed for {flow.close_reason()}"
 
     def check_wakeups(self) -> None:
         if len(self.flows) == 1:

@@ -217,7 +217,7 @@ bool engine_from_guest(struct engine *engine)
             take_frame(engine, &engine->frame[i]);
         settle_ready(engine); /* after it no flow holds a piece of the batch any more */
         link->release(engine->link);
-        link->flush(engine->link);
+        link->flush(engine->link, engine->now_ms);
     }
     return more;
 }
@@ -261,10 +261,14 @@ void engine_settle(struct engine *engine)
         if (engine->link_full && !engine->link->operations->wait_room(engine->link))
             engine_link_room(engine);
     }
-    engine->link->operations->flush(engine->link);
+    engine->link->operations->flush(engine->link, engine->now_ms);
 }
 
 uint64_t engine_next_ms(const struct engine *engine)
 {
-    return list_empty(&engine->ready) ? wheel_next(&engine->wheel) : engine->now_ms;
+    uint64_t timer = wheel_next(&engine->wheel), flush = engine->link->flush_ms;
+
+    if (!list_empty(&engine->ready))
+        return engine->now_ms;
+    return timer < flush ? timer : flush;
 }

@@ -75,8 +75,8 @@ struct link_operations {
     void (*commit)(struct link *link, size_t length, const struct offload *offload);
     void (*rollback)(struct link *link);
 
-    /* Once a batch: what was committed becomes visible, and the guest is told if it wants to be. */
-    void (*flush)(struct link *link);
+    /* Once a batch: what was committed becomes visible, and the guest is told if it wants to be, now or at flush_ms. */
+    void (*flush)(struct link *link, uint64_t now_ms);
 
     /* After reserve() said full: asks for the room event. False: there is room already, try again. */
     bool (*wait_room)(struct link *link);
@@ -84,8 +84,9 @@ struct link_operations {
 
 struct link {
     const struct link_operations *operations;
-    bool csum; /* the guest takes partial checksums (GUEST_CSUM) */
-    bool tso4; /* and TCP super-segments (GUEST_TSO4) */
+    uint64_t flush_ms; /* when flush() must be called again without any event; UINT64_MAX never */
+    bool csum;         /* the guest takes partial checksums (GUEST_CSUM) */
+    bool tso4;         /* and TCP super-segments (GUEST_TSO4) */
     bool tso6;
 };
 

@@ -89,6 +89,7 @@ static unsigned vhost_from_guest(struct link *link, struct guest_frame *frames, 
 
     *ret_more = false;
     vhost->batch_count = 0;
+    vhost->batch_bytes = 0;
     if (!vring_usable(ring))
         return 0;
     vring_spare_kick(ring);
@@ -110,6 +111,7 @@ static unsigned vhost_from_guest(struct link *link, struct guest_frame *frames, 
     }
     if (vhost->batch_count == LINK_BATCH)
         *ret_more = true;
+    vhost->batch_bytes = pieces.bytes;
     fault_report(vhost, TRANSMITQ);
     return count;
 }
@@ -122,6 +124,7 @@ static void vhost_release(struct link *link)
     for (unsigned i = 0; i < vhost->batch_count; i++)
         vring_finish(ring, vhost->batch_head[i], 0);
     vhost->batch_count = 0;
+    vhost->uncalled_bytes += vhost->batch_bytes;
 }
 
 /* ---- to the guest ---- */
@@ -312,17 +315,61 @@ static void vhost_commit(struct link *link, size_t length, const struct offload 
     }
 }
 
-static void vhost_flush(struct link *link)
+static void call(struct link_vhost *vhost, unsigned queue)
+{
+    vhost->counters[C_calls]++;
+    vring_call(&vhost->ring[queue]);
+}
+
+/* True: the guest has something new to look at. */
+static bool flush_receiveq(struct link_vhost *vhost)
+{
+    struct vring *ring = &vhost->ring[RECEIVEQ];
+
+    if (!ring->desc || !vring_publish(ring))
+        return false;
+    if (vring_wants_call(ring))
+        call(vhost, RECEIVEQ);
+    else
+        vring_called(ring);
+    return true;
+}
+
+/* Whether the guest's interrupt for the buffers that it has back may wait: it looks anyway, or they are small change.
+ * Never while a good part of its ring could hang on it; a frame takes up to 18 descriptors where they are not indirect. */
+static bool call_may_wait(const struct link_vhost *vhost, bool guest_looks)
+{
+    const struct vring *ring = &vhost->ring[TRANSMITQ];
+    unsigned most = ring->indirect ? ring->size / 2 : ring->size / 64;
+
+    return vring_uncalled(ring) < most && (guest_looks || vhost->uncalled_bytes <= VHOST_CALL_BYTES_MAX);
+}
+
+static void flush_transmitq(struct link_vhost *vhost, bool guest_looks, uint64_t now_ms)
+{
+    struct vring *ring = &vhost->ring[TRANSMITQ];
+    bool news = ring->desc && vring_publish(ring);
+
+    if (ring->desc && vring_wants_call(ring)) { /* most guests no longer do when the time has come */
+        if (now_ms < vhost->link.flush_ms && (!news || call_may_wait(vhost, guest_looks))) {
+            if (vhost->link.flush_ms == UINT64_MAX)
+                vhost->link.flush_ms = now_ms + VHOST_CALL_DELAY_MS;
+            return;
+        }
+        call(vhost, TRANSMITQ);
+    }
+    if (ring->desc)
+        vring_called(ring);
+    vhost->uncalled_bytes = 0;
+    vhost->link.flush_ms = UINT64_MAX;
+}
+
+static void vhost_flush(struct link *link, uint64_t now_ms)
 {
     struct link_vhost *vhost = vhost_of(link);
+    bool guest_looks = flush_receiveq(vhost);
 
-    for (unsigned queue = 0; queue < VHOST_QUEUES; queue++) {
-        struct vring *ring = &vhost->ring[queue];
-        if (ring->desc && vring_publish(ring)) {
-            vhost->counters[C_calls]++;
-            vring_call(ring);
-        }
-    }
+    flush_transmitq(vhost, guest_looks, now_ms);
     if (vhost->log.dirtied) {
         vhost->log.dirtied = false;
         if (vhost->log.event_fd >= 0)
@@ -360,6 +407,7 @@ void link_vhost_init(struct link_vhost *vhost, uint64_t *counters, struct pcap_r
 {
     memset(vhost, 0, sizeof(*vhost));
     vhost->link.operations = &operations;
+    vhost->link.flush_ms = UINT64_MAX;
     vhost->counters = counters;
     vhost->pcap = pcap;
     vhost->epoll_fd = epoll_fd;
@@ -445,7 +493,7 @@ static int ring_map(struct link_vhost *vhost, struct vring *ring, const struct l
     ring->avail = avail;
     ring->used = used;
     ring->size = setup->size;
-    ring->next_used = ring->published = __atomic_load_n(&ring->used->index, __ATOMIC_RELAXED);
+    ring->next_used = ring->published = ring->called = __atomic_load_n(&ring->used->index, __ATOMIC_RELAXED);
     ring->next_avail = setup->flags & LG_VRING_BASE_FROM_USED ? ring->next_used : (uint16_t)setup->base;
     ring->avail_seen = ring->next_avail;
     return 0;

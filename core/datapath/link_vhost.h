@@ -29,6 +29,11 @@ enum virtio_net_feature { /* bit numbers, virtio 1.2, 5.1.3 and 6 */
 enum link_vhost_limits {
     VHOST_RESERVED_MAX = 64, /* frames reserved at once */
     VHOST_CHAINS_MAX = 1024, /* chains under them: one for each piece at least */
+
+    /* An interrupt costs a guest as much as a few frames, and few guests wait for that of a buffer which they gave away:
+     * they look at the transmitq when they use it next, or when they look at the receiveq. So it waits for a moment. */
+    VHOST_CALL_DELAY_MS = 2,    /* for a guest that waits all the same: its send buffers are full, or it shuts down */
+    VHOST_CALL_BYTES_MAX = 4096 /* of frames whose buffers nobody waits for: the least that Linux allows a socket */
 };
 
 struct vhost_reservation {
@@ -54,6 +59,8 @@ struct link_vhost {
     struct iovec batch_piece[LINK_PIECES];
     uint16_t batch_head[LINK_BATCH];
     unsigned batch_count;
+    size_t batch_bytes;
+    size_t uncalled_bytes; /* of the frames for whose buffers the guest was not called yet */
 
     /* to the guest: a queue of reservations, oldest first */
     struct vhost_reservation reserved[VHOST_RESERVED_MAX];

@@ -73,6 +73,8 @@ static void take_window(struct flow *flow, const struct tcp_segment *segment)
         (segment->seq == tcp->snd_wl1 && seq_before(segment->ack, tcp->snd_wl2)))
         return;
     tcp->snd_window = (uint32_t)segment->window << tcp->guest_scale;
+    if (tcp->snd_window > tcp->window_max)
+        tcp->window_max = tcp->snd_window;
     tcp->snd_wl1 = segment->seq;
     tcp->snd_wl2 = segment->ack;
 }

@@ -97,6 +97,11 @@ enum tcp_limits {
     /* RFC 5961, 7: challenge ACKs, for all flows together. A guest that is answered less often only harms itself. */
     TCP_CHALLENGES_PER_SECOND = 1000,
 
+    /* To a guest that reads more slowly than its peer sends, no less goes than a quarter of its buffer, or this: with one
+     * interrupt for it, where a frame for each read of the guest's would cost it as many interrupts as reads. Its program
+     * has three quarters to read meanwhile. (Half of a ring of 256 pages.) */
+    TCP_WINDOW_STEP = 512 << 10,
+
     TCP_BUDGET_BYTES = 1 << 20, /* to the guest, before other flows have their turn; one full ring of 256 pages */
 
     /* Bytes that a read expects at first, and at least: reserving room costs time for each buffer of the guest's, and a
@@ -116,6 +121,7 @@ struct tcp {
     uint32_t snd_una;
     uint32_t snd_nxt;    /* the highest that was sent; never moves back */
     uint32_t snd_window; /* bytes beyond snd_una */
+    uint32_t window_max; /* the most that the guest has offered: about the size of its buffer */
     uint32_t snd_wl1, snd_wl2;
     uint32_t fin_seq; /* of our FIN; valid when to_guest is past OPEN */
     uint32_t acked;   /* acknowledged, not yet taken from the kernel's queue */

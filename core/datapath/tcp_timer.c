@@ -150,6 +150,12 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
         idle_fired(engine, flow);
         return;
     }
+    if (!outstanding(tcp) &&
+        tcp->snd_window) { /* its window is all that it will offer: the override timer of 3.8.6.2.1 */
+        tcp->window_max = tcp->snd_window;
+        tcp_touch(engine, flow);
+        return;
+    }
     count(engine, C_tcp_timeouts);
     if (tcp->unanswered == max) {
         tcp_abort(engine, flow, CLOSE_timed_out, 0);

@@ -191,16 +191,26 @@ static uint32_t window_at(const struct engine *engine, const struct tcp *tcp, ui
     return window;
 }
 
-/* How many new bytes may go now; 0 sets the stall. */
-static uint32_t may_send(const struct engine *engine, struct flow *flow)
+/* Sender's silly window avoidance (RFC 9293, 3.8.6.2.1): after a window stall less window than this is not used. A
+ * receiver tells of at most half of its buffer at a time (3.8.6.2.2), so that it will tell of a quarter. One that has
+ * shrunk its buffer meanwhile may not: then the timer lowers window_max. The last bytes of a stream, and its end behind
+ * them, wait for nothing. */
+static uint32_t window_step(const struct tcp *tcp)
+{
+    uint32_t step = tcp->window_max / 4 < TCP_WINDOW_STEP ? tcp->window_max / 4 : TCP_WINDOW_STEP;
+
+    return step > tcp->mss && !tcp->peer_hup ? step : tcp->mss;
+}
+
+/* How many new bytes may go now, `least` or more; 0 sets the stall. */
+static uint32_t may_send(const struct engine *engine, struct flow *flow, uint32_t least)
 {
     struct tcp *tcp = &flow->tcp;
     bool in_flight = tcp->snd_nxt != tcp->snd_una;
     uint32_t window = window_at(engine, tcp, tcp->snd_nxt);
 
-    /* Sender's silly window avoidance (RFC 9293, 3.8.6.2.1): a crumb of window is used only when nothing else would
-     * make the guest open it. */
-    if (window < tcp->mss && in_flight)
+    /* Less than a segment is used only when nothing else would make the guest open its window: what is in flight would. */
+    if (window < least && (in_flight || least > tcp->mss))
         window = 0;
     if (!window) {
         tcp->stall = STALL_window;
@@ -294,7 +304,7 @@ static bool send_lost(struct engine *engine, struct flow *flow)
     return true;
 }
 
-static void send_new(struct engine *engine, struct flow *flow)
+static void send_new(struct engine *engine, struct flow *flow, uint32_t least)
 {
     struct tcp *tcp = &flow->tcp;
     uint32_t left = TCP_BUDGET_BYTES, frame = payload_max(engine, flow), window;
@@ -308,8 +318,9 @@ static void send_new(struct engine *engine, struct flow *flow)
             tcp_touch(engine, flow);
             return;
         }
-        if (!(window = may_send(engine, flow)))
+        if (!(window = may_send(engine, flow, least)))
             return;
+        least = tcp->mss;
         uint32_t wanted = tcp->read_hint < left ? tcp->read_hint : left;
         uint32_t unit = wanted < frame ? tcp->mss : frame;
         if (wanted > unit)
@@ -327,6 +338,7 @@ static void send_new(struct engine *engine, struct flow *flow)
 void tcp_send_to_guest(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
+    uint32_t least = tcp->stall == STALL_window ? window_step(tcp) : tcp->mss;
 
     tcp->stall = STALL_none;
     tcp->window_pending = false;
@@ -337,5 +349,5 @@ void tcp_send_to_guest(struct engine *engine, struct flow *flow)
     if (tcp->to_guest == HALF_FIN_SENT && tcp->snd_nxt == tcp->fin_seq)
         send_fin(engine, flow);
     else
-        send_new(engine, flow);
+        send_new(engine, flow, least);
 }

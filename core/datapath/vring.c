@@ -245,8 +245,6 @@ void vring_finish(struct vring *ring, uint16_t head, uint32_t written)
 
 bool vring_publish(struct vring *ring)
 {
-    uint16_t old = ring->called;
-
     if (ring->published == ring->next_used)
         return false;
     /* Release: the elements, and the bytes that they speak of, come before the index. */
@@ -256,18 +254,30 @@ bool vring_publish(struct vring *ring)
 
     /* The index must be out before we look whether the guest sleeps, or both could miss each other (2.7.13.4.1). */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return true;
+}
+
+bool vring_wants_call(const struct vring *ring)
+{
+    unsigned uncalled = vring_uncalled(ring);
+
+    if (!uncalled)
+        return false;
     if (!ring->event_idx)
         return !(load_relaxed(&ring->avail->flags) & AVAIL_NO_INTERRUPT);
-    bool valid = ring->called_valid;
+    /* 2.7.7: tell the guest if used_event lies in [called, published). */
+    return !ring->called_valid || (uint16_t)(ring->published - load_relaxed(used_event(ring)) - 1) < uncalled;
+}
+
+void vring_called(struct vring *ring)
+{
+    ring->called = ring->published;
     ring->called_valid = true;
-    ring->called = ring->next_used;
-    /* 2.7.7: tell the guest if used_event lies in [old, new). */
-    return !valid ||
-           (uint16_t)(ring->next_used - load_relaxed(used_event(ring)) - 1) < (uint16_t)(ring->next_used - old);
 }
 
 void vring_call(struct vring *ring)
 {
+    vring_called(ring);
     if (ring->call_fd < 0)
         return;
     if (ring->call_is_socket)

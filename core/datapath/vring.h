@@ -76,7 +76,7 @@ struct vring {
     uint16_t avail_seen; /* avail->index as last read: no need to read it again below that */
     uint16_t next_used;  /* the next entry of the used ring that we write */
     uint16_t published;  /* used->index as the guest sees it */
-    uint16_t called;     /* used->index when the guest was last told */
+    uint16_t called;     /* used->index when the guest was last told, or did not want to be */
     bool called_valid;
     bool enabled;
     bool event_idx;
@@ -119,9 +119,20 @@ static inline void vring_untake(struct vring *ring, unsigned count)
 
 void vring_finish(struct vring *ring, uint16_t head, uint32_t written);
 
-/* Shows the guest all that was finished. True: the guest wants to be told, and vring_call() should follow. */
+/* Shows the guest all that was finished. True: there was something. */
 bool vring_publish(struct vring *ring);
+
+/* How many of the elements that were published it has not been called for. */
+static inline unsigned vring_uncalled(const struct vring *ring)
+{
+    return (uint16_t)(ring->published - ring->called);
+}
+
+/* Whether the guest wants to be told of those, as it says now. Then vring_call() should follow; else vring_called(),
+ * which settles them without a word. */
+bool vring_wants_call(const struct vring *ring);
 void vring_call(struct vring *ring);
+void vring_called(struct vring *ring);
 void vring_set_call(struct vring *ring, int fd); /* takes fd over; -1: none */
 
 /* Asks the guest for a kick at the first chain beyond those that vring_waiting() has seen. True: such chains came while

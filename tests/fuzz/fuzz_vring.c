@@ -34,6 +34,7 @@ static const uint64_t user_shift = UINT64_C(0x7f0000000000), big_at = UINT64_C(1
 
 static struct {
     struct link_vhost vhost;
+    uint64_t now_ms;
     struct guest_memory mapped; /* made once, and put back for each input */
     struct pcap_ring pcap;
     uint64_t counters[C_COUNT];
@@ -282,7 +283,7 @@ static void step(struct input *input)
         rollback();
         break;
     case 5:
-        link->operations->flush(link);
+        link->operations->flush(link, world.now_ms += input_byte(input) & 3);
         break;
     case 6:
         link->operations->wait_room(link);

@@ -234,11 +234,12 @@ static void memory_commit(struct link *link, size_t length, const struct offload
         give_back(memory);
 }
 
-static void memory_flush(struct link *link)
+static void memory_flush(struct link *link, uint64_t now_ms)
 {
     struct link_memory *memory = memory_of(link);
     struct node *node;
 
+    (void)now_ms;
     while ((node = list_pop(&memory->committed)))
         list_append(&memory->visible, node);
 }
@@ -278,7 +279,8 @@ static const struct link_operations operations = {
 void link_memory_init(struct link_memory *memory, const uint64_t *now_ms)
 {
     memset(memory, 0, sizeof(*memory));
-    memory->link = (struct link){.operations = &operations, .csum = true, .tso4 = true, .tso6 = true};
+    memory->link =
+        (struct link){.operations = &operations, .flush_ms = UINT64_MAX, .csum = true, .tso4 = true, .tso6 = true};
     memory->now_ms = now_ms;
     memory->piece_bytes = FRAME_BYTES_MAX;
     memory->batch_max = LINK_BATCH;

@@ -228,6 +228,52 @@ def test_a_crumb_of_window_is_not_used_while_something_is_in_flight(conversation
     """)
 
 
+def test_after_a_window_stall_less_than_a_quarter_of_the_buffer_is_not_used(conversation: Conversation) -> None:
+    """A program that reads a little at a time would cost the guest an interrupt for each of its reads."""
+    conversation.opened("mss 1000", window=40000)
+    conversation("""
+        +0 peer sends 100000
+        +0 > data 1:40001 ack 1
+        +0 < . 1:1(0) ack 40001 win 1000
+        +0 < . 1:1(0) ack 40001 win 9999
+        +0 > nothing
+        +0 stall window
+        +0 < . 1:1(0) ack 40001 win 10000
+        +0 > data 40001:50001 ack 1
+        +0 < . 1:1(0) ack 50001 win 30000
+        +0 > data 50001:80001 ack 1
+    """)
+
+
+def test_a_buffer_that_has_shrunk_is_used_as_it_is_after_a_moment(conversation: Conversation) -> None:
+    """It will never offer a quarter of what it once was: the override timer of RFC 9293, 3.8.6.2.1."""
+    conversation.opened("mss 1000", window=40000)
+    conversation("""
+        +0 peer sends 100000
+        +0 > data 1:40001 ack 1
+        +0 < . 1:1(0) ack 40001 win 3000
+        +0 > nothing
+        +0.200 > data 40001:43001 ack 1
+        +0 < . 1:1(0) ack 43001 win 3000
+        +0 > data 43001:46001 ack 1
+        +0 < . 1:1(0) ack 46001 win 400
+        +0 > P. 46001:46401(400) ack 1
+    """)
+
+
+def test_the_last_bytes_of_a_stream_do_not_wait_for_window_to_spare(conversation: Conversation) -> None:
+    conversation.opened("mss 1000", window=40000)
+    conversation("""
+        +0 peer sends 43000
+        +0 > data 1:40001 ack 1
+        +0 peer closes
+        +0 < . 1:1(0) ack 40001 win 3000
+        +0 > data 40001:43001 ack 1
+        +0 < . 1:1(0) ack 43001 win 100
+        +0 > F. 43001:43001(0) ack 1
+    """)
+
+
 def test_our_sequence_numbers_wrap_around(talk: Talk, world: World) -> None:
     """A connection whose initial number lies just below 2^32 goes on behind it, lost segments and FIN included."""
     probe = talk()("+0 < S 0:0(0)")

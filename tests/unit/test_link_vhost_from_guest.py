@@ -92,7 +92,7 @@ class Guest:
         """Gives the batch back; what the driver then sees as used."""
         self.link.operations.release(self.link.link)
         assert self.driver.take_back() == [], "nothing is shown before the flush"
-        self.link.operations.flush(self.link.link)
+        self.link.flush()
         return self.driver.take_back()
 
     def everything(self) -> list[bytes]:

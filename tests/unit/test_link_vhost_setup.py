@@ -202,7 +202,7 @@ def test_a_new_worker_goes_on_where_the_used_ring_stands(link: Link) -> None:
     assert successor.start(driver.setup(TRANSMITQ, lib.LG_VRING_BASE_FROM_USED, base=12345)) == 0
     assert [take(successor, TRANSMITQ), take(successor, TRANSMITQ)] == [1, 2]
     lib.vring_finish(successor.ring(TRANSMITQ), 1, 0)
-    assert lib.vring_publish(successor.ring(TRANSMITQ))
+    assert lib.vring_publish(successor.ring(TRANSMITQ)) and lib.vring_wants_call(successor.ring(TRANSMITQ))
     assert driver.take_back() == [(0, 0), (1, 0)]
     lib.link_vhost_reset(successor.vhost)
     successor.epoll.close()
@@ -261,8 +261,8 @@ def test_the_guest_is_called_once_a_flush_on_the_newest_call_descriptor(link: Li
     for head in (0, 1):
         driver.offer(head)
         lib.vring_finish(link.ring(TRANSMITQ), take(link, TRANSMITQ), 0)
-    link.operations.flush(link.link)
-    link.operations.flush(link.link)
+    link.flush()
+    link.flush()
     assert link.count("calls") == 1 and signals(old) == 0
     if theirs is None or ours is None:
         assert signals(call) == 1
@@ -284,7 +284,7 @@ def test_a_call_socket_that_is_full_or_gone_stops_nothing(link: Link) -> None:
             theirs.close()
         driver.offer(0)
         lib.vring_finish(link.ring(TRANSMITQ), take(link, TRANSMITQ), 0)
-        link.operations.flush(link.link)
+        link.flush()
     assert link.count("calls") == 3000
     ours.close()
 
@@ -303,7 +303,7 @@ def test_a_fault_is_signalled_once_and_the_other_ring_lives(link: Link) -> None:
     for _ in range(3):
         assert link.operations.from_guest(link.link, frames, more) == 0 and not more[0]
         link.operations.release(link.link)
-        link.operations.flush(link.link)
+        link.flush()
     assert link.fault(TRANSMITQ) == "head_range"
     assert signals(errs[TRANSMITQ]) == 1 and signals(errs[RECEIVEQ]) == 0 and link.count("ring_faults") == 1
     receive.describe(0, Descriptor(LEFT.guest, 2048, WRITE))
@@ -328,7 +328,7 @@ def test_a_fault_behind_a_buffer_that_suffices_is_signalled_too(link: Link) -> N
     assert room.payload == 200 - 12 - 54
     link.operations.commit(link.link, 54 + room.payload, ffi.new("struct offload *"))
     link.operations.rollback(link.link)
-    link.operations.flush(link.link)
+    link.flush()
     assert driver.take_back() == [(0, 200)]
     assert link.operations.reserve(link.link, 54, 0, pieces, room) == -errno.ENOTCONN
     assert link.fault(RECEIVEQ) == "address"

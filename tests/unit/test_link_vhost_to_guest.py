@@ -86,7 +86,7 @@ class Receiver:
         self.pieces.count = 0
 
     def flush(self) -> list[tuple[int, int]]:
-        self.link.operations.flush(self.link.link)
+        self.link.flush()
         return self.driver.take_back()
 
     def close(self) -> None:

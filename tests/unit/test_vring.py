@@ -309,7 +309,7 @@ class Life(RuleBasedStateMachine):
         self.known = 0  # chains that waiting() or ask_kick() has told of, ever
         self.asked: int | None = None  # the chain that we want to be told of; None: none
         self.published = 0
-        self.called: int | None = None
+        self.called, self.called_before = 0, False  # the second: what was called before the start, nobody knows
 
     @initialize(
         size=st.sampled_from([1, 2, 4, 8, 256, 32768]), start=starts, event_idx=st.booleans(), writable=st.booleans()
@@ -321,7 +321,7 @@ class Life(RuleBasedStateMachine):
         self.free = list(range(min(size, 12)))
         for head in self.free:
             self.driver.describe(head, Descriptor(LEFT.guest + 16 * head, 8, WRITE * writable))
-        self.known = self.published = start
+        self.known = self.published = self.called = start
         # Before anybody asks: an event index of 0, or flags of 0, which want every kick.
         self.asked = None if event_idx else start
 
@@ -386,26 +386,24 @@ class Life(RuleBasedStateMachine):
             self.finished.append((head, written))
         del self.taken[:count]
 
-    @rule()
-    def publish(self) -> None:
-        wanted = self._wants_call()
-        assert lib.vring_publish(self.vring) == wanted
-        if self.finished:
-            self.called = self.published + len(self.finished)
+    @rule(settle=st.booleans())
+    def publish(self, settle: bool) -> None:
+        assert lib.vring_publish(self.vring) == bool(self.finished)
         self.published += len(self.finished)
         assert self.driver.used_index() == self.published
         assert self.driver.take_back() == self.finished, "each element was there before the index"
         self.free += [head for head, _ in self.finished]
         self.finished.clear()
+        assert lib.vring_wants_call(self.vring) == self._wants_call()
+        if settle:
+            lib.vring_called(self.vring)
+            self.called, self.called_before = self.published, True
 
     def _wants_call(self) -> bool:
-        if not self.finished:
-            return False
-        if not self.event_idx:
-            return not self.flags & NO_INTERRUPT
-        if self.called is None:
-            return True
-        return any(index % 65536 == self.event for index in range(self.called, self.published + len(self.finished)))
+        uncalled = range(self.called, self.published)
+        if not uncalled or not self.event_idx:
+            return bool(uncalled) and not self.flags & NO_INTERRUPT
+        return not self.called_before or any(index % 65536 == self.event for index in uncalled)
 
     flags, event = 0, 0
 
@@ -451,7 +449,8 @@ def test_the_sixteen_bit_indexes_wrap_around(rings: Any, size: int, event_idx: b
             assert ring.take()[0] == head
             lib.vring_finish(ring.ring, head, turn)
         ring.driver.want_calls(0, ring.driver.offered - 1)
-        assert lib.vring_publish(ring.ring)
+        assert lib.vring_publish(ring.ring) and lib.vring_wants_call(ring.ring)
+        lib.vring_called(ring.ring)
         assert ring.driver.take_back() == [(head, turn) for head in range(batch)]
         assert not lib.vring_ask_kick(ring.ring)
     assert ring.driver.offered > 65536
@@ -467,7 +466,9 @@ def test_an_event_index_at_the_wrap_is_not_missed(rings: Any) -> None:
         ring.driver.want_calls(0, 65535)
         assert lib.vring_waiting(ring.ring) == 1
         lib.vring_finish(ring.ring, ring.take()[0], 0)
-        answers.append(lib.vring_publish(ring.ring))
+        lib.vring_publish(ring.ring)
+        answers.append(lib.vring_wants_call(ring.ring))
+        lib.vring_called(ring.ring)
     assert answers == [True, True, False, False]  # the first: nobody knows what was called before
 
 

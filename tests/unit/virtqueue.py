@@ -260,6 +260,9 @@ class Link:
         assert lib.link_vhost_stop(self.vhost, queue, next_avail) == 0
         return int(next_avail[0])
 
+    def flush(self, now_ms: int = 0) -> None:
+        self.operations.flush(self.link, now_ms)
+
     def ring(self, queue: int) -> Any:
         return ffi.addressof(self.vhost.ring, queue)
 

@@ -139,7 +139,7 @@ class Flow:
     def close_reason(self) -> str:
         events = [lib.script_event(i) for i in range(lib.script_events())]
         port, kind = self.guest.ends.guest_port, lib.LG_EVENT_FLOW_CLOSE
-        (reason,) = [CLOSES[event.reason] for event in events if event.kind == kind and event.guest_port == port]
+        (reason,) = [str(CLOSES[event.reason]) for event in events if event.kind == kind and event.guest_port == port]
         return reason
 
     def ended_as_it_should(self) -> bool:

@@ -89,11 +89,12 @@ venv: .venv/installed
 demo: apt-guest .venv/installed
 	@.venv/bin/python tests/guest/demo.py --guest $(GUEST) $(if $(DEBUG),--debug)
 
-# By default beside the passt of this machine; PEER='passt --vhost-user -s {socket} -f -1' names another, PEER=none none.
+# PROCESSOR=0 binds the guest to one. By default beside the passt of this machine; PEER='passt --vhost-user -s {socket} -f -1' names another, PEER=none none.
 # Read in the shell, not by make, so that a command line needs no quoting of its own.
 bench: apt-bench .venv/installed
 	@PYTHONPATH=tests/guest .venv/bin/python tests/bench/bench.py --guest $(GUEST) --peer "$${PEER:-}" \
-		--pairs "$${PAIRS:-20}" --seconds "$${DURATION:-3}" --idle-seconds "$${SILENCE:-10}" --only "$${ONLY:-}"
+		--pairs "$${PAIRS:-20}" --seconds "$${DURATION:-3}" --idle-seconds "$${SILENCE:-10}" \
+		--processor "$${PROCESSOR:-}" --only "$${ONLY:-}"
 
 # ---- what it checks ----
 

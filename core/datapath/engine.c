@@ -42,6 +42,7 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->counters = counters;
     engine->peek_off = options->peek_off;
     engine->reorder = options->reorder;
+    engine->ack_delay_ms = options->ack_delay_ms;
     memcpy(&table_key, random, sizeof(table_key));
     memcpy(&engine->secret, random + sizeof(table_key), sizeof(engine->secret));
     list_init(&engine->ready);

@@ -57,7 +57,8 @@ struct engine {
     struct siphash_key secret;
     struct unreachable_memory unreachable;
     struct hold_pool holds;
-    bool reorder;        /* keep segments that come ahead of a gap */
+    bool reorder; /* keep segments that come ahead of a gap */
+    uint32_t ack_delay_ms;
     uint32_t challenges; /* left for the second that began at challenge_ms */
     uint64_t challenge_ms;
     struct event_sink *events;
@@ -73,8 +74,9 @@ struct engine {
 /* Everything but the link and the channels. Random bytes make the hash and the sequence numbers unforeseeable. */
 struct engine_options {
     uint32_t flow_limit;
-    bool peek_off; /* the kernel has SO_PEEK_OFF for TCP */
-    bool reorder;  /* keep segments that come ahead of a gap; without, for comparison, they are dropped */
+    bool peek_off;         /* the kernel has SO_PEEK_OFF for TCP */
+    bool reorder;          /* keep segments that come ahead of a gap; without, for comparison, they are dropped */
+    uint32_t ack_delay_ms; /* how long the ACK of a small segment may wait for an answer to travel with */
 };
 int engine_init(struct engine *engine, uint64_t *counters, const struct engine_options *options,
                 const uint8_t random[32]);

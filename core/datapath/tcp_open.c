@@ -112,7 +112,7 @@ static void flow_start(struct engine *engine, struct flow *flow, const struct tc
     flow->active_ms = engine->now_ms;
     tcp->iss = tcp->snd_una = tcp->snd_nxt = tcp->resend_at = tcp->resend_end = tcp->recover =
         initial_sequence(engine, &flow->key);
-    tcp->rcv_nxt = tcp->rcv_taken = tcp->rcv_edge = segment->seq + 1;
+    tcp->rcv_nxt = tcp->rcv_taken = tcp->rcv_acked = tcp->rcv_edge = segment->seq + 1;
     tcp->snd_window = segment->window;
     tcp->snd_wl1 = segment->seq;
     tcp->mss = segment->mss ? segment->mss : TCP_MSS_ASSUMED;

@@ -160,6 +160,14 @@ static uint16_t our_mss(const struct engine *engine, const struct flow *flow)
     return (uint16_t)(engine->view.mtu - ip_header_bytes(&flow->key.remote) - TCP_HEADER);
 }
 
+/* The guest has been told of all up to rcv_nxt. */
+static void acknowledged(struct tcp *tcp)
+{
+    tcp->rcv_acked = tcp->rcv_nxt;
+    tcp->ack_due = false;
+    tcp->ack_due_ms = 0;
+}
+
 int tcp_send_control(struct engine *engine, struct flow *flow, uint32_t seq, uint8_t flags)
 {
     struct packet_path path;
@@ -178,7 +186,7 @@ int tcp_send_control(struct engine *engine, struct flow *flow, uint32_t seq, uin
     engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
     err = send_bare(engine, &path, flow->key.remote_port, flow->key.guest_port, &out);
     if (!err)
-        flow->tcp.ack_due = false;
+        acknowledged(&flow->tcp);
     return err;
 }
 
@@ -209,8 +217,10 @@ void tcp_commit_data(struct engine *engine, struct flow *flow, const struct gues
     }
     scatter_header(room, headers);
     engine->link->operations->commit(engine->link, length + payload_length, &offload);
+    if ((uint32_t)engine->now_ms - flow->tcp.asked_ms <= engine->ack_delay_ms)
+        flow->tcp.slow_answers = false;
     if (!flow->tcp.hold)
-        flow->tcp.ack_due = false; /* it went along; an ACK that has a gap to report goes by itself */
+        acknowledged(&flow->tcp); /* it went along; an ACK that has a gap to report goes by itself */
 }
 
 void tcp_send_reset_unknown(struct engine *engine, const struct packet *packet, const struct tcp_segment *segment)

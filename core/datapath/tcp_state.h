@@ -92,6 +92,10 @@ enum tcp_limits {
     TCP_KEEPALIVE_INTERVAL_MS = 75000,
     TCP_KEEPALIVE_PROBES = 9,
 
+    /* RFC 9293, 3.8.6.3, allows half a second. A peer that answers does so within this time if it is near, and then the
+     * ACK travels with the answer; a guest whose Nagle waits for the ACK loses no more than this, and only once. */
+    TCP_ACK_DELAY_MS = 2,
+
     TCP_DUPLICATE_ACKS = 3, /* RFC 5681, 3.2; RFC 6675, 2 */
 
     /* RFC 5961, 7: challenge ACKs, for all flows together. A guest that is answered less often only harms itself. */
@@ -141,6 +145,8 @@ struct tcp {
 
     /* from the guest */
     uint32_t rcv_nxt;   /* taken by the kernel: what we acknowledge */
+    uint32_t rcv_acked; /* acknowledged */
+    uint32_t asked_ms;  /* when the guest's last byte was taken, modulo 2^32 */
     uint32_t rcv_taken; /* rcv_nxt, and what this batch or the hold has in sequence behind it */
     uint32_t rcv_edge;  /* of the window that we have advertised; it never moves back */
     uint32_t room;      /* bytes that the kernel's send queue takes, as last asked, less what was sent since */
@@ -168,6 +174,7 @@ struct tcp {
     bool syn_ack_due : 1;
     bool keepalive : 1; /* the guest asks for life now and then: so does our socket */
     bool ack_due : 1;
+    bool slow_answers : 1;   /* the last ACK waited for an answer in vain */
     bool done : 1;           /* the flow has ended: tcp_settle() will free it */
     bool reset_due : 1;      /* and the guest's RST waits for room */
     bool probe_due : 1;      /* the guest's window is closed and its time to be asked has come */
@@ -177,6 +184,7 @@ struct tcp {
     uint32_t srtt_us, rttvar_us;
     uint32_t rtt_seq;      /* the ACK beyond this ends the sample */
     uint64_t rtt_start_ns; /* 0: no sample is running */
+    uint64_t ack_due_ms;   /* when the ACK that waits for an answer must go; 0: none waits */
     uint64_t rto_start_ms; /* when the running period began; 0: the timer is off */
 };
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * tcp_timer.c: the one timer of a flow. It runs while something of ours is not acknowledged (retransmission, RFC 6298),
- * or while data waits for the guest's closed window (persist, RFC 9293, 3.8.6.1). Which of the two, and when, follows
- * from the flow's state alone: tcp_timer_update() computes it.
+ * while data waits for the guest's closed window (persist, RFC 9293, 3.8.6.1), and while an ACK of ours waits for an
+ * answer to travel with (3.8.6.3). Which, and when, follows from the flow's state alone: tcp_timer_update() computes it.
  */
 #include "sys.h"
 #include "tcp.h"
@@ -91,37 +91,43 @@ static uint64_t shared_time(struct engine *engine, const struct flow *flow, uint
 
 /* Nothing is under way, but for the question after a long silence. The timer may stand where an earlier silence would
  * have ended: moving it each time that a byte moves would cost more than one look in two hours. */
-static void update_idle(struct engine *engine, struct flow *flow)
+static uint64_t idle_time(const struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    uint64_t expires = flow->active_ms + TCP_KEEPALIVE_MS;
 
     tcp->rto_start_ms = 0;
-    if (tcp->to_host == HALF_SYN) { /* connect() has its own end */
-        wheel_cancel(&engine->wheel, &flow->timer);
-        return;
-    }
+    if (tcp->to_host == HALF_SYN) /* connect() has its own end */
+        return UINT64_MAX;
     if (tcp->unanswered)
-        expires = flow->probed_ms + TCP_KEEPALIVE_INTERVAL_MS;
-    else if (timer_armed(&flow->timer) && flow->timer.expires_ms > engine->now_ms + TCP_RTO_MAX_MS)
-        return;
-    wheel_arm(&engine->wheel, &flow->timer, expires);
+        return flow->probed_ms + TCP_KEEPALIVE_INTERVAL_MS;
+    if (timer_armed(&flow->timer) && flow->timer.expires_ms > engine->now_ms + TCP_RTO_MAX_MS)
+        return flow->timer.expires_ms;
+    return flow->active_ms + TCP_KEEPALIVE_MS;
 }
 
-void tcp_timer_update(struct engine *engine, struct flow *flow)
+static uint64_t resend_time(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (!outstanding(tcp) && !tcp->window_pending) {
-        update_idle(engine, flow);
-        return;
-    }
     if (!tcp->rto_start_ms)
         tcp->rto_start_ms = engine->now_ms;
     uint64_t expires = tcp->rto_start_ms + rto_ms(tcp);
     if (is_probe(tcp) || tcp->retries > TCP_EXACT_RETRIES)
         expires = shared_time(engine, flow, expires, rto_ms(tcp) / 2);
-    if (!timer_armed(&flow->timer) || flow->timer.expires_ms != expires)
+    return expires;
+}
+
+void tcp_timer_update(struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+    bool under_way = outstanding(tcp) || tcp->window_pending;
+    uint64_t expires = under_way ? resend_time(engine, flow) : idle_time(engine, flow);
+
+    if (tcp->ack_due_ms && tcp->ack_due_ms < expires)
+        expires = tcp->ack_due_ms;
+    if (expires == UINT64_MAX)
+        wheel_cancel(&engine->wheel, &flow->timer);
+    else if (!timer_armed(&flow->timer) || flow->timer.expires_ms != expires)
         wheel_arm(&engine->wheel, &flow->timer, expires);
 }
 
@@ -146,6 +152,12 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
     struct tcp *tcp = &flow->tcp;
     unsigned max = tcp->to_guest == HALF_SYN ? TCP_SYN_RETRIES_MAX : TCP_RETRIES_MAX;
 
+    if (tcp->ack_due_ms &&
+        engine->now_ms >= tcp->ack_due_ms) { /* no answer: it goes by itself, as will those to come */
+        tcp->slow_answers = tcp->ack_due = true;
+        tcp_touch(engine, flow);
+        return;
+    }
     if (!outstanding(tcp) && !tcp->window_pending) {
         idle_fired(engine, flow);
         return;

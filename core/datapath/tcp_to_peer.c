@@ -136,6 +136,16 @@ uint16_t tcp_advertise(struct flow *flow)
     return (uint16_t)(window >> tcp->our_scale);
 }
 
+/* RFC 9293, 3.8.6.3; RFC 5681, 4.2: the ACK of a full segment goes at once, that of a small one may wait for the answer. */
+static void owe_ack(const struct engine *engine, struct tcp *tcp)
+{
+    tcp->asked_ms = (uint32_t)engine->now_ms;
+    if (!engine->ack_delay_ms || tcp->slow_answers || tcp->rcv_nxt - tcp->rcv_acked >= tcp->mss)
+        tcp->ack_due = true;
+    else if (!tcp->ack_due_ms)
+        tcp->ack_due_ms = engine->now_ms + engine->ack_delay_ms;
+}
+
 static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent)
 {
     struct tcp *tcp = &flow->tcp;
@@ -145,7 +155,7 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent
     flow->bytes_from_guest += sent;
     engine->counters[C_tcp_bytes_from_guest] += sent;
     flow->active_ms = engine->now_ms;
-    tcp->ack_due = true;
+    owe_ack(engine, tcp);
     /* Peers only take from the queue, so that the last answer less what we put in since is never too much: ask again
      * only when half of it is used. */
     if (tcp->room < tcp->room_asked / 2)

@@ -122,6 +122,7 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
         .flow_limit = config->flow_limit,
         .peek_off = !(config->flags & LG_WORKER_NO_PEEK_OFF) && kernel_peeks_at_offset(),
         .reorder = !(config->flags & LG_WORKER_NO_REORDER),
+        .ack_delay_ms = TCP_ACK_DELAY_MS,
     };
     int err;
 

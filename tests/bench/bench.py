@@ -139,6 +139,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=report.PAIRS_FOR_A_CLAIM)
     parser.add_argument("--seconds", type=float, default=3, help="of load for each value")
     parser.add_argument("--idle-seconds", type=float, default=10, help="of each window without load")
+    parser.add_argument("--processor", default="", help="a number: the guest is bound to it, see visit.py")
     parser.add_argument("--only", default="", help=" ".join(family.name for family in FAMILIES))
     chosen = parser.parse_args()
     for command in (chosen.ours, chosen.peer):
@@ -159,20 +160,22 @@ def bench(chosen: argparse.Namespace) -> report.Results:
     """The whole run."""
     peer = default_peer() if not chosen.peer else None if chosen.peer == "none" else chosen.peer
     sides = [Side(OURS, chosen.ours)] + ([Side(PEER, peer)] if peer else [])
-    settings = Settings(chosen.guest, chosen.seconds, chosen.idle_seconds, flows_possible())
+    processor = int(chosen.processor) if chosen.processor else None
+    settings = Settings(chosen.guest, chosen.seconds, chosen.idle_seconds, flows_possible(), processor)
     families = [family for family in FAMILIES if family.name in chosen.families]
     about: dict[str, object] = {side.name: _version(side).partition("\n")[0] for side in sides}
     about.setdefault(PEER, "none: no passt was found here" if not chosen.peer else "none")
     about |= {f"{side.name} is": side.command for side in sides}
     about |= {
-        "guest": machine.find(chosen.guest).title,
+        "guest": machine.find(chosen.guest).title + (f", bound to processor {processor}" if chosen.processor else ""),
         "host": f"Linux {platform.release()}, {os.cpu_count()} processors",
         "settings": f"{chosen.seconds:g} s of load, {chosen.idle_seconds:g} s of silence",
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     measures = [measure for family in families for measure in family.measures(settings)]
     results = report.Results(about, measures, peer is not None)
-    path = OUTPUT / "-".join([chosen.guest, *chosen.only.replace(",", " ").split()])
+    bound = ["bound"] if chosen.processor else []
+    path = OUTPUT / "-".join([chosen.guest, *bound, *chosen.only.replace(",", " ").split()])
     try:
         for number in range(1, chosen.pairs + 1):
             measure_pair(number, families, sides, settings, results)

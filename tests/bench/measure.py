@@ -60,6 +60,7 @@ class Settings:
     seconds: float  # of load for each value
     idle_seconds: float  # of each window in which nothing should happen
     flows: int  # "many": 10 000, or fewer where the limit on descriptors is short
+    processor: int | None = None  # that the guest is bound to, all of its processes
 
 
 @dataclass(frozen=True)

@@ -301,6 +301,7 @@ def play(sequence: Sequence, options: WorldOptions, flows: int, family: int, sac
     st.booleans(),
     st.sampled_from([1600, 4096, 65550]),
     st.sampled_from([0, 12]),
+    st.sampled_from([0, 2]),
 )
 def test_wake_ups_are_bounded_by_progress_and_no_byte_is_lost(
     peek_off: bool,
@@ -311,7 +312,10 @@ def test_wake_ups_are_bounded_by_progress_and_no_byte_is_lost(
     reorder: bool,
     buffer_bytes: int,
     overhead: int,
+    ack_delay_ms: int,
 ) -> None:
     """Whatever happens to one flow, or to three on one link, in whatever order."""
-    options = WorldOptions(peek_off=peek_off, reorder=reorder, send_limit=100_000, send_overhead=overhead)
+    options = WorldOptions(
+        peek_off=peek_off, reorder=reorder, send_limit=100_000, send_overhead=overhead, ack_delay_ms=ack_delay_ms
+    )
     play(sequence, options, flows, family, sack, buffer_bytes)

@@ -54,6 +54,7 @@ def event_names(events: int) -> str:
 class WorldOptions:
     peek_off: bool = True
     reorder: bool = True
+    ack_delay_ms: int = 0  # most conversations are easier to read when each ACK goes at once
     flow_limit: int = 64
     mtu: int = 1500
     start_ms: int = START_MS
@@ -70,7 +71,8 @@ class World:
         chosen = self.options
         lib.fake_kernel_reset()
         lib.fake_defaults(chosen.send_limit, chosen.receive_limit, chosen.send_overhead, chosen.peek_off)
-        assert lib.script_open(chosen.start_ms, chosen.flow_limit, chosen.peek_off, chosen.reorder) == 0
+        switches = chosen.peek_off, chosen.reorder, chosen.ack_delay_ms
+        assert lib.script_open(chosen.start_ms, chosen.flow_limit, *switches) == 0
         self.calls_known = [ffi.string(lib.fake_call_name(i)).decode() for i in range(lib.fake_call_kinds())]
         self._fill_view(chosen.mtu)
         self.inbox: list[Packet] = []

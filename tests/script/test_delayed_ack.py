@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ACK of what a guest asks waits a moment for the answer (RFC 9293, 3.8.6.3), unless it is waited for in vain."""
+
+from __future__ import annotations
+
+import pytest
+from conversation import Conversation
+
+pytestmark = pytest.mark.world(ack_delay_ms=2)
+
+
+def test_the_ack_of_a_question_travels_with_its_answer(conversation: Conversation) -> None:
+    conversation.opened("mss 1460")
+    conversation("""
+        +0     < P. 1:101(100) ack 1
+        +0     > nothing
+        +0.001 peer takes all
+        +0     peer sends 300
+        +0     > P. 1:301(300) ack 101
+        +0     < P. 101:201(100) ack 301
+        +0.001 > nothing
+        +0     peer sends 300
+        +0     > P. 301:601(300) ack 201
+        +0.1   > nothing
+    """)
+
+
+def test_without_an_answer_the_ack_goes_by_itself_and_the_next_at_once(conversation: Conversation) -> None:
+    conversation.opened("mss 1460")
+    conversation("""
+        +0     < P. 1:101(100) ack 1
+        +0.002 > . 1:1(0) ack 101
+        +0     < P. 101:201(100) ack 1
+        +0     > . 1:1(0) ack 201
+        +0.050 peer sends 300
+        +0     > P. 1:301(300) ack 201
+        +0     < P. 201:301(100) ack 301
+        +0     > . 301:301(0) ack 301
+    """)
+
+
+def test_an_answer_in_time_brings_patience_back(conversation: Conversation) -> None:
+    conversation.opened("mss 1460")
+    conversation("""
+        +0     < P. 1:101(100) ack 1
+        +0.002 > . 1:1(0) ack 101
+        +0     < P. 101:201(100) ack 1
+        +0     > . 1:1(0) ack 201
+        +0.001 peer sends 300
+        +0     > P. 1:301(300) ack 201
+        +0     < P. 201:301(100) ack 301
+        +0.001 > nothing
+        +0     peer sends 300
+        +0     > P. 301:601(300) ack 301
+    """)
+
+
+def test_a_full_segment_is_acknowledged_at_once(conversation: Conversation) -> None:
+    """RFC 5681, 4.2: the guest's own window grows by our ACKs."""
+    conversation.opened("mss 1460")
+    conversation("""
+        +0 < P. 1:1461(1460) ack 1
+        +0 > . 1:1(0) ack 1461
+    """)
+
+
+def test_small_segments_that_make_a_full_one_are_acknowledged_at_once(conversation: Conversation) -> None:
+    conversation.opened("mss 1460")
+    conversation("""
+        +0     < P. 1:1001(1000) ack 1
+        +0.001 > nothing
+        +0     < P. 1001:1461(460) ack 1
+        +0     > . 1:1(0) ack 1461
+        +0.5   > nothing
+    """)
+
+
+def test_the_end_of_what_the_guest_says_is_acknowledged_at_once(conversation: Conversation) -> None:
+    conversation.opened("mss 1460")
+    conversation("""
+        +0 < FP. 1:101(100) ack 1
+        +0 > . 1:1(0) ack 102
+    """)
+
+
+def test_a_gap_is_told_at_once_while_an_ack_waits(conversation: Conversation) -> None:
+    """RFC 5681, 4.2."""
+    conversation.opened("mss 1460,sackOK")
+    conversation("""
+        +0 < P. 1:101(100) ack 1
+        +0 < P. 201:301(100) ack 1
+        +0 > . 1:1(0) ack 101 <sack 201:301>
+    """)
+
+
+def test_a_retransmission_timer_runs_on_while_an_ack_waits(conversation: Conversation) -> None:
+    """One timer for both: the earlier sets it, and the other is not lost."""
+    conversation.opened("mss 1460")
+    conversation("""
+        +0     peer sends 300
+        +0     > P. 1:301(300) ack 1
+        +0.150 < P. 1:101(100) ack 1
+        +0.002 > . 301:301(0) ack 101
+        +0.048 > P. 1:301(300) ack 101
+    """)

@@ -148,6 +148,14 @@ def parse_seen(payload: bytes) -> Seen | None:
     return Seen(payload) if len(payload) == ffi.sizeof("struct lg_seen") else None
 
 
+def parse_link_end(payload: bytes) -> tuple[int, int] | None:
+    """Of an lg_link_end: why the stream is over, as an errno or 0, and with EPROTO the length that was no frame's."""
+    if len(payload) != ffi.sizeof("struct lg_link_end"):
+        return None
+    end = copied("lg_link_end", payload)
+    return int(end.error), int(end.length)
+
+
 def parse_event(payload: bytes) -> Any | None:
     """The lg_event itself, which is only read: it has as many fields as it has readers."""
     if len(payload) != ffi.sizeof("struct lg_event"):

@@ -34,6 +34,7 @@ from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
 from lockgate.plugin.services import dhcp, ra  # noqa: E402
 from lockgate.plugin.services.frame import Ignored, mac_text  # noqa: E402
+from lockgate.plugin.stream import StreamServer  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E402
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
@@ -55,12 +56,22 @@ _IPV4 = b"\x08\x00"
 class Start:
     """What control is started with; frozen by convention."""
 
-    __slots__ = ("log", "view", "link", "one_off", "trace", "capture_fd")
+    __slots__ = ("log", "view", "link", "vhost_user", "one_off", "trace", "capture_fd")
 
-    def __init__(self, log: Log, view: Assignments, link_fd: int, one_off: bool, trace: bool, capture_fd: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        view: Assignments,
+        link_fd: int,
+        vhost_user: bool,
+        one_off: bool,
+        trace: bool,
+        capture_fd: int,
+    ) -> None:
         self.log = log
         self.view = view
         self.link = socket.socket(fileno=link_fd)  # listening, or connected to the one front end
+        self.vhost_user = vhost_user  # else a stream of frames
         self.one_off = one_off
         self.trace = trace
         self.capture_fd = capture_fd  # the file; -1: none
@@ -105,7 +116,11 @@ class Control:
         loop.set_exception_handler(self._on_fault)
         self._ended: asyncio.Future[None] = loop.create_future()
         self._worker = WorkerChannels(*self._first, self._on_up)
-        self._server = VhostUserServer(self._worker, self.emit)
+        self._server: VhostUserServer | StreamServer = (
+            VhostUserServer(self._worker, self.emit)
+            if self._start.vhost_user
+            else StreamServer(self._worker, self.emit)
+        )
         capture, pages = None, self._pages
         if self._capture_type is not None:
             fds = pages.pcap_fd, pages.pcap_event_fd, self._start.capture_fd
@@ -191,6 +206,8 @@ class Control:
                 self.emit(event[0], **event[1])
         elif up.kind == lib.LG_UP_SEEN:
             self._note_seen(up.payload)
+        elif up.kind == lib.LG_UP_LINK_END and isinstance(self._server, StreamServer):
+            self._server.link_ended(up.payload)
 
     def _note_seen(self, payload: bytes) -> None:
         seen = channel.parse_seen(payload)
@@ -272,6 +289,11 @@ _SENTENCES = {
     "link.refused": ("warning", "vhost-user: {request} refused: {reason}"),
     "link.failed": ("warning", "vhost-user: {reason}"),
     "ring.stopped": ("warning", "The guest broke ring {ring} ({reason}): no network until it resets the device"),
+    "ping.refused": (
+        "warning",
+        "Pings of the guest cannot leave: {error}; the group of this process must be within net.ipv4.ping_group_range "
+        '(sysctl -w net.ipv4.ping_group_range="0 2147483647"). The gateway itself answers',
+    ),
     "link.parked": ("warning", "vhost-user: ring {ring} does not run: {reason}"),
 }
 

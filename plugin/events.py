@@ -12,6 +12,7 @@ an event never changes what the helper does.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,11 @@ _EVENT_NAMES = {
     lib.LG_EVENT_RETRANSMIT: "flow.retransmit",
     lib.LG_EVENT_RING_STOPPED: "ring.stopped",
     lib.LG_EVENT_FRAME_DROPPED: "frame.dropped",
+    lib.LG_EVENT_NO_PING: "ping.refused",
 }
+
+
+_PROTOCOLS = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp", socket.IPPROTO_ICMP: "icmp", socket.IPPROTO_ICMPV6: "icmpv6"}
 
 
 def endpoint_text(address: bytes, port: int) -> str:
@@ -76,7 +81,11 @@ def _worker_fields(record: Any) -> dict[str, object]:
         return {"ring": int(record.value), "reason": _name(lib.lg_fault_name(record.reason), record.reason)}
     if kind == lib.LG_EVENT_FRAME_DROPPED:
         return {"reason": _name(lib.lg_counter_name(record.reason), record.reason)}
+    if kind == lib.LG_EVENT_NO_PING:
+        return {"error": os.strerror(abs(record.error))}
     fields["flow"] = int(record.flow)
+    if kind == lib.LG_EVENT_FLOW_OPEN:
+        fields["protocol"] = _PROTOCOLS.get(record.protocol, str(record.protocol))
     if kind in (lib.LG_EVENT_FLOW_OPEN, lib.LG_EVENT_FLOW_CONNECT, lib.LG_EVENT_FLOW_CLOSE, lib.LG_EVENT_FLOW_REFUSED):
         fields["guest"] = endpoint_text(bytes(record.guest_addr), record.guest_port)
         fields["remote"] = endpoint_text(bytes(record.remote_addr), record.remote_port)

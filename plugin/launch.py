@@ -50,10 +50,15 @@ _LEVELS = {
     vocabulary.TRACE: log.DEBUG,
 }
 
-_QEMU_HINT = (
-    "QEMU: -chardev socket,id=c0,path={} -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0 "
-    "-object memory-backend-memfd,id=m0,share=on,size=512M -numa node,memdev=m0"
-)
+_QEMU_HINTS = {
+    vocabulary.VHOST_USER: (
+        "QEMU: -chardev socket,id=c0,path={} -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0 "
+        "-object memory-backend-memfd,id=m0,share=on,size=512M -numa node,memdev=m0"
+    ),
+    vocabulary.STREAM: (
+        "QEMU: -netdev stream,id=n0,server=off,addr.type=unix,addr.path={} -device virtio-net-pci,netdev=n0"
+    ),
+}
 
 USAGE = """\
 usage: lockgate --version
@@ -203,7 +208,7 @@ class Start:
             self.log.warning(_sentence(warning))
         if self.log.level < log.INFO:
             return
-        self.log.info(f"Link: vhost-user, {self.link_name}")
+        self.log.info(f"Link: {self.spec.link}, {self.link_name}")
         self.log.info(f"Modelled on: {_families(view.interface4 or 'local', view.interface6 or 'local', self.spec)}")
         self.log.info(f"MAC address of the gateway: {view.our_mac.hex(':')}")
         prefix = f"/{view.prefix4}" if view.prefix4 else ""
@@ -217,7 +222,7 @@ class Start:
         for note in view.notes:
             self.log.info(_sentence(note))
         if self.spec.socket_fd is None:
-            self.log.info(_QEMU_HINT.format(self.link_name))
+            self.log.info(_QEMU_HINTS[self.spec.link].format(self.link_name))
 
     # ---- the process that stays ----
 
@@ -239,7 +244,7 @@ class Start:
             worker_flags=_worker_flags(),
             flow_limit=self.flow_limit,
             foreground=spec.foreground,
-            resumable=spec.link == vocabulary.VHOST_USER,
+            resumable=spec.link == vocabulary.VHOST_USER or spec.socket_fd is None,
             listeners=[self.link] if spec.socket_fd is None else [],
             connections=[] if spec.socket_fd is None else [self.link],
         )
@@ -282,6 +287,7 @@ class Start:
             log=self.log,
             view=self.view,
             link_fd=self.link.detach(),
+            vhost_user=spec.link == vocabulary.VHOST_USER,
             one_off=spec.one_off,
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,

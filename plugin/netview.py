@@ -43,8 +43,8 @@ VIEW_DHCPV6 = 256
 VIEW_MAP_ROUTER = 512
 
 # datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6,
-# our_link_local, map_host4, map_host6
-_NET_VIEW = struct.Struct("=IIII6s2x16s16s16s16s16s16s16s")
+# our_link_local, map_host4, map_host6, dns_match4, dns_host4, dns_match6, dns_host6
+_NET_VIEW = struct.Struct("=IIII6s2x16s16s16s16s16s16s16s16s16s16s16s")
 
 MTU_UNKNOWN = 1500  # of an Ethernet interface to which nobody advertises one
 
@@ -156,6 +156,7 @@ class Assignments:
             self.our_link_local,
             self.map_host4,
             self.map_host6,
+            *[address.UNSET] * 4,
         )
 
 

@@ -154,6 +154,10 @@ class WorkerChannels:
     async def capture(self, on: bool) -> None:
         await self.request(channel.value(lib.LG_CMD_PCAP, int(on)))
 
+    async def stream_attach(self, fd: int) -> None:
+        """A connected stream socket becomes the link; `fd` stays the caller's."""
+        await self.request(channel.bare(lib.LG_CMD_STREAM_ATTACH), [fd])
+
     # ---- what the vhost-user session asks: plugin.vhost_user.worker.Worker ----
 
     async def link_features(self, features: int) -> None:

@@ -5,6 +5,7 @@
  * Descriptors that a command does not keep are closed here.
  */
 #include <errno.h>
+#include <netinet/in.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -90,10 +91,20 @@ static int run_features(struct worker *worker, struct request *request)
     return 0;
 }
 
+static int run_stream_attach(struct worker *worker, struct request *request)
+{
+    int err = worker_attach_stream(worker, request->fd[0]);
+
+    if (!err)
+        take_fd(request, 0);
+    return err;
+}
+
 static int run_link_reset(struct worker *worker, struct request *request)
 {
     (void)request;
     link_vhost_reset(&worker->vhost);
+    link_stream_detach(&worker->stream);
     worker->faults_told = 0;
     return 0;
 }
@@ -224,6 +235,7 @@ static const struct {
     [LG_CMD_DIRTY_LOG] = {run_dirty_log, sizeof(struct lg_cmd_log), 0, 2},
     [LG_CMD_EVENTS] = {run_events, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0}, /* has a reply of its own: reply_flows() */
 };
 
@@ -231,23 +243,24 @@ static const struct {
 
 static void describe(const struct flow *flow, struct lg_flow_info *info)
 {
-    const struct tcp *tcp = &flow->tcp;
-
     *info = (struct lg_flow_info){
         .id = flow_handle(flow),
         .port = flow->key.port,
         .protocol = flow->key.protocol,
-        .to_guest = tcp->to_guest,
-        .to_host = tcp->to_host,
-        .stall = tcp->stall,
         .guest_port = flow->key.guest_port,
         .remote_port = flow->key.remote_port,
-        .rtt_us = tcp->srtt_us,
         .bytes_to_guest = flow->bytes_to_guest,
         .bytes_from_guest = flow->bytes_from_guest,
-        .in_flight = tcp->snd_nxt - tcp->snd_una,
-        .guest_window = tcp->snd_window,
     };
+    if (flow->key.protocol == IPPROTO_TCP) {
+        const struct tcp *tcp = &flow->tcp;
+        info->to_guest = tcp->to_guest;
+        info->to_host = tcp->to_host;
+        info->stall = tcp->stall;
+        info->rtt_us = tcp->srtt_us;
+        info->in_flight = tcp->snd_nxt - tcp->snd_una;
+        info->guest_window = tcp->snd_window;
+    }
     memcpy(info->guest_addr, flow->key.guest.byte, sizeof(info->guest_addr));
     memcpy(info->remote_addr, flow->key.remote.byte, sizeof(info->remote_addr));
 }

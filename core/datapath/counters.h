@@ -34,6 +34,7 @@
     apply(drop_protocol)          /* of a protocol that nobody here answers, or that is switched off */                \
     apply(drop_address)           /* loopback, multicast or unspecified where it may not be */                         \
     apply(drop_tcp_header)                                                                                             \
+    apply(drop_udp_header)                                                                                             \
     apply(drop_no_room)           /* an answer of ours that nobody repeats found the link full */                      \
     apply(drop_disconnected)      /* for the guest, while no link is attached */                                       \
     apply(punts)                  /* frames handed to control */                                                       \
@@ -68,6 +69,16 @@
     apply(stall_window)                                                                                                \
     apply(stall_link)                                                                                                  \
     apply(interest_changes)       /* EPOLL_CTL_MOD */                                                                  \
+    /* UDP and echo requests */                                                                                        \
+    apply(datagram_opened)                                                                                             \
+    apply(datagram_closed)                                                                                             \
+    apply(datagram_refused)       /* no socket, or no way to that address */                                           \
+    apply(udp_port_taken)         /* the guest's source port could not be kept on the host */                          \
+    apply(datagrams_from_guest)   /* that the host's queue took */                                                     \
+    apply(datagrams_to_guest)                                                                                          \
+    apply(udp_bytes_to_guest)                                                                                          \
+    apply(datagrams_unsent)       /* that it did not take: full, or the path refused them */                           \
+    apply(datagram_errors)        /* ICMP errors that the host heard of, told to the guest */                          \
     apply(flows)                  /* now in the table */                                                               \
     apply(pcap_dropped)
 /* clang-format on */

@@ -47,6 +47,10 @@ struct lg_net_view {
     uint8_t our_link_local[16]; /* source of RA and NA */
     uint8_t map_host4[16];      /* guest -> this address becomes 127.0.0.1 */
     uint8_t map_host6[16];      /* guest -> this address becomes ::1 */
+    uint8_t dns_match4[16];     /* guest -> ports 53 and 853 of this address, TCP and UDP ... */
+    uint8_t dns_host4[16];      /* ... go to this resolver of the host's */
+    uint8_t dns_match6[16];
+    uint8_t dns_host6[16];
 };
 
 /* ---- cmd: control -> worker ---- */
@@ -67,6 +71,7 @@ struct lg_net_view {
 #define LG_CMD_EVENTS 13       /* lg_cmd_value: 0 none, 1 events, 2 events and one for each frame */
 #define LG_CMD_PCAP 14         /* lg_cmd_value: 1 copies frames into the ring, 0 stops */
 #define LG_CMD_FLOWS 15        /* lg_cmd_value: cursor; reply is lg_flow_page */
+#define LG_CMD_STREAM_ATTACH 16 /* lg_cmd_header and one descriptor: a connected stream socket becomes the link */
 
 #define LG_MEM_SLOTS 64
 
@@ -167,6 +172,7 @@ struct lg_flow_page {
 #define LG_UP_FRAME 2 /* control -> worker: an Ethernet frame for the guest */
 #define LG_UP_EVENT 3 /* worker -> control: struct lg_event */
 #define LG_UP_SEEN 4  /* worker -> control: struct lg_seen; sent again until it fits */
+#define LG_UP_LINK_END 5 /* worker -> control: struct lg_link_end: the stream is detached; sent again until it fits */
 
 #define LG_UP_BYTES_MAX 65600 /* a record with the largest frame */
 
@@ -185,6 +191,11 @@ struct lg_seen {
     uint8_t link_local[16];
 };
 
+struct lg_link_end {
+    int32_t error;   /* 0 the other end closed it; EPROTO a length that no frame has; else the errno of a call */
+    uint32_t length; /* with EPROTO: that length */
+};
+
 #define LG_EVENT_FLOW_OPEN 1     /* the guest's SYN was taken; reason: none */
 #define LG_EVENT_FLOW_CONNECT 2  /* the peer answered, SYN-ACK sent */
 #define LG_EVENT_FLOW_STALL 3    /* reason: enum stall */
@@ -194,6 +205,7 @@ struct lg_seen {
 #define LG_EVENT_RETRANSMIT 7    /* value: bytes that are sent again */
 #define LG_EVENT_RING_STOPPED 8  /* value: ring index; reason: enum vring_fault, named by lg_fault_name() */
 #define LG_EVENT_FRAME_DROPPED 9 /* reason: index of the counter that counted it */
+#define LG_EVENT_NO_PING 10      /* error: why the host gives no ping socket; told once */
 
 struct lg_event {
     uint32_t kind;   /* LG_EVENT_* */
@@ -206,7 +218,7 @@ struct lg_event {
     uint8_t remote_addr[16];
     uint16_t guest_port;
     uint16_t remote_port;
-    uint32_t reserved2;
+    uint32_t protocol; /* IPPROTO_*, of a flow */
     uint64_t bytes_to_guest;
     uint64_t bytes_from_guest;
 };

@@ -12,13 +12,9 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "datagram.h"
 #include "sys.h"
 #include "tcp.h"
-
-enum {
-    DHCP_SERVER_PORT = 67,
-    UDP_HEADER = 8,
-};
 
 void engine_set_time(struct engine *engine, uint64_t now_ns)
 {
@@ -53,7 +49,8 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     memset(engine->seen.mac, 0xff, sizeof(engine->seen.mac)); /* until the guest has spoken */
 
     engine->discard = options->peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
-    if (hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard))
+    engine->inbox.bytes = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
+    if (hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard) || !engine->inbox.bytes)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);
@@ -64,11 +61,13 @@ void engine_free(struct engine *engine)
     uint32_t cursor = 0;
 
     for (struct flow *flow; (flow = flow_next(&engine->flows, &cursor));) {
-        tcp_close(engine, flow, CLOSE_shutdown, 0);
+        flow_close(engine, flow, CLOSE_shutdown);
         flow_remove(&engine->flows, flow);
     }
     flow_table_free(&engine->flows);
     hold_pool_free(&engine->holds);
+    if (engine->inbox.bytes)
+        munmap(engine->inbox.bytes, (size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
     if (engine->discard)
         munmap(engine->discard, TCP_REREAD_MAX);
 }
@@ -140,18 +139,6 @@ static void see_addresses(struct engine *engine, const struct packet *packet)
 
 /* ---- one frame ---- */
 
-static void take_udp(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
-{
-    const uint8_t *udp = frame->head + packet->l4_offset;
-
-    if (packet->l4_length < UDP_HEADER || packet->l4_offset + UDP_HEADER > frame->head_length)
-        count(engine, C_drop_short);
-    else if (!packet->ipv6 && load_be16(udp + 2) == DHCP_SERVER_PORT && engine->view.flags & LG_VIEW_DHCP)
-        engine->punt(engine, frame);
-    else
-        count(engine, C_drop_protocol);
-}
-
 static void take_ip(struct engine *engine, const struct guest_frame *frame)
 {
     struct packet packet;
@@ -169,7 +156,7 @@ static void take_ip(struct engine *engine, const struct guest_frame *frame)
     if (packet.protocol == IPPROTO_TCP)
         tcp_from_guest(engine, frame, &packet);
     else if (packet.protocol == IPPROTO_UDP)
-        take_udp(engine, frame, &packet);
+        udp_from_guest(engine, frame, &packet);
     else if (packet.protocol == IPPROTO_ICMP && !packet.ipv6)
         neighbour_icmpv4(engine, frame, &packet);
     else if (packet.protocol == IPPROTO_ICMPV6 && packet.ipv6)
@@ -202,7 +189,7 @@ static void settle_ready(struct engine *engine)
 
     list_move(&engine->ready, &now);
     while ((node = list_pop(&now)))
-        tcp_settle(engine, container_of(node, struct flow, ready));
+        flow_settle(engine, container_of(node, struct flow, ready));
 }
 
 bool engine_from_guest(struct engine *engine)
@@ -227,8 +214,8 @@ void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events
 {
     struct flow *flow = flow_from_handle(&engine->flows, handle);
 
-    if (flow && !flow->tcp.done)
-        tcp_event(engine, flow, events);
+    if (flow)
+        flow_event(engine, flow, events);
 }
 
 void engine_link_room(struct engine *engine)
@@ -247,7 +234,7 @@ static void fire_timers(struct engine *engine)
     wheel_advance(&engine->wheel, engine->now_ms);
     while ((timer = wheel_pop(&engine->wheel))) {
         count(engine, C_timers_fired);
-        tcp_timer_fired(engine, container_of(timer, struct flow, timer));
+        flow_timer_fired(engine, container_of(timer, struct flow, timer));
     }
 }
 

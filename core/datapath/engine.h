@@ -19,10 +19,10 @@ enum engine_limits {
     ICMP_PER_SECOND = 100, /* errors that we send to the guest (RFC 4443, 2.4 (f)) */
 };
 
-/* A TCP segment with data that waits for the end of its batch. */
+/* What a frame has for a flow's socket, until the end of its batch: a TCP segment's data, a datagram. */
 struct batch_segment {
     const struct guest_frame *frame;
-    uint32_t offset; /* of the payload that is new, from the start of the frame */
+    uint32_t offset; /* of what is for the socket, from the start of the frame */
     uint32_t length;
     uint16_t next; /* of the same flow, index + 1; 0 the last */
 };
@@ -57,6 +57,10 @@ struct engine {
     struct siphash_key secret;
     struct unreachable_memory unreachable;
     struct hold_pool holds;
+    struct datagram_inbox inbox;
+    bool no_ping_told;
+    uint32_t icmp_left; /* errors of datagrams that may be told in the second that began at icmp_ms */
+    uint64_t icmp_ms;
     bool reorder; /* keep segments that come ahead of a gap */
     uint32_t ack_delay_ms;
     uint32_t challenges; /* left for the second that began at challenge_ms */
@@ -116,12 +120,43 @@ static inline void engine_wait_room(struct engine *engine, struct flow *flow)
     list_append(&engine->waiting, &flow->waiting);
 }
 
+/* The flow will be settled in this step. */
+static inline void flow_touch(struct engine *engine, struct flow *flow)
+{
+    list_append(&engine->ready, &flow->ready);
+}
+
+/* Adds to the batch of one flow, whose first and last are places in engine->segment: index + 1, 0 none. */
+static inline void batch_append(struct engine *engine, uint16_t *first, uint16_t *last, const struct guest_frame *frame,
+                                uint32_t offset, uint32_t length)
+{
+    uint16_t place = (uint16_t)++engine->segment_count; /* a frame adds one segment at most */
+
+    engine->segment[place - 1] = (struct batch_segment){.frame = frame, .offset = offset, .length = length};
+    if (*last)
+        engine->segment[*last - 1].next = place;
+    else
+        *first = place;
+    *last = place;
+}
+
 static inline bool engine_shows_events(const struct engine *engine)
 {
     return __builtin_expect(engine->events->level != 0, 0);
 }
 
 /* ---- between the parts ---- */
+
+/* flow_protocol.c: what is done with a flow of any protocol. */
+void flow_settle(struct engine *engine, struct flow *flow);
+void flow_event(struct engine *engine, struct flow *flow, uint32_t events);
+void flow_timer_fired(struct engine *engine, struct flow *flow);
+void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason);
+bool flow_evict(struct engine *engine); /* makes room in a full table: the flow that was idle longest goes, if it was */
+void flow_aged(struct engine *engine, struct flow *flow); /* a byte of it may have moved */
+void flow_emit_refused(struct engine *engine, const struct flow_key *key, int error); /* no flow could be made */
+void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,
+               uint64_t value);
 
 /* neighbour.c: ARP, NS and echo to the gateway, answered from the view. True: the frame was for it. */
 void neighbour_arp(struct engine *engine, const struct guest_frame *frame);

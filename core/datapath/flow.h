@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "datagram_state.h"
 #include "list.h"
 #include "packet.h"
 #include "siphash.h"
@@ -23,6 +24,7 @@
 
 enum flow_limits {
     FLOWS_MAX = 65536, /* more than one guest's ports towards one peer; the worker's descriptors end before */
+    FLOW_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full */
 };
 
 /* One flow as the guest sees it. No padding, since it is hashed and compared as bytes. */
@@ -41,6 +43,7 @@ struct flow {
     uint32_t index;      /* of the slot */
     uint32_t generation; /* counts the flows that this slot has held */
     int fd;              /* -1: closed already */
+    bool done;           /* it has ended: its settling will free it */
     uint32_t interest;   /* what epoll was last told */
     struct node ready;   /* on the list of flows that will be settled */
     struct node waiting; /* on the link's list of flows that wait for room */
@@ -49,7 +52,10 @@ struct flow {
     uint64_t active_ms; /* when a byte last moved */
     uint64_t probed_ms; /* when the guest was last asked whether it is there */
     uint64_t bytes_to_guest, bytes_from_guest;
-    struct tcp tcp;
+    union { /* by the key's protocol */
+        struct tcp tcp;
+        struct datagram datagram; /* UDP, and echo requests */
+    };
 };
 
 struct flow_table {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * icmp.c: errors for connections that the host could not make. The original header is made again from the flow: the
+ * icmp.c: errors about what the host could not do for the guest. The original header is made again from the flow: the
  * guest's own was not kept.
  */
 #include "icmp.h"
@@ -15,6 +15,7 @@ enum {
     ICMP_HOPS = 255, /* RFC 4861, 7.1: a neighbour's message that came over a router must not be believed */
     MESSAGE_MAX = 65535 - IPV4_HEADER,
     TCP_QUOTED = 8, /* ports and sequence number: what RFC 792 asks for */
+    UDP_QUOTED = 8, /* all of its header */
 };
 
 bool icmp_send(struct engine *engine, const address *source, const address *destination, uint8_t *message,
@@ -38,33 +39,81 @@ bool icmp_send(struct engine *engine, const address *source, const address *dest
     return !engine_send_frame(engine, frame, header + length);
 }
 
-static uint8_t unreachable_code(bool ipv4, int error)
+struct icmp_error icmp_unreachable(bool ipv4, int error)
 {
-    bool prohibited = error == EACCES || error == EPERM;
+    bool prohibited = error == EACCES || error == EPERM, network = error == ENETUNREACH || error == ENETDOWN;
 
     if (ipv4) /* RFC 1812, 5.2.7.1: 0 network, 1 host, 13 prohibited */
-        return prohibited ? 13 : error == ENETUNREACH || error == ENETDOWN ? 0 : 1;
-    return prohibited ? 1 : error == ENETUNREACH || error == ENETDOWN ? 0 : 3; /* RFC 4443, 3.1 */
+        return (struct icmp_error){ICMPV4_UNREACHABLE, prohibited ? 13 : network ? 0 : 1, 0};
+    return (struct icmp_error){ICMPV6_UNREACHABLE, prohibited ? 1 : network ? 0 : 3, 0}; /* RFC 4443, 3.1 */
+}
+
+/* The guest's IP header, written anew, in front of what it sent. Returns its length. */
+static unsigned quote_header(const struct flow *flow, uint8_t *quoted, uint32_t l4_length)
+{
+    uint8_t original[ETHERNET_HEADER + IPV6_HEADER];
+    struct packet_path path = {.source = flow->key.guest, .destination = flow->key.remote};
+    unsigned header = packet_write_headers(original, &path, flow->key.protocol, 64, l4_length) - ETHERNET_HEADER;
+
+    memcpy(quoted, original + ETHERNET_HEADER, header);
+    return header;
 }
 
 bool icmp_send_unreachable(struct engine *engine, const struct flow *flow, int error)
 {
-    uint8_t message[ICMP_HEADER + ETHERNET_HEADER + IPV6_HEADER + TCP_QUOTED] = {0};
-    uint8_t original[ETHERNET_HEADER + IPV6_HEADER];
+    uint8_t message[ICMP_HEADER + IPV6_HEADER + TCP_QUOTED] = {0};
     bool ipv4 = address_is_ipv4(&flow->key.remote);
-    struct packet_path path = {.source = flow->key.guest, .destination = flow->key.remote};
-    unsigned header = packet_write_headers(original, &path, IPPROTO_TCP, 64, TCP_HEADER) - ETHERNET_HEADER;
-    uint8_t *quoted = message + ICMP_HEADER;
+    struct icmp_error icmp = icmp_unreachable(ipv4, error);
+    unsigned header = quote_header(flow, message + ICMP_HEADER, TCP_HEADER);
+    uint8_t *quoted = message + ICMP_HEADER + header;
     address source;
 
     memcpy(source.byte, ipv4 ? engine->view.gateway4 : engine->view.gateway6, sizeof(source.byte));
     if (address_is_unset(&source))
         return false;
-    message[0] = ipv4 ? ICMPV4_UNREACHABLE : ICMPV6_UNREACHABLE;
-    message[1] = unreachable_code(ipv4, error);
-    memcpy(quoted, original + ETHERNET_HEADER, header);
-    store_be16(quoted + header, flow->key.guest_port);
-    store_be16(quoted + header + 2, flow->key.remote_port);
-    store_be32(quoted + header + 4, flow->tcp.rcv_nxt - 1); /* the SYN's own number: the guest checks it */
+    message[0] = icmp.type;
+    message[1] = icmp.code;
+    store_be16(quoted, flow->key.guest_port);
+    store_be16(quoted + 2, flow->key.remote_port);
+    store_be32(quoted + 4, flow->tcp.rcv_nxt - 1); /* the SYN's own number: the guest checks it */
     return icmp_send(engine, &source, &flow->key.guest, message, ICMP_HEADER + header + TCP_QUOTED);
+}
+
+static bool may_tell(struct engine *engine)
+{
+    if (engine->now_ms - engine->icmp_ms >= 1000) {
+        engine->icmp_ms = engine->now_ms;
+        engine->icmp_left = ICMP_PER_SECOND;
+    }
+    if (!engine->icmp_left)
+        return false;
+    engine->icmp_left--;
+    return true;
+}
+
+bool icmp_send_error(struct engine *engine, const struct flow *flow, const address *source,
+                     const struct icmp_error *error, const uint8_t *payload, uint32_t length)
+{
+    uint8_t message[ICMP_HEADER + IPV6_HEADER + UDP_QUOTED + DATAGRAM_QUOTED_MAX] = {0};
+    bool udp = flow->key.protocol == IPPROTO_UDP;
+    uint32_t l4_length = (udp ? UDP_QUOTED : 0) + length;
+    unsigned at = ICMP_HEADER + quote_header(flow, message + ICMP_HEADER, l4_length);
+
+    if (!may_tell(engine))
+        return false;
+    message[0] = error->type;
+    message[1] = error->code;
+    store_be32(message + 4, error->word);
+    if (udp) { /* the guest finds its socket by the ports; the checksum was never seen */
+        store_be16(message + at, flow->key.guest_port);
+        store_be16(message + at + 2, flow->key.remote_port);
+        store_be16(message + at + 4, l4_length);
+        at += UDP_QUOTED;
+    }
+    uint32_t quoted = length < DATAGRAM_QUOTED_MAX ? length : DATAGRAM_QUOTED_MAX;
+    if (quoted)
+        memcpy(message + at, payload, quoted);
+    if (!udp && quoted >= ICMP_HEADER) /* the kernel had put its own identifier there */
+        store_be16(message + at + 4, flow->key.guest_port);
+    return icmp_send(engine, source, &flow->key.guest, message, at + quoted);
 }

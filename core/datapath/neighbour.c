@@ -10,6 +10,7 @@
 #include <netinet/in.h>
 #include <string.h>
 
+#include "datagram.h"
 #include "icmp.h"
 #include "pieces.h"
 
@@ -110,8 +111,11 @@ static bool is(const uint8_t *ours, const address *a)
 
 void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
 {
-    if (!(engine->view.flags & LG_VIEW_ICMP) || !is(engine->view.gateway4, &packet->destination) ||
-        !echo(engine, frame, packet, ICMPV4_ECHO_REQUEST, ICMPV4_ECHO_REPLY))
+    if (!(engine->view.flags & LG_VIEW_ICMP))
+        count(engine, C_drop_protocol);
+    else if (!is(engine->view.gateway4, &packet->destination))
+        ping_from_guest(engine, frame, packet);
+    else if (!echo(engine, frame, packet, ICMPV4_ECHO_REQUEST, ICMPV4_ECHO_REPLY))
         count(engine, C_drop_protocol);
 }
 
@@ -128,6 +132,8 @@ void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, co
                 is(engine->view.our_link_local, &packet->destination))) {
         if (!echo(engine, frame, packet, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY))
             count(engine, C_drop_protocol);
+    } else if (type == ICMPV6_ECHO_REQUEST && engine->view.flags & LG_VIEW_ICMP) {
+        ping_from_guest(engine, frame, packet);
     } else {
         count(engine, C_drop_protocol);
     }

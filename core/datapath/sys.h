@@ -23,11 +23,14 @@
 uint64_t sys_monotonic_ns(void);
 uint64_t sys_realtime_ns(void);
 int sys_socket(int family, int type, int protocol);
+int sys_bind(int fd, const struct sockaddr *addr, socklen_t length);
 int sys_connect(int fd, const struct sockaddr *addr, socklen_t length);
 int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length);
 int sys_getsockopt(int fd, int level, int name, void *value, socklen_t *length);
 ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags);
 ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags);
+int sys_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
+int sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
 ssize_t sys_discard(int fd, size_t length);
 int sys_shutdown(int fd, int how);
 int sys_close(int fd);
@@ -65,6 +68,11 @@ static inline int sys_socket(int family, int type, int protocol)
     return fd < 0 ? -errno : fd;
 }
 
+static inline int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
+{
+    return bind(fd, addr, length) < 0 ? -errno : 0;
+}
+
 static inline int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
 {
     return connect(fd, addr, length) < 0 ? -errno : 0;
@@ -89,6 +97,19 @@ static inline ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags)
 static inline ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
     ssize_t n = sendmsg(fd, msg, flags);
+    return n < 0 ? -errno : n;
+}
+
+/* How many messages; with an error only if there was none. */
+static inline int sys_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    int n = recvmmsg(fd, messages, count, flags, NULL);
+    return n < 0 ? -errno : n;
+}
+
+static inline int sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    int n = sendmmsg(fd, messages, count, flags);
     return n < 0 ? -errno : n;
 }
 

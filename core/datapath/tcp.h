@@ -12,18 +12,13 @@
  *   tcp_close.c       the halves' transitions, resets, the end
  *   tcp_settle.c      after a batch: everything that a flow owes, in order; its stall, interest and timer
  *
- * A flow that was touched is put on the engine's ready list by tcp_touch(); tcp_settle() does the rest. Nothing but
+ * A flow that was touched is put on the engine's ready list by flow_touch(); tcp_settle() does the rest. Nothing but
  * tcp_settle() may free a flow, so that no part ever holds one that has gone.
  */
 #ifndef LOCKGATE_TCP_H
 #define LOCKGATE_TCP_H
 
 #include "engine.h"
-
-static inline void tcp_touch(struct engine *engine, struct flow *flow)
-{
-    list_append(&engine->ready, &flow->ready);
-}
 
 /* A frame whose protocol is TCP. */
 void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
@@ -77,13 +72,11 @@ void tcp_move_to_guest(struct flow *flow, enum half_state state);
 void tcp_move_to_host(struct flow *flow, enum half_state state);
 void tcp_abort(struct engine *engine, struct flow *flow, enum close_reason reason, int error); /* RST to the guest */
 void tcp_reset_by_guest(struct engine *engine, struct flow *flow);                             /* RST to the peer */
+void tcp_abandon(struct engine *engine, struct flow *flow); /* to make room: RST to the peer, nothing to the guest */
 void tcp_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 
 /* tcp_settle.c */
 void tcp_settle(struct engine *engine, struct flow *flow);
 uint32_t stall_interest(const struct flow *flow);
-void tcp_emit_refused(struct engine *engine, const struct flow_key *key, int error); /* no flow could be made */
-void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,
-              uint64_t value);
 
 #endif

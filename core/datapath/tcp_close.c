@@ -62,17 +62,17 @@ void tcp_move_to_host(struct flow *flow, enum half_state state)
 
 void tcp_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error)
 {
-    if (flow->tcp.done)
+    if (flow->done)
         return;
-    flow->tcp.done = true;
+    flow->done = true;
     if (flow->fd >= 0)
         sys_close(flow->fd); /* also takes it out of epoll: nobody else holds this socket */
     flow->fd = -1;
     tcp_hold_release(engine, flow);
     wheel_cancel(&engine->wheel, &flow->timer);
     count(engine, C_tcp_closed);
-    tcp_emit(engine, flow, LG_EVENT_FLOW_CLOSE, reason, error, 0);
-    tcp_touch(engine, flow);
+    flow_emit(engine, flow, LG_EVENT_FLOW_CLOSE, reason, error, 0);
+    flow_touch(engine, flow);
 }
 
 /* close() will then send RST instead of FIN (RFC 9293, 3.10.5, ABORT). */
@@ -86,11 +86,17 @@ static void close_hard(const struct flow *flow)
 
 void tcp_abort(struct engine *engine, struct flow *flow, enum close_reason reason, int error)
 {
-    if (flow->tcp.done)
+    if (flow->done)
         return;
     flow->tcp.reset_due = true;
     close_hard(flow);
     tcp_close(engine, flow, reason, error);
+}
+
+void tcp_abandon(struct engine *engine, struct flow *flow)
+{
+    close_hard(flow);
+    tcp_close(engine, flow, CLOSE_evicted, 0);
 }
 
 void tcp_reset_by_guest(struct engine *engine, struct flow *flow)

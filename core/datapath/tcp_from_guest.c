@@ -249,10 +249,10 @@ void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
             tcp_send_reset_unknown(engine, packet, &segment);
         return;
     }
-    if (flow->tcp.done)
+    if (flow->done)
         return;
     take_segment(engine, flow, frame, &segment);
-    tcp_touch(engine, flow);
+    flow_touch(engine, flow);
 }
 
 /* The end has come from the peer, and no read will find it any more: ask the socket what it was. */
@@ -276,7 +276,7 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
         if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
             return;
         tcp_connected(engine, flow);
-        if (tcp->done)
+        if (flow->done)
             return;
     }
     if (events & EPOLLPRI)
@@ -298,5 +298,5 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
     if (events & EPOLLERR && tcp->to_guest >= HALF_FIN_SENT)
         take_error(engine, flow);
     tcp->woken = true;
-    tcp_touch(engine, flow);
+    flow_touch(engine, flow);
 }

@@ -10,6 +10,7 @@
 #include <netinet/tcp.h>
 #include <string.h>
 
+#include "host_address.h"
 #include "icmp.h"
 #include "sys.h"
 #include "tcp.h"
@@ -18,57 +19,6 @@
 static uint32_t initial_sequence(const struct engine *engine, const struct flow_key *key)
 {
     return (uint32_t)(engine->now_ns / 4000) + (uint32_t)siphash(&engine->secret, key, sizeof(*key));
-}
-
-/* Where the guest's address leads on the host: the view's mapping, else the address itself. */
-static address host_address(const struct lg_net_view *view, const address *remote)
-{
-    static const address loopback4 = {.byte = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
-    static const address loopback6 = {.byte = {[15] = 1}};
-
-    if (!memcmp(view->map_host4, remote->byte, sizeof(remote->byte)))
-        return loopback4;
-    if (!memcmp(view->map_host6, remote->byte, sizeof(remote->byte)) ||
-        (view->flags & LG_VIEW_MAP_ROUTER && !memcmp(view->our_link_local, remote->byte, sizeof(remote->byte))))
-        return loopback6;
-    return *remote;
-}
-
-static socklen_t socket_address(const address *a, uint16_t port, uint32_t scope_id, struct sockaddr_storage *ret_addr)
-{
-    memset(ret_addr, 0, sizeof(*ret_addr));
-    if (address_is_ipv4(a)) {
-        struct sockaddr_in *in = (struct sockaddr_in *)ret_addr;
-        in->sin_family = AF_INET;
-        in->sin_port = htons(port);
-        memcpy(&in->sin_addr, a->byte + 12, sizeof(in->sin_addr));
-        return sizeof(*in);
-    }
-    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)ret_addr;
-    in6->sin6_family = AF_INET6;
-    in6->sin6_port = htons(port);
-    memcpy(&in6->sin6_addr, a->byte, sizeof(in6->sin6_addr));
-    if (address_is_link_local(a))
-        in6->sin6_scope_id = scope_id;
-    return sizeof(*in6);
-}
-
-/* Makes room in a full table: the flow that was idle longest goes, if that was long enough. */
-static bool evict(struct engine *engine)
-{
-    struct node *node = engine->flows.by_age.head.next;
-
-    if (node == &engine->flows.by_age.head)
-        return false;
-    struct flow *oldest = container_of(node, struct flow, age);
-    if (engine->now_ms - oldest->active_ms < TCP_IDLE_EVICT_MS)
-        return false;
-    count(engine, C_tcp_evicted);
-    tcp_abort(engine, oldest, CLOSE_evicted, 0);
-    /* The RST waits for nobody here: whoever still has the other end learns it from the next segment. */
-    oldest->tcp.reset_due = false;
-    tcp_settle(engine, oldest);
-    return true;
 }
 
 /* A socket with the options that a flow needs from birth. SO_SNDBUF and SO_RCVBUF are left alone: setting either ends
@@ -141,7 +91,7 @@ static void refuse(struct engine *engine, struct flow *flow, int error)
     uint64_t *memory = &engine->unreachable.tag[tag / 2 % UNREACHABLE_SLOTS];
 
     count(engine, C_tcp_refused);
-    tcp_emit(engine, flow, LG_EVENT_FLOW_REFUSED, 0, error, 0);
+    flow_emit(engine, flow, LG_EVENT_FLOW_REFUSED, 0, error, 0);
     if (unreachable && *memory != tag && icmp_send_unreachable(engine, flow, error)) {
         *memory = tag;
         tcp_close(engine, flow, CLOSE_unreachable, error);
@@ -178,21 +128,20 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
     if (!may_open(engine, packet))
         return;
     flow = flow_add(&engine->flows, key);
-    if (!flow && evict(engine))
+    if (!flow && flow_evict(engine))
         flow = flow_add(&engine->flows, key);
     if (!flow) {
         count(engine, C_tcp_flow_limit);
-        tcp_emit_refused(engine, key, ENFILE);
+        flow_emit_refused(engine, key, ENFILE);
         tcp_send_reset_unknown(engine, packet, segment);
         return;
     }
     engine->counters[C_flows] = engine->flows.count;
     flow_start(engine, flow, segment);
     count(engine, C_tcp_opened);
-    tcp_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
+    flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
 
-    address to = host_address(&engine->view, &key->remote);
-    socklen_t length = socket_address(&to, key->remote_port, engine->view.scope_id, &addr);
+    socklen_t length = host_address(&engine->view, &key->remote, key->remote_port, &addr);
     int fd = flow_socket(engine, addr.ss_family);
     if (fd < 0) {
         tcp_abort(engine, flow, CLOSE_no_descriptor, -fd);
@@ -223,5 +172,5 @@ void tcp_connected(struct engine *engine, struct flow *flow)
     }
     tcp_move_to_host(flow, HALF_OPEN);
     flow->tcp.syn_ack_due = true;
-    tcp_emit(engine, flow, LG_EVENT_FLOW_CONNECT, 0, 0, 0);
+    flow_emit(engine, flow, LG_EVENT_FLOW_CONNECT, 0, 0, 0);
 }

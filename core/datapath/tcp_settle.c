@@ -3,7 +3,6 @@
  * tcp_settle.c: everything that a flow owes after a batch, in one order, and what must wake it next. The stall, the
  * epoll interest and the timer are computed here from the flow's state, and nowhere else.
  */
-#include <string.h>
 #include <sys/socket.h>
 
 #include "sys.h"
@@ -29,37 +28,6 @@ uint32_t stall_interest(const struct flow *flow)
     if (tcp->send_blocked && tcp->to_host == HALF_OPEN) /* behind our own FIN the kernel reports OUT for ever */
         interest |= EPOLLOUT;
     return interest;
-}
-
-static struct lg_event event_of(const struct flow_key *key, uint32_t kind, int error)
-{
-    struct lg_event event = {
-        .kind = kind, .error = error, .guest_port = key->guest_port, .remote_port = key->remote_port};
-
-    memcpy(event.guest_addr, key->guest.byte, sizeof(event.guest_addr));
-    memcpy(event.remote_addr, key->remote.byte, sizeof(event.remote_addr));
-    return event;
-}
-
-void tcp_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error, uint64_t value)
-{
-    if (!engine_shows_events(engine))
-        return;
-    struct lg_event event = event_of(&flow->key, kind, error);
-    event.reason = reason;
-    event.flow = flow_handle(flow);
-    event.value = value;
-    event.bytes_to_guest = flow->bytes_to_guest;
-    event.bytes_from_guest = flow->bytes_from_guest;
-    engine->events->emit(engine->events, &event);
-}
-
-void tcp_emit_refused(struct engine *engine, const struct flow_key *key, int error)
-{
-    if (!engine_shows_events(engine))
-        return;
-    struct lg_event event = event_of(key, LG_EVENT_FLOW_REFUSED, error);
-    engine->events->emit(engine->events, &event);
 }
 
 static void send_syn_ack(struct engine *engine, struct flow *flow)
@@ -122,16 +90,16 @@ static void progress(struct engine *engine, struct flow *flow)
     if (tcp->to_host == HALF_SYN)
         return;
     tcp_send_to_peer(engine, flow);
-    if (tcp->done)
+    if (flow->done)
         return;
     shut_to_host(flow);
     tcp_discard_acked(engine, flow);
-    if (tcp->done)
+    if (flow->done)
         return;
     if (tcp->to_guest == HALF_SYN)
         send_syn_ack(engine, flow);
     tcp_send_to_guest(engine, flow);
-    if (tcp->done)
+    if (flow->done)
         return;
     send_owed(engine, flow);
     if (tcp->to_guest == HALF_CLOSED && tcp->to_host == HALF_CLOSED && !tcp->ack_due)
@@ -158,11 +126,11 @@ static void note_stall(struct engine *engine, const struct flow *flow, uint8_t b
     if (now == before)
         return;
     if (before == STALL_window || before == STALL_link)
-        tcp_emit(engine, flow, LG_EVENT_FLOW_RESUME, before, 0, 0);
+        flow_emit(engine, flow, LG_EVENT_FLOW_RESUME, before, 0, 0);
     if (now != STALL_window && now != STALL_link)
         return;
     count(engine, now == STALL_window ? C_stall_window : C_stall_link);
-    tcp_emit(engine, flow, LG_EVENT_FLOW_STALL, now, 0, 0);
+    flow_emit(engine, flow, LG_EVENT_FLOW_STALL, now, 0, 0);
 }
 
 static void apply_interest(struct engine *engine, struct flow *flow)
@@ -184,7 +152,7 @@ static void note_idle(struct engine *engine, struct flow *flow, const struct tcp
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (tcp->woken && !tcp->done && tcp->snd_nxt == before->snd_nxt && tcp->rcv_nxt == before->rcv_nxt &&
+    if (tcp->woken && !flow->done && tcp->snd_nxt == before->snd_nxt && tcp->rcv_nxt == before->rcv_nxt &&
         tcp->rcv_edge == before->rcv_edge && tcp->to_guest == before->to_guest && tcp->to_host == before->to_host)
         count(engine, C_wakeups_idle);
     tcp->woken = false;
@@ -194,18 +162,15 @@ void tcp_settle(struct engine *engine, struct flow *flow)
 {
     const struct tcp before = flow->tcp;
 
-    if (!flow->tcp.done)
+    if (!flow->done)
         progress(engine, flow);
     note_idle(engine, flow, &before);
-    if (flow->tcp.done) {
+    if (flow->done) {
         finish(engine, flow);
         return;
     }
     note_stall(engine, flow, before.stall);
     apply_interest(engine, flow);
     tcp_timer_update(engine, flow);
-    if (flow->active_ms == engine->now_ms) {
-        node_leave(&flow->age);
-        list_append(&engine->flows.by_age, &flow->age);
-    }
+    flow_aged(engine, flow);
 }

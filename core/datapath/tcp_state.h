@@ -60,6 +60,7 @@ enum stall {
     apply(evicted)                                                                                                     \
     apply(guest_protocol) /* the guest broke the rules of TCP */                                                       \
     apply(no_descriptor) /* the host gave no socket */                                                                 \
+    apply(idle)          /* a flow of datagrams that had none for its time */                                          \
     apply(shutdown)
 
 enum close_reason {
@@ -116,7 +117,6 @@ enum tcp_limits {
      * That work grows with the square of what is in flight, hence the bound. */
     TCP_REREAD_MAX = 1 << 20,
 
-    TCP_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full */
 };
 
 struct tcp {
@@ -175,7 +175,6 @@ struct tcp {
     bool keepalive : 1; /* the guest asks for life now and then: so does our socket */
     bool ack_due : 1;
     bool slow_answers : 1;   /* the last ACK waited for an answer in vain */
-    bool done : 1;           /* the flow has ended: tcp_settle() will free it */
     bool reset_due : 1;      /* and the guest's RST waits for room */
     bool probe_due : 1;      /* the guest's window is closed and its time to be asked has come */
     bool window_pending : 1; /* data waits for the guest's window: the persist timer runs */

@@ -144,7 +144,7 @@ static void idle_fired(struct engine *engine, struct flow *flow)
         tcp->probe_due = true;
         flow->probed_ms = engine->now_ms;
     }
-    tcp_touch(engine, flow);
+    flow_touch(engine, flow);
 }
 
 void tcp_timer_fired(struct engine *engine, struct flow *flow)
@@ -155,7 +155,7 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
     if (tcp->ack_due_ms &&
         engine->now_ms >= tcp->ack_due_ms) { /* no answer: it goes by itself, as will those to come */
         tcp->slow_answers = tcp->ack_due = true;
-        tcp_touch(engine, flow);
+        flow_touch(engine, flow);
         return;
     }
     if (!outstanding(tcp) && !tcp->window_pending) {
@@ -165,7 +165,7 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
     if (!outstanding(tcp) &&
         tcp->snd_window) { /* its window is all that it will offer: the override timer of 3.8.6.2.1 */
         tcp->window_max = tcp->snd_window;
-        tcp_touch(engine, flow);
+        flow_touch(engine, flow);
         return;
     }
     count(engine, C_tcp_timeouts);
@@ -185,5 +185,5 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
         tcp->probe_due = true;
     else
         tcp_recovery_timed_out(flow);
-    tcp_touch(engine, flow);
+    flow_touch(engine, flow);
 }

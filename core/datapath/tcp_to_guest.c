@@ -145,7 +145,7 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t seq,
     tcp_timer_sent(engine, flow, seq, seq + bytes);
     if (seq_before(seq, tcp->snd_nxt)) {
         count(engine, C_tcp_retransmits);
-        tcp_emit(engine, flow, LG_EVENT_RETRANSMIT, 0, 0, bytes);
+        flow_emit(engine, flow, LG_EVENT_RETRANSMIT, 0, 0, bytes);
         return;
     }
     tcp->snd_nxt += bytes;
@@ -309,13 +309,13 @@ static void send_new(struct engine *engine, struct flow *flow, uint32_t least)
     struct tcp *tcp = &flow->tcp;
     uint32_t left = TCP_BUDGET_BYTES, frame = payload_max(engine, flow), window;
 
-    while (tcp->to_guest == HALF_OPEN && !tcp->done) {
+    while (tcp->to_guest == HALF_OPEN && !flow->done) {
         if (!tcp->readable) {
             tcp->stall = STALL_caught_up;
             return;
         }
         if (!left) { /* others have their turn first */
-            tcp_touch(engine, flow);
+            flow_touch(engine, flow);
             return;
         }
         if (!(window = may_send(engine, flow, least)))

@@ -17,21 +17,6 @@
 
 /* ---- what came ---- */
 
-static void batch_add(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t offset,
-                      uint32_t length)
-{
-    struct tcp *tcp = &flow->tcp;
-    uint16_t place = (uint16_t)++engine->segment_count; /* index + 1; a frame adds one segment at most */
-
-    engine->segment[place - 1] = (struct batch_segment){.frame = frame, .offset = offset, .length = length};
-    if (tcp->batch_last)
-        engine->segment[tcp->batch_last - 1].next = place;
-    else
-        tcp->batch_first = place;
-    tcp->batch_last = place;
-    tcp->rcv_taken += length;
-}
-
 void tcp_hold_release(struct engine *engine, struct flow *flow)
 {
     if (flow->tcp.hold)
@@ -68,7 +53,8 @@ void tcp_take_payload(struct engine *engine, struct flow *flow, const struct gue
         if (!engine->reorder)
             return;
     } else if (!tcp->hold) {
-        batch_add(engine, flow, frame, offset, length);
+        batch_append(engine, &tcp->batch_first, &tcp->batch_last, frame, offset, length);
+        tcp->rcv_taken += length;
         return;
     }
     hold_segment(engine, flow, frame, seq, offset, length);
@@ -286,12 +272,12 @@ void tcp_send_to_peer(struct engine *engine, struct flow *flow)
 
     if (!tcp->send_error)
         send_batch(engine, flow);
-    if (!tcp->done && tcp->hold && !tcp->send_error)
+    if (!flow->done && tcp->hold && !tcp->send_error)
         send_held(engine, flow);
     if (tcp->send_error) { /* nobody is there for what the guest still sends: it is not acknowledged */
         tcp->batch_first = tcp->batch_last = 0;
         tcp_hold_release(engine, flow);
     }
-    if (!tcp->done)
+    if (!flow->done)
         tcp->rcv_taken = tcp->hold ? ranges_end_of(&tcp->hold->ranges, tcp->rcv_nxt) : tcp->rcv_nxt;
 }

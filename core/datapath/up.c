@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * up.c: the lossy channel between worker and control. A control process that does not keep up loses punts and events,
- * which are counted; only what is seen of the guest is sent until it fits.
+ * which are counted; only what is seen of the guest, and the end of its link, are sent until they fit.
  */
 #include <errno.h>
 #include <stddef.h>
@@ -47,14 +47,23 @@ void up_emit(struct event_sink *sink, const struct lg_event *event)
         count(&worker->engine, C_events_lost);
 }
 
-void up_send_seen(struct worker *worker)
+static bool owed(struct worker *worker, bool due, uint32_t type, void *record, uint32_t length)
 {
-    struct iovec body = {.iov_base = &worker->engine.seen, .iov_len = sizeof(worker->engine.seen)};
+    struct iovec body = {.iov_base = record, .iov_len = length};
 
-    if (!worker->engine.seen_changed)
+    return due && up_send(worker, type, &body, 1, length) == -EAGAIN;
+}
+
+void up_send_owed(struct worker *worker)
+{
+    struct engine *engine = &worker->engine;
+
+    if (!engine->seen_changed && !worker->link_ended && !worker->up_blocked)
         return;
-    bool blocked = up_send(worker, LG_UP_SEEN, &body, 1, sizeof(worker->engine.seen)) == -EAGAIN;
-    worker->engine.seen_changed = blocked;
+    engine->seen_changed = owed(worker, engine->seen_changed, LG_UP_SEEN, &engine->seen, sizeof(engine->seen));
+    worker->link_ended =
+        owed(worker, worker->link_ended, LG_UP_LINK_END, &worker->link_end, sizeof(worker->link_end));
+    bool blocked = engine->seen_changed || worker->link_ended;
     if (blocked == worker->up_blocked)
         return;
     worker->up_blocked = blocked;

@@ -23,6 +23,39 @@ void worker_ring_started(struct worker *worker, unsigned queue)
         engine_link_room(&worker->engine);
 }
 
+int worker_attach_stream(struct worker *worker, int fd)
+{
+    int err = link_stream_attach(&worker->stream, fd);
+
+    if (err)
+        return err;
+    worker->engine.link = &worker->stream.link;
+    worker->guest_ready = true;
+    engine_link_room(&worker->engine);
+    return 0;
+}
+
+static void stream_event(struct worker *worker, uint32_t events)
+{
+    if (events & EPOLLOUT) {
+        link_stream_writable(&worker->stream);
+        engine_link_room(&worker->engine);
+    }
+    if (events & ~(uint32_t)EPOLLOUT)
+        worker->guest_ready = true; /* an end shows itself behind the last frame */
+}
+
+/* Whatever ended the connection, its flows wait for the next one. */
+static void end_stream(struct worker *worker)
+{
+    if (!worker->stream.ended)
+        return;
+    worker->link_end = (struct lg_link_end){.error = worker->stream.error, .length = worker->stream.length};
+    worker->link_ended = true;
+    worker->guest_ready = false;
+    link_stream_detach(&worker->stream);
+}
+
 static void take_event(struct worker *worker, const struct epoll_event *event)
 {
     struct engine *engine = &worker->engine;
@@ -39,6 +72,9 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
     case SOURCE_KICK_RECEIVEQ:
         count(engine, C_kicks);
         engine_link_room(engine);
+        break;
+    case SOURCE_STREAM:
+        stream_event(worker, event->events);
         break;
     case SOURCE_CMD:
         worker->end |= !command_run(worker);
@@ -94,7 +130,8 @@ static int step(struct worker *worker)
         worker->guest_ready = engine_from_guest(engine);
     engine_settle(engine);
     tell_faults(worker);
-    up_send_seen(worker);
+    end_stream(worker);
+    up_send_owed(worker);
     return engine->memory_fault ? -EFAULT : 0;
 }
 
@@ -140,6 +177,8 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
     if (worker->engine.epoll_fd < 0)
         return -errno;
     link_vhost_init(&worker->vhost, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_KICK_RECEIVEQ);
+    if ((err = link_stream_init(&worker->stream, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_STREAM)))
+        return err;
     worker->engine.link = &worker->vhost.link;
     worker->engine.events = &worker->sink;
     worker->engine.punt = up_punt;

@@ -9,6 +9,7 @@
 #define LOCKGATE_WORKER_H
 
 #include "engine.h"
+#include "link_stream.h"
 #include "link_vhost.h"
 #include "pcap_ring.h"
 
@@ -19,15 +20,19 @@ enum loop_source {
     SOURCE_KEEPER,
     SOURCE_KICK_RECEIVEQ,
     SOURCE_KICK_TRANSMITQ,
+    SOURCE_STREAM,
 };
 
 struct worker {
     struct engine engine;
-    struct link_vhost vhost;
+    struct link_vhost vhost; /* engine.link is one of these */
+    struct link_stream stream;
     struct pcap_ring pcap;
     struct event_sink sink;
     int cmd_fd, up_fd, keeper_fd;
-    bool guest_ready; /* the transmitq may have frames */
+    bool guest_ready; /* the link may have frames */
+    bool link_ended;  /* the stream's connection is over, and control has not heard of it */
+    struct lg_link_end link_end;
     bool up_blocked;  /* control's queue is full: EPOLLOUT is asked for */
     bool end;
     unsigned faults_told; /* rings whose fault control has heard of */
@@ -37,7 +42,7 @@ struct worker {
 /* up.c: the lossy channel. */
 void up_punt(struct engine *engine, const struct guest_frame *frame);
 void up_emit(struct event_sink *sink, const struct lg_event *event);
-void up_send_seen(struct worker *worker); /* until it fits */
+void up_send_owed(struct worker *worker); /* what must not be lost, until it fits */
 void up_receive(struct worker *worker);   /* frames for the guest */
 
 /* command.c: one command and its reply; false: control has gone. */
@@ -45,5 +50,6 @@ bool command_run(struct worker *worker);
 
 /* worker.c */
 void worker_ring_started(struct worker *worker, unsigned queue);
+int worker_attach_stream(struct worker *worker, int fd); /* 0, or a negative errno: the descriptor stays the caller's */
 
 #endif

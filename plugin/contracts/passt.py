@@ -19,7 +19,7 @@ from lockgate.plugin import address
 from lockgate.plugin.contracts.getopt import Getopt, GetoptError
 from lockgate.plugin.contracts.passt_options import GROUPS, PASST, TABLE
 from lockgate.plugin.contracts.strtoul import strtoul
-from lockgate.plugin.spec import DEBUG, STREAM, TRACE, FamilySpec, NetworkSpec, Stop
+from lockgate.plugin.spec import DEBUG, TRACE, FamilySpec, NetworkSpec, Stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,8 +119,6 @@ class _Request:
         spec = self.spec
         if self._unbuilt:
             raise _refusal(f"--{self._unbuilt.name} is not built into lockgate yet")
-        if spec.link == STREAM:
-            raise _refusal("The stream link is not built into lockgate yet; use --vhost-user")
         # A prefix length of 0 counts as not given: it would put the whole Internet on the guest's link.
         length = self._netmask or self._cidr_length
         if not length and spec.ipv4.address != address.UNSET:

@@ -52,7 +52,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option(
                 "vhost-user",
                 mode=PASST,
-                help="speak vhost-user there; not built yet without it",
+                help="speak vhost-user there, not a stream of frames",
                 sets={"link": VHOST_USER},
             ),
             Option("print-capabilities", mode=PASST, help="print what a vhost-user front end wants to know, and exit"),

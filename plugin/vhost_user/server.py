@@ -4,7 +4,7 @@
 Called by control.py: serve() for as long as there may be front ends, resume() when the worker was replaced.
 
 Adversary: the front end. A message may come in any pieces, with any descriptors, or never to its end: what was read of
-it lives and dies with its connection. Only one front end is served at a time; whoever else connects is sent away.
+it lives and dies with its connection.
 
 Invariants: bytes are read up to the end of a message and no further, so that a descriptor belongs to the message whose
 bytes it came with. Each descriptor that was received is closed once, here or by the session. The next front end is
@@ -16,20 +16,16 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import errno
 import os
-import select
 import socket
 
+from lockgate.plugin.clients import Clients, Emit, readable
 from lockgate.plugin.vhost_user.dispatch import Message, Plan, Refused, Verdict, answer
 from lockgate.plugin.vhost_user.messages import FDS_MAX, HEADER_SIZE, Header, request_name
-from lockgate.plugin.vhost_user.session import Emit, Session
+from lockgate.plugin.vhost_user.session import Session
 from lockgate.plugin.vhost_user.worker import Worker, WorkerError, WorkerGone
 
 FDS_BYTES = FDS_MAX * array.array("i").itemsize
-
-ACCEPT_RETRY_SECONDS = 1.0  # with no descriptor left, the listener stays readable: look again later, do not spin
-ACCEPT_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Broken(Exception):
@@ -38,28 +34,6 @@ class Broken(Exception):
     def __init__(self, reason: str, request: str = "") -> None:
         super().__init__(reason)
         self.request = request
-
-
-async def _readable(sock: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-
-    def wake() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_reader(sock, wake)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)
-
-
-def _has_left(client: socket.socket) -> bool:
-    """Whether the other end is closed, whatever is still to be read."""
-    poll = select.poll()
-    poll.register(client, select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 class MessageReader:
@@ -98,7 +72,7 @@ class MessageReader:
             try:
                 piece = self._receive(size - len(data))
             except BlockingIOError:
-                await _readable(self._sock)
+                await readable(self._sock)
                 continue
             if not piece:
                 if data and size == HEADER_SIZE:
@@ -140,21 +114,7 @@ class VhostUserServer:
     async def serve(self, sock: socket.socket, *, one_off: bool) -> None:
         """Serves what connects to a listening socket, for ever or with one_off only the first; or, if `sock` is a
         connected socket, that. `sock` stays the caller's."""
-        sock.setblocking(False)
-        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            await self._serve_client(sock)
-            return
-        while True:
-            with await self._accept(sock) as client:
-                others = asyncio.create_task(self._send_away(sock, client))
-                try:
-                    await self._serve_client(client)
-                finally:
-                    client.close()
-                    others.cancel()
-                    await asyncio.wait([others])
-            if one_off:
-                return
+        await Clients(self._serve_client, self._emit).serve(sock, one_off=one_off)
 
     async def resume(self, worker: Worker, memory_lost: bool = False) -> None:
         """The worker was replaced: goes on with this one, with the connection that there may be.
@@ -183,32 +143,6 @@ class VhostUserServer:
                 self._client.shutdown(socket.SHUT_RDWR)
 
     # ---- Connections. ----
-
-    async def _accept(self, listener: socket.socket) -> socket.socket:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except BlockingIOError:
-                await _readable(listener)
-            except OSError as error:
-                if error.errno in ACCEPT_EXHAUSTED:
-                    self._emit("link.refused", reason=f"no room for a connection: {error.strerror}", request="connect")
-                    await asyncio.sleep(ACCEPT_RETRY_SECONDS)
-                elif error.errno != errno.ECONNABORTED:
-                    raise
-            else:
-                client.setblocking(False)
-                return client
-
-    async def _send_away(self, listener: socket.socket, client: socket.socket) -> None:
-        """Closes what connects while `client` is served. Not its own successor: a front end that reconnects at once is
-        here before the end of its first connection has been read, and waits in the backlog for the detach."""
-        while True:
-            await _readable(listener)
-            if _has_left(client):
-                return
-            (await self._accept(listener)).close()
-            self._emit("link.refused", reason="another front end is being served", request="connect")
 
     async def _serve_client(self, client: socket.socket) -> None:
         session = Session(self._worker, self._emit)

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from lockgate.plugin.clients import Emit
 from lockgate.plugin.vhost_user.dispatch import ACK_OK, Done, Message, Plan, Refused, Reply, Verdict, table_fault
 from lockgate.plugin.vhost_user.memory import DirtyLog, GuestMemory, describe
 from lockgate.plugin.vhost_user.messages import (
@@ -56,10 +57,6 @@ QUEUE_PAIRS = 1
 MTU_MIN, MTU_MAX = 68, 65535  # virtio 1.2, 5.1.4.1
 STATUS_FAILED = 0x80  # virtio 1.2, 2.1: the driver has given up on the device
 STATUS_MAX = 0xFF
-
-
-class Emit(Protocol):
-    def __call__(self, event: str, /, **fields: object) -> None: ...
 
 
 DONE = Plan(Done())

@@ -36,11 +36,11 @@ def default_command() -> str:
     return os.environ.get("LOCKGATE_TEST_HELPER", OUR_COMMAND)
 
 
-def command_line(command: str, socket: Path, options: str) -> list[str]:
+def command_line(command: str, socket: Path, options: str, link: str = "--vhost-user") -> list[str]:
     """A command that says {socket} somewhere is whole; any other gets what every caller adds, and the options."""
     if "{socket}" in command:
         return [word.replace("{socket}", str(socket)) for word in shlex.split(command)]
-    return [*shlex.split(command), "--vhost-user", "-s", str(socket), "-f", *shlex.split(options)]
+    return [*shlex.split(command), *link.split(), "-s", str(socket), "-f", *shlex.split(options)]
 
 
 def listens(socket: Path) -> bool:
@@ -62,12 +62,13 @@ class Helper:
         command: str | None = None,
         environment: Mapping[str, str] | None = None,
         stderr_to_terminal: bool = False,
+        link: str = "--vhost-user",
     ) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.helper.log"
         self._folder = tempfile.TemporaryDirectory(prefix="lockgate-")  # short: a socket's path has 107 bytes
         self.socket = Path(self._folder.name, "s")
-        self.arguments = command_line(command or default_command(), self.socket, options)
+        self.arguments = command_line(command or default_command(), self.socket, options, link)
         self.started = time.monotonic()
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(

@@ -6,7 +6,8 @@ Invariants: no root is needed, and nothing but Debian's packages. A kind that th
 
   uml        User-mode Linux of Debian's package user-mode-linux
   qemu       QEMU with Debian's cloud kernel; KVM where it works, else TCG
-  uml-peer, qemu-peer   the same from another root file system, of a newer distribution for instance:
+  qemu-stream  the same QEMU on a stream socket of frames instead of vhost-user's
+  uml-peer, qemu-peer, qemu-peer-stream   the same from another root file system, of a newer distribution for instance:
              LOCKGATE_PEER_ROOT=folder and LOCKGATE_PEER_RUN="command" that runs its arguments inside that root
 """
 
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from image import OUTPUT, ROOT, MissingIngredient, build
 
-KINDS = ("uml", "qemu", "uml-peer", "qemu-peer")
+KINDS = ("uml", "qemu", "qemu-stream", "uml-peer", "qemu-peer", "qemu-peer-stream")
 KVM_TRIAL_SECONDS = 10
 UML_SHARED_MEMORY_MIN = 1 << 30
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -59,7 +60,7 @@ class Machine:
 
 def find(kind: str) -> Machine:
     """The machine of that kind; MissingIngredient says what is not here."""
-    peer = kind.endswith("-peer")
+    peer = "-peer" in kind
     root, run, environment = _peer() if peer else (Path("/"), [], {})
     if kind.startswith("uml"):
         return _uml(kind, root, run, environment)
@@ -104,6 +105,10 @@ def _uml(kind: str, root: Path, run: list[str], environment: dict[str, str]) -> 
     return Machine(kind, f"User-mode Linux {versions[-1].name}", versions[-1], True, arguments, environment)
 
 
+_VHOST_USER = "-chardev socket,id=net,path={} -netdev vhost-user,id=net,chardev=net"
+_STREAM = "-netdev stream,id=net,server=off,addr.type=unix,addr.path={}"
+
+
 def _qemu(kind: str, root: Path, run: list[str], environment: dict[str, str]) -> Machine:
     program = root / QEMU.lstrip("/")
     if not program.exists():
@@ -117,11 +122,12 @@ def _qemu(kind: str, root: Path, run: list[str], environment: dict[str, str]) ->
         env={**os.environ, **environment},
     ).stdout.split()[3]
     accelerator = "kvm" if kvm_boots(run, environment, version, kernel, modules) else "tcg"
+    stream = kind.endswith("-stream")
 
     def arguments(boot: Boot) -> list[str]:
         memory = f"memory-backend-memfd,id=memory,share=on,size={boot.memory_mb}M"
         device = "virtio-net-pci,netdev=net" + (f",mac={boot.mac}" if boot.mac else "")
-        if accelerator == "tcg" and int(version.split(".")[0]) < 8:
+        if accelerator == "tcg" and not stream and int(version.split(".")[0]) < 8:
             device += ",vectors=0"  # 7.2 under TCG crashes by itself once the guest uses MSI-X with a vhost-user device
         return [
             *run,
@@ -129,7 +135,7 @@ def _qemu(kind: str, root: Path, run: list[str], environment: dict[str, str]) ->
             *[*QEMU_PLAIN, "-m", f"{boot.memory_mb}M"],
             *["-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max"],
             *["-object", memory, "-numa", "node,memdev=memory"],
-            *["-chardev", f"socket,id=net,path={boot.socket}", "-netdev", "vhost-user,id=net,chardev=net"],
+            *(_STREAM if stream else _VHOST_USER).format(boot.socket).split(),
             *["-device", device],
             *["-serial", f"file:{boot.log}"],
             *["-chardev", f"socket,id=channel,path={boot.channel_path},server=off", "-serial", "chardev:channel"],
@@ -137,7 +143,7 @@ def _qemu(kind: str, root: Path, run: list[str], environment: dict[str, str]) ->
             *["-append", "console=ttyS0 quiet panic=-1 rdinit=/init channel=ttyS1"],
         ]
 
-    title = f"QEMU {version} with {accelerator.upper()}, Linux {modules.name}"
+    title = f"QEMU {version} with {accelerator.upper()}{', stream link' if stream else ''}, Linux {modules.name}"
     return Machine(kind, title, modules, False, arguments, environment)
 
 

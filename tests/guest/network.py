@@ -71,10 +71,12 @@ class Variant:
 
     def helper(self, name: str, options: str) -> Helper:
         """The helper of this variant, listening."""
+        link = "" if self.kind.endswith("-stream") else "--vhost-user"
         if self.sanitized:
-            started = Helper(name, options, SANITIZED_COMMAND, {**self.environment, **sanitizer_environment()})
+            environment = {**self.environment, **sanitizer_environment()}
+            started = Helper(name, options, SANITIZED_COMMAND, environment, link=link)
         else:
-            started = Helper(name, options, None, self.environment)
+            started = Helper(name, options, None, self.environment, link=link)
         started.wait_ready()
         return started
 
@@ -93,8 +95,10 @@ VARIANTS = [
     Variant("uml-discard", "uml", environment={"LOCKGATE_TCP_PEEK": "discard"}),
     Variant("uml-sanitized", "uml", sanitized=True),
     Variant("qemu", "qemu"),
+    Variant("qemu-stream", "qemu-stream", sanitized=True),
     Variant("uml-peer", "uml-peer"),
     Variant("qemu-peer", "qemu-peer"),
+    Variant("qemu-peer-stream", "qemu-peer-stream"),
 ]
 VARIANT = {variant.name: variant for variant in VARIANTS}
 
@@ -106,7 +110,7 @@ def usable(variant: Variant) -> Variant:
     try:
         machine.find(variant.kind)
     except MissingIngredient as missing:
-        if variant.kind.endswith("-peer"):
+        if "-peer" in variant.kind:
             pytest.skip(str(missing))
         raise
     return variant

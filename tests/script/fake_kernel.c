@@ -67,6 +67,8 @@ static void patterns_make(void);
 
 void fake_kernel_reset(void)
 {
+    for (unsigned i = 0; i < kernel.files; i++)
+        fake_datagrams_free(kernel.file[i].socket.datagrams);
     memset(kernel.calls, 0, sizeof(kernel.calls));
     memset(kernel.failure, 0, sizeof(kernel.failure));
     memset(kernel.file, 0, kernel.files * sizeof(kernel.file[0]));

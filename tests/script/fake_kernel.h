@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 /* cdef: begin */
 
@@ -41,6 +42,8 @@ size_t fake_pattern_match(uint32_t stream, uint64_t position, const void *bytes,
 #define FAKE_CONNECTING 1
 #define FAKE_CONNECTED 2
 #define FAKE_CLOSED 3 /* refused, or reset by the peer: TCP's state CLOSE */
+
+struct fake_datagrams;
 
 struct fake_socket {
     int state; /* FAKE_* */
@@ -70,7 +73,28 @@ struct fake_socket {
     int hops, traffic_class; /* as set by the core; 0: left alone */
     bool closed;             /* by the core */
     bool aborted;            /* ... with RST: SO_LINGER 0, or unread data */
+
+    /* of datagrams: UDP, or with a protocol, of echo requests */
+    int protocol;
+    uint16_t own_port; /* that it was bound to */
+    bool receive_errors, reuse_address, broadcast, receive_segments;
+    bool no_segments; /* refuses UDP_SEGMENT */
+    unsigned out_count; /* datagrams that the core sent */
+    struct fake_datagrams *datagrams; /* what is queued; NULL: TCP */
 };
+
+/* What ip(7) calls an extended error; the offender as ::ffff:a.b.c.d or an IPv6 address. */
+struct fake_path_error {
+    int error;
+    uint8_t origin, type, code;
+    uint32_t info;
+    uint8_t offender[16];
+};
+
+int fake_datagram_arrive(int fd, const void *bytes, uint32_t length, uint16_t segment); /* segment: of UDP_GRO; 0 none */
+int fake_datagram_error(int fd, const struct fake_path_error *error, const void *bytes, uint32_t length);
+int64_t fake_datagram_sent(int fd, void *bytes, uint32_t max); /* the oldest that was not looked at; -EAGAIN none */
+void fake_datagram_no_segments(int fd);
 
 /* Of new sockets. The overhead of the send queue's memory is in per cent of the bytes. */
 void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_overhead, int peek_off);
@@ -107,11 +131,14 @@ enum {
 
 #define FAKE_CALLS(apply)                                                                                              \
     apply(socket)                                                                                                      \
+    apply(bind)                                                                                                        \
     apply(connect)                                                                                                     \
     apply(setsockopt)                                                                                                  \
     apply(getsockopt)                                                                                                  \
     apply(recvmsg)                                                                                                     \
     apply(sendmsg)                                                                                                     \
+    apply(recvmmsg)                                                                                                    \
+    apply(sendmmsg)                                                                                                    \
     apply(discard)                                                                                                     \
     apply(shutdown)                                                                                                    \
     apply(close)                                                                                                       \
@@ -141,5 +168,11 @@ void fake_wake(int fd, uint32_t mask);
 void fake_socket_init(struct fake_socket *socket, int fd);
 uint32_t fake_socket_poll(struct fake_socket *socket);
 void fake_socket_closed(struct fake_socket *socket); /* the last descriptor has gone */
+
+/* fake_datagram.c */
+struct fake_datagrams *fake_datagrams_make(void);
+void fake_datagrams_free(struct fake_datagrams *datagrams);
+uint32_t fake_datagram_poll(const struct fake_socket *socket);
+ssize_t fake_datagram_recvmsg(struct fake_socket *socket, struct msghdr *msg, int flags);
 
 #endif

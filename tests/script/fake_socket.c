@@ -16,6 +16,7 @@
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,6 +81,8 @@ uint32_t fake_socket_poll(struct fake_socket *socket)
 {
     uint32_t mask = socket->error ? EPOLLERR : 0;
 
+    if (socket->datagrams)
+        return fake_datagram_poll(socket);
     if (socket->state == FAKE_CONNECTING)
         return mask;
     if ((socket->read_shut && socket->write_shut) || socket->state != FAKE_CONNECTED)
@@ -126,11 +129,16 @@ int sys_socket(int family, int type, int protocol)
 
     if (err)
         return err;
-    if (type != (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC) || protocol)
+    bool datagram = type == (SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (!datagram && (type != (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC) || protocol))
         fake_violate("socket(): type %#x, protocol %d", (unsigned)type, protocol);
     fd = fake_socket_descriptor();
-    if (fd >= 0)
-        fake_socket_of(fd, "socket")->family = family;
+    if (fd < 0)
+        return fd;
+    struct fake_socket *socket = fake_socket_of(fd, "socket");
+    socket->family = family;
+    socket->protocol = protocol;
+    socket->datagrams = datagram ? fake_datagrams_make() : NULL;
     return fd;
 }
 
@@ -156,8 +164,28 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
     }
     if (err)
         return err;
-    socket->state = FAKE_CONNECTING;
-    return -EINPROGRESS;
+    socket->state = socket->datagrams ? FAKE_CONNECTED : FAKE_CONNECTING;
+    return socket->datagrams ? 0 : -EINPROGRESS;
+}
+
+static bool set_datagram_number(struct fake_socket *socket, int level, int name, int value)
+{
+    bool ipv4 = socket->family == AF_INET;
+
+    if (ipv4 ? level == IPPROTO_IP && name == IP_RECVERR : level == IPPROTO_IPV6 && name == IPV6_RECVERR)
+        socket->receive_errors = value;
+    else if (level == SOL_SOCKET && name == SO_REUSEADDR)
+        socket->reuse_address = value;
+    else if (level == SOL_SOCKET && name == SO_BROADCAST)
+        socket->broadcast = value;
+    else if (level == IPPROTO_UDP && name == UDP_GRO)
+        socket->receive_segments = value;
+    else if (ipv4 ? level == IPPROTO_IP && name == IP_MULTICAST_TTL
+                  : level == IPPROTO_IPV6 && name == IPV6_MULTICAST_HOPS)
+        return true;
+    else
+        return level == SOL_SOCKET && name == SO_RCVBUF;
+    return true;
 }
 
 /* Options of one number each; false: not modelled. */
@@ -171,6 +199,8 @@ static bool set_number(struct fake_socket *socket, int level, int name, int valu
         socket->oob_inline = value;
     else if (level == SOL_SOCKET && name == SO_KEEPALIVE)
         socket->keepalive = value;
+    else if (socket->datagrams && set_datagram_number(socket, level, name, value))
+        return true;
     else if (ipv4 ? level == IPPROTO_IP && name == IP_TTL : level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS)
         socket->hops = value;
     else if (ipv4 ? level == IPPROTO_IP && name == IP_TOS : level == IPPROTO_IPV6 && name == IPV6_TCLASS)
@@ -280,6 +310,8 @@ ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags)
 
     if (err || !socket)
         return err ? err : -EBADF;
+    if (socket->datagrams)
+        return fake_datagram_recvmsg(socket, msg, flags);
     if (flags & ~(MSG_PEEK | MSG_DONTWAIT))
         fake_violate("recvmsg(): flags %#x are not modelled", (unsigned)flags);
     if (msg->msg_iovlen > UIO_MAXIOV)

@@ -207,7 +207,7 @@ static struct signature signature(uint64_t handle)
     s.peer_hup = tcp->peer_hup;
     s.urgent = tcp->urgent;
     s.send_blocked = tcp->send_blocked;
-    s.done = tcp->done;
+    s.done = flow->done;
     return s;
 }
 
@@ -412,7 +412,7 @@ bool script_flow(uint32_t *cursor, struct script_flow *ret_flow)
         .rcv_taken = tcp->rcv_taken,
         .rcv_edge = tcp->rcv_edge,
         .held = tcp->hold ? ranges_bytes(&tcp->hold->ranges) : 0,
-        .done = tcp->done,
+        .done = flow->done,
         .readable = tcp->readable,
         .muted = tcp->muted,
         .guest_port = flow->key.guest_port,

@@ -63,6 +63,9 @@ class WorldOptions:
     send_overhead: int = 0  # of the send queue's memory, in per cent
 
 
+DATAGRAM_FLOW_SECONDS = 121
+
+
 class World:
     """See the module. One at a time: the C side is one."""
 
@@ -215,6 +218,8 @@ class World:
             ends = Ends(guest, flow.guest_port, remote, flow.remote_port)
             self.send(ends.tcp_head(4, flow.rcv_nxt, 0, 0))
         self.settle()
+        if self.flows():  # of datagrams: silence ends them
+            self.advance(DATAGRAM_FLOW_SECONDS)
 
     def close(self, failed: bool = False) -> None:
         """The shared check of every test: no flow, timer, hold, reservation or socket is left."""

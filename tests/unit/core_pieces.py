@@ -36,6 +36,7 @@ HEADERS = (
     "checksum",
     "flow",
     "hold",
+    "link_stream",
     "link_vhost",
     "list",
     "packet",

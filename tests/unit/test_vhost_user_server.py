@@ -27,7 +27,7 @@ from vhost_user_front_end import (
     turn,
 )
 
-from lockgate.plugin.vhost_user import server
+from lockgate.plugin import clients
 from lockgate.plugin.vhost_user.messages import (
     FLAG_NEED_REPLY,
     HEADER,
@@ -217,7 +217,7 @@ def test_a_process_without_room_for_a_connection_accepts_it_later(
     tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line says that there is no room; the front end waits in the listener's queue until there is."""
-    monkeypatch.setattr(server, "ACCEPT_RETRY_SECONDS", 0)
+    monkeypatch.setattr(clients, "ACCEPT_RETRY_SECONDS", 0)
 
     async def conversation() -> Events:
         async with served(FakeWorker(), tmp_path) as service:

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * datagram.h: flows without a connection, one file a concern, and what they say to each other.
+ *
+ *   udp.c             a UDP datagram of the guest's, and one for it
+ *   ping.c            an echo request of the guest's, and its reply
+ *   datagram_flow.c   the life of such a flow: its socket, its timeout, its settling
+ *   datagram_send.c   all datagrams of a flow in one batch, in as few system calls as there can be
+ *   datagram_error.c  the socket's error queue, told to the guest as ICMP
+ *
+ * As with TCP, a frame only leaves its facts with its flow, and datagram_settle() does the rest once a batch; nothing else
+ * may free a flow.
+ */
+#ifndef LOCKGATE_DATAGRAM_H
+#define LOCKGATE_DATAGRAM_H
+
+#include "engine.h"
+
+
+/* udp.c, ping.c */
+void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+void ping_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+/* One datagram of the peer's to the guest. 0 or -EAGAIN: the link is full; anything else is lost, and counted. */
+int udp_to_guest(struct engine *engine, struct flow *flow, const uint8_t *payload, uint32_t length);
+int ping_to_guest(struct engine *engine, struct flow *flow, uint8_t *message, uint32_t length);
+
+/* datagram_flow.c */
+/* The flow of this key, made if there is none yet. NULL: it cannot be, and the guest has been told what there is to. */
+struct flow *datagram_flow(struct engine *engine, const struct flow_key *key, const struct packet *packet);
+/* What of the frame goes into the socket, at the end of this batch. */
+void datagram_take(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t offset,
+                   uint32_t length);
+void datagram_event(struct flow *flow, uint32_t events);
+void datagram_timer_fired(struct engine *engine, struct flow *flow);
+void datagram_settle(struct engine *engine, struct flow *flow);
+void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
+
+/* datagram_send.c */
+void datagram_send_batch(struct engine *engine, struct flow *flow);
+
+/* datagram_error.c */
+void datagram_take_errors(struct engine *engine, struct flow *flow);
+/* Tells the guest that a datagram of this flow could not be sent at all. */
+void datagram_tell_unreachable(struct engine *engine, const struct flow *flow, int error);
+
+#endif

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * datagram_flow.c: the life of a flow of datagrams. Its socket is bound to the guest's own port where the host allows that
+ * and connected to the peer, so that the kernel sorts out whose an answer is, and reports errors of the path.
+ *
+ * Adversary: the guest, which may open as many as it likes: each costs a socket, and the table has a limit. And whoever
+ * sends to the port between bind() and connect(): what came before the connection is thrown away.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <string.h>
+
+#include "datagram.h"
+#include "host_address.h"
+#include "sys.h"
+
+static const int one = 1;
+
+/* ---- the socket ---- */
+
+static bool is_ping(const struct flow_key *key)
+{
+    return key->protocol != IPPROTO_UDP;
+}
+
+static void set_hops(struct flow *flow, bool ipv6, uint8_t hops)
+{
+    int value = hops;
+
+    if (!hops || flow->datagram.hops == hops)
+        return;
+    flow->datagram.hops = hops;
+    sys_setsockopt(flow->fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_UNICAST_HOPS : IP_TTL, &value, sizeof(value));
+    if (address_is_multicast(&flow->key.remote))
+        sys_setsockopt(flow->fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_MULTICAST_HOPS : IP_MULTICAST_TTL,
+                       &value, sizeof(value));
+}
+
+static void set_options(int fd, const struct flow_key *key, bool ipv6)
+{
+    static const int queue = DATAGRAM_QUEUE_BYTES;
+
+    sys_setsockopt(fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_RECVERR : IP_RECVERR, &one, sizeof(one));
+    sys_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
+    if (is_ping(key))
+        return;
+    /* The guest may use one port towards many peers. */
+    sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    sys_setsockopt(fd, IPPROTO_UDP, UDP_GRO, &one, sizeof(one));
+    if (address_is_multicast(&key->remote))
+        sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
+}
+
+/* The guest's own port, or identifier. Ports below 1024 are not for an unprivileged worker, and others may be taken: the
+ * kernel then chooses one, which only programs that insist on their port will mind. */
+static void bind_own_port(struct engine *engine, int fd, const struct flow_key *key)
+{
+    struct sockaddr_storage any;
+    socklen_t length = host_any(&key->remote, key->guest_port, &any);
+
+    if (sys_bind(fd, (const struct sockaddr *)&any, length) && !is_ping(key))
+        count(engine, C_udp_port_taken);
+}
+
+/* Anybody's datagrams may have come between bind() and connect(). */
+static void throw_away(int fd)
+{
+    uint8_t byte;
+    struct iovec iov = {&byte, sizeof(byte)};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+    while (sys_recvmsg(fd, &msg, MSG_DONTWAIT) >= 0)
+        ;
+}
+
+static int connect_socket(const struct engine *engine, int fd, const struct flow_key *key)
+{
+    struct sockaddr_storage addr;
+    socklen_t length = host_address(&engine->view, &key->remote, key->remote_port, &addr);
+    int err = sys_connect(fd, (const struct sockaddr *)&addr, length);
+
+    if (err == -EACCES) { /* the broadcast address of some network of the host's */
+        sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
+        err = sys_connect(fd, (const struct sockaddr *)&addr, length);
+    }
+    return err;
+}
+
+static void tell_no_ping(struct engine *engine, const struct flow_key *key, int error)
+{
+    struct lg_event event = {.kind = LG_EVENT_NO_PING, .error = error, .protocol = key->protocol};
+
+    if (engine->no_ping_told || (error != EACCES && error != EPERM))
+        return;
+    engine->no_ping_told = true;
+    engine->events->emit(engine->events, &event); /* at any level: without it, pings just fail */
+}
+
+static int open_socket(struct engine *engine, struct flow *flow, const struct packet *packet)
+{
+    const struct flow_key *key = &flow->key;
+    int protocol = is_ping(key) ? key->protocol : 0;
+    int fd = sys_socket(packet->ipv6 ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
+    int err;
+
+    if (fd < 0) {
+        if (is_ping(key))
+            tell_no_ping(engine, key, -fd);
+        return fd;
+    }
+    flow->fd = fd;
+    set_options(fd, key, packet->ipv6);
+    bind_own_port(engine, fd, key);
+    if ((err = connect_socket(engine, fd, key)))
+        return err;
+    throw_away(fd);
+    set_hops(flow, packet->ipv6, packet->hops);
+    flow->interest = EPOLLIN | EPOLLET; /* ERR comes in any case */
+    return sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, fd, flow->interest, flow_handle(flow));
+}
+
+/* ---- its life ---- */
+
+static struct flow *add(struct engine *engine, const struct flow_key *key)
+{
+    struct flow *flow = flow_add(&engine->flows, key);
+
+    if (!flow && flow_evict(engine))
+        flow = flow_add(&engine->flows, key);
+    if (flow)
+        engine->counters[C_flows] = engine->flows.count;
+    else
+        count(engine, C_tcp_flow_limit);
+    return flow;
+}
+
+struct flow *datagram_flow(struct engine *engine, const struct flow_key *key, const struct packet *packet)
+{
+    struct flow *flow = flow_find(&engine->flows, key);
+
+    if (flow) {
+        if (!flow->done)
+            set_hops(flow, packet->ipv6, packet->hops);
+        return flow->done ? NULL : flow;
+    }
+    if (!(flow = add(engine, key)))
+        return NULL;
+    flow->active_ms = engine->now_ms;
+    count(engine, C_datagram_opened);
+    flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
+    int err = open_socket(engine, flow, packet);
+    if (!err)
+        return flow;
+    count(engine, C_datagram_refused);
+    if (err == -ENETUNREACH || err == -EHOSTUNREACH || err == -EACCES || err == -EPERM)
+        datagram_tell_unreachable(engine, flow, -err);
+    datagram_close(engine, flow, CLOSE_unreachable, -err);
+    return NULL;
+}
+
+void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error)
+{
+    if (flow->done)
+        return;
+    flow->done = true;
+    if (flow->fd >= 0)
+        sys_close(flow->fd);
+    flow->fd = -1;
+    if (engine->inbox.handle == flow_handle(flow))
+        engine->inbox.count = 0;
+    wheel_cancel(&engine->wheel, &flow->timer);
+    count(engine, C_datagram_closed);
+    flow_emit(engine, flow, LG_EVENT_FLOW_CLOSE, reason, error, 0);
+    flow_touch(engine, flow);
+}
+
+static uint64_t timeout_ms(const struct flow *flow)
+{
+    if (is_ping(&flow->key))
+        return PING_TIMEOUT_MS;
+    return flow->datagram.stream ? DATAGRAM_STREAM_TIMEOUT_MS : DATAGRAM_TIMEOUT_MS;
+}
+
+/* The timer stands where an earlier silence would have ended: moving it with each datagram would cost more than one look
+ * in half a minute. */
+void datagram_timer_fired(struct engine *engine, struct flow *flow)
+{
+    if (engine->now_ms - flow->active_ms >= timeout_ms(flow))
+        datagram_close(engine, flow, CLOSE_idle, 0);
+    else
+        flow_touch(engine, flow);
+}
+
+void datagram_event(struct flow *flow, uint32_t events)
+{
+    struct datagram *datagram = &flow->datagram;
+
+    if (events & EPOLLIN)
+        datagram->readable = true;
+    if (events & EPOLLERR)
+        datagram->errors = true;
+    datagram->woken = true;
+}
+
+void datagram_take(struct engine *engine, struct flow *flow, const struct guest_frame *frame, uint32_t offset,
+                   uint32_t length)
+{
+    struct datagram *datagram = &flow->datagram;
+
+    batch_append(engine, &datagram->batch_first, &datagram->batch_last, frame, offset, length);
+    datagram->stream |= datagram->answered;
+    flow_touch(engine, flow);
+}
+
+/* ---- to the guest ---- */
+
+static uint16_t segment_of(const struct msghdr *msg)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)msg, c)) {
+        if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
+            int size;
+            memcpy(&size, CMSG_DATA(c), sizeof(size));
+            return size > 0 && size <= UINT16_MAX ? (uint16_t)size : 0;
+        }
+    }
+    return 0;
+}
+
+/* One recvmmsg() into the inbox, which is empty. False: nothing came. */
+static bool receive(struct engine *engine, struct flow *flow)
+{
+    struct datagram_inbox *inbox = &engine->inbox;
+    struct mmsghdr message[DATAGRAM_RECEIVE_MAX];
+    struct iovec iov[DATAGRAM_RECEIVE_MAX];
+    union {
+        char bytes[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control[DATAGRAM_RECEIVE_MAX];
+
+    for (unsigned i = 0; i < DATAGRAM_RECEIVE_MAX; i++) {
+        iov[i] = (struct iovec){inbox->bytes + (size_t)i * DATAGRAM_RECEIVE_BYTES, DATAGRAM_RECEIVE_BYTES};
+        message[i].msg_hdr = (struct msghdr){.msg_iov = &iov[i],
+                                             .msg_iovlen = 1,
+                                             .msg_control = control[i].bytes,
+                                             .msg_controllen = sizeof(control[i].bytes)};
+    }
+    int n = sys_recvmmsg(flow->fd, message, DATAGRAM_RECEIVE_MAX, MSG_DONTWAIT);
+    if (n < DATAGRAM_RECEIVE_MAX)
+        flow->datagram.readable = false; /* what comes now is a new edge */
+    if (n < 0 && n != -EAGAIN) { /* an error of the path, which the error queue explains */
+        flow->datagram.errors = true;
+        flow->datagram.readable = n != -EBADF && n != -ENOTCONN;
+        return false;
+    }
+    if (n <= 0)
+        return false;
+    inbox->handle = flow_handle(flow);
+    inbox->next = inbox->offset = 0;
+    inbox->count = (unsigned)n;
+    for (int i = 0; i < n; i++) {
+        inbox->length[i] = message[i].msg_len;
+        inbox->segment[i] = segment_of(&message[i].msg_hdr);
+    }
+    flow->datagram.stream |= n > 1 || flow->datagram.answered;
+    flow->datagram.answered = true;
+    flow->active_ms = engine->now_ms;
+    return true;
+}
+
+/* One datagram of the inbox; 0 or -EAGAIN. */
+static int deliver(struct engine *engine, struct flow *flow, uint8_t *bytes, uint32_t length)
+{
+    int err = is_ping(&flow->key) ? ping_to_guest(engine, flow, bytes, length)
+                                  : udp_to_guest(engine, flow, bytes, length);
+
+    if (err == -EAGAIN || err == -ENOBUFS)
+        return -EAGAIN;
+    if (err)
+        count(engine, C_drop_disconnected);
+    count(engine, C_datagrams_to_guest);
+    flow->bytes_to_guest += length;
+    return 0;
+}
+
+/* What the inbox has, as far as the link takes it. False: the link is full. */
+static bool empty_inbox(struct engine *engine, struct flow *flow)
+{
+    struct datagram_inbox *inbox = &engine->inbox;
+
+    for (; inbox->next < inbox->count; inbox->next++, inbox->offset = 0) {
+        uint8_t *bytes = inbox->bytes + (size_t)inbox->next * DATAGRAM_RECEIVE_BYTES;
+        uint32_t length = inbox->length[inbox->next];
+        uint32_t segment = inbox->segment[inbox->next] ? inbox->segment[inbox->next] : length;
+
+        do {
+            uint32_t left = length - inbox->offset, part = left < segment ? left : segment;
+            if (deliver(engine, flow, bytes + inbox->offset, part))
+                return false;
+            inbox->offset += part;
+        } while (inbox->offset < length);
+    }
+    inbox->count = 0;
+    return true;
+}
+
+static void receive_all(struct engine *engine, struct flow *flow)
+{
+    struct datagram_inbox *inbox = &engine->inbox;
+
+    if (inbox->count && inbox->handle != flow_handle(flow)) { /* another's wait for room, and so does this */
+        engine_wait_room(engine, flow);
+        return;
+    }
+    for (unsigned turn = 0; turn < DATAGRAM_RECEIVES_PER_TURN; turn++) {
+        if (!empty_inbox(engine, flow)) {
+            engine_wait_room(engine, flow);
+            return;
+        }
+        if (!flow->datagram.readable || !receive(engine, flow))
+            return;
+    }
+    if (!empty_inbox(engine, flow))
+        engine_wait_room(engine, flow);
+    else if (flow->datagram.readable)
+        flow_touch(engine, flow); /* others have their turn first */
+}
+
+void datagram_settle(struct engine *engine, struct flow *flow)
+{
+    struct datagram *datagram = &flow->datagram;
+    bool woken = datagram->woken;
+
+    datagram->woken = false;
+    if (!flow->done)
+        datagram_send_batch(engine, flow);
+    if (!flow->done && datagram->errors)
+        datagram_take_errors(engine, flow);
+    if (!flow->done && (datagram->readable || (engine->inbox.count && engine->inbox.handle == flow_handle(flow))))
+        receive_all(engine, flow);
+    if (flow->done) {
+        flow_remove(&engine->flows, flow);
+        engine->counters[C_flows] = engine->flows.count;
+        return;
+    }
+    if (datagram->errors)
+        flow_touch(engine, flow); /* a read met one */
+    if (woken && flow->active_ms != engine->now_ms)
+        count(engine, C_wakeups_idle);
+    if (!timer_armed(&flow->timer))
+        wheel_arm(&engine->wheel, &flow->timer, flow->active_ms + timeout_ms(flow));
+    flow_aged(engine, flow);
+}

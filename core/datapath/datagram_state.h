@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * datagram_state.h: what is remembered of one flow of datagrams, UDP or echo requests, and every limit with its reason.
+ *
+ * A flow is one connected socket of the host. Nothing is kept of a datagram that a queue had no room for, as on any
+ * network; but none is taken from the kernel's queue before there is room for it on the link.
+ */
+#ifndef LOCKGATE_DATAGRAM_STATE_H
+#define LOCKGATE_DATAGRAM_STATE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum datagram_limits {
+    /* How long a flow lives without a datagram: Linux' own figures for tracked connections, which programs count on
+     * (nf_conntrack_udp_timeout and _stream); RFC 4787, REQ-5, wants two minutes for what is used both ways. */
+    DATAGRAM_TIMEOUT_MS = 30000,
+    DATAGRAM_STREAM_TIMEOUT_MS = 120000,
+    PING_TIMEOUT_MS = 60000,
+
+    DATAGRAM_PAYLOAD_MAX = 65507, /* in an IPv4 packet; of IPv6's 65527 nobody makes use */
+
+    /* In one sendmmsg(), as many as a batch has frames; in one of its messages, what UDP_SEGMENT takes on every kernel. */
+    DATAGRAM_SEND_MAX = 64,
+    DATAGRAM_SEGMENTS_MAX = 64,
+
+    /* In one recvmmsg(). Each has room for the largest that UDP_GRO makes; pages are only touched where bytes come. */
+    DATAGRAM_RECEIVE_MAX = 32,
+    DATAGRAM_RECEIVE_BYTES = 65536,
+    DATAGRAM_RECEIVES_PER_TURN = 4, /* then other flows have theirs */
+
+    DATAGRAM_QUEUE_BYTES = 4 << 20, /* of the socket, as far as net.core.rmem_max allows: there is no tuning to end */
+
+    DATAGRAM_ERRORS_PER_TURN = 8, /* taken from a socket's error queue */
+    DATAGRAM_QUOTED_MAX = 548,    /* of the packet in an ICMP error, with its headers: RFC 1812, 4.3.2.3, less our own */
+};
+
+struct datagram {
+    uint16_t batch_first, batch_last; /* datagrams of this batch, index + 1; 0 none */
+    uint8_t hops;                     /* TTL or hop limit that the socket sends with */
+    bool readable : 1;                /* an edge told of datagrams that have not been read up to EAGAIN */
+    bool errors : 1;                  /* the error queue has something */
+    bool answered : 1;                /* the peer has sent something */
+    bool stream : 1;                  /* and more than a question and its answer went: it lives longer */
+    bool no_segments : 1;             /* UDP_SEGMENT was refused on its path */
+    bool woken : 1;
+};
+
+/* Datagrams that were taken from a socket's queue for the guest. While the link is full the rest waits here, and with it
+ * whatever else is in any socket's queue. */
+struct datagram_inbox {
+    uint8_t *bytes;  /* DATAGRAM_RECEIVE_MAX buffers of DATAGRAM_RECEIVE_BYTES */
+    uint64_t handle; /* of the flow that they belong to */
+    unsigned next, count;
+    uint32_t offset; /* of buffer `next`: datagrams before it are out */
+    uint32_t length[DATAGRAM_RECEIVE_MAX];
+    uint16_t segment[DATAGRAM_RECEIVE_MAX]; /* payload of each datagram in that buffer but the last */
+};
+
+#endif

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * flow_protocol.c: what is done with any flow, and by whom: the one place that tells the protocols apart.
+ */
+#include <netinet/in.h>
+#include <string.h>
+
+#include "datagram.h"
+#include "tcp.h"
+
+static bool is_tcp(const struct flow *flow)
+{
+    return flow->key.protocol == IPPROTO_TCP;
+}
+
+void flow_settle(struct engine *engine, struct flow *flow)
+{
+    if (is_tcp(flow))
+        tcp_settle(engine, flow);
+    else
+        datagram_settle(engine, flow);
+}
+
+void flow_event(struct engine *engine, struct flow *flow, uint32_t events)
+{
+    if (flow->done)
+        return;
+    if (is_tcp(flow)) {
+        tcp_event(engine, flow, events);
+        return;
+    }
+    datagram_event(flow, events);
+    flow_touch(engine, flow);
+}
+
+void flow_timer_fired(struct engine *engine, struct flow *flow)
+{
+    if (is_tcp(flow))
+        tcp_timer_fired(engine, flow);
+    else
+        datagram_timer_fired(engine, flow);
+}
+
+void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason)
+{
+    if (is_tcp(flow))
+        tcp_close(engine, flow, reason, 0);
+    else
+        datagram_close(engine, flow, reason, 0);
+}
+
+bool flow_evict(struct engine *engine)
+{
+    struct node *node = engine->flows.by_age.head.next;
+
+    if (node == &engine->flows.by_age.head)
+        return false;
+    struct flow *oldest = container_of(node, struct flow, age);
+    if (engine->now_ms - oldest->active_ms < FLOW_IDLE_EVICT_MS)
+        return false;
+    count(engine, C_tcp_evicted);
+    /* A RST to the guest would have to wait for room: whoever still has the other end learns it from the next segment. */
+    if (is_tcp(oldest))
+        tcp_abandon(engine, oldest);
+    else
+        datagram_close(engine, oldest, CLOSE_evicted, 0);
+    flow_settle(engine, oldest);
+    return true;
+}
+
+void flow_aged(struct engine *engine, struct flow *flow)
+{
+    if (flow->active_ms != engine->now_ms)
+        return;
+    node_leave(&flow->age);
+    list_append(&engine->flows.by_age, &flow->age);
+}
+
+/* ---- what a person may want to see ---- */
+
+static struct lg_event event_of(const struct flow_key *key, uint32_t kind, int error)
+{
+    struct lg_event event = {.kind = kind,
+                             .error = error,
+                             .protocol = key->protocol,
+                             .guest_port = key->guest_port,
+                             .remote_port = key->remote_port};
+
+    memcpy(event.guest_addr, key->guest.byte, sizeof(event.guest_addr));
+    memcpy(event.remote_addr, key->remote.byte, sizeof(event.remote_addr));
+    return event;
+}
+
+void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error, uint64_t value)
+{
+    if (!engine_shows_events(engine))
+        return;
+    struct lg_event event = event_of(&flow->key, kind, error);
+    event.reason = reason;
+    event.flow = flow_handle(flow);
+    event.value = value;
+    event.bytes_to_guest = flow->bytes_to_guest;
+    event.bytes_from_guest = flow->bytes_from_guest;
+    engine->events->emit(engine->events, &event);
+}
+
+void flow_emit_refused(struct engine *engine, const struct flow_key *key, int error)
+{
+    if (!engine_shows_events(engine))
+        return;
+    struct lg_event event = event_of(key, LG_EVENT_FLOW_REFUSED, error);
+    engine->events->emit(engine->events, &event);
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * host_address.c: the redirections of the net view, for flows of every protocol.
+ */
+#include "host_address.h"
+
+#include <netinet/in.h>
+#include <string.h>
+
+enum {
+    DNS_PORT = 53,
+    DNS_TLS_PORT = 853, /* RFC 7858, 3.1; and over QUIC RFC 9250, 4.1.1 */
+};
+
+static bool is(const uint8_t *wanted, const address *a)
+{
+    return !memcmp(wanted, a->byte, sizeof(a->byte));
+}
+
+static address translated(const struct lg_net_view *view, const address *remote, uint16_t port)
+{
+    static const address loopback4 = {.byte = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
+    static const address loopback6 = {.byte = {[15] = 1}};
+    address to;
+
+    if (port == DNS_PORT || port == DNS_TLS_PORT) {
+        const uint8_t *host = is(view->dns_match4, remote)   ? view->dns_host4
+                              : is(view->dns_match6, remote) ? view->dns_host6
+                                                             : NULL;
+        if (host) {
+            memcpy(to.byte, host, sizeof(to.byte));
+            return to;
+        }
+    }
+    if (is(view->map_host4, remote))
+        return loopback4;
+    if (is(view->map_host6, remote) || (view->flags & LG_VIEW_MAP_ROUTER && is(view->our_link_local, remote)))
+        return loopback6;
+    return *remote;
+}
+
+static socklen_t socket_address(const address *a, uint16_t port, uint32_t scope_id, struct sockaddr_storage *ret_addr)
+{
+    memset(ret_addr, 0, sizeof(*ret_addr));
+    if (address_is_ipv4(a)) {
+        struct sockaddr_in *in = (struct sockaddr_in *)ret_addr;
+        in->sin_family = AF_INET;
+        in->sin_port = htons(port);
+        memcpy(&in->sin_addr, a->byte + 12, sizeof(in->sin_addr));
+        return sizeof(*in);
+    }
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)ret_addr;
+    in6->sin6_family = AF_INET6;
+    in6->sin6_port = htons(port);
+    memcpy(&in6->sin6_addr, a->byte, sizeof(in6->sin6_addr));
+    if (address_is_link_local(a) || (address_is_multicast(a) && (a->byte[1] & 15) <= 2))
+        in6->sin6_scope_id = scope_id; /* of a unicast or multicast address that means nothing without its link */
+    return sizeof(*in6);
+}
+
+socklen_t host_address(const struct lg_net_view *view, const address *remote, uint16_t port,
+                       struct sockaddr_storage *ret_addr)
+{
+    address to = translated(view, remote, port);
+
+    return socket_address(&to, port, view->scope_id, ret_addr);
+}
+
+socklen_t host_any(const address *remote, uint16_t port, struct sockaddr_storage *ret_addr)
+{
+    static const address any6;
+    address any = any6;
+
+    if (address_is_ipv4(remote)) {
+        any = *remote;
+        memset(any.byte + 12, 0, 4);
+    }
+    return socket_address(&any, port, 0, ret_addr);
+}
+
+address address_from_host(const struct sockaddr *addr)
+{
+    address a = {0};
+
+    if (addr->sa_family == AF_INET)
+        a = address_from_ipv4((const uint8_t *)&((const struct sockaddr_in *)addr)->sin_addr);
+    else if (addr->sa_family == AF_INET6)
+        memcpy(a.byte, &((const struct sockaddr_in6 *)addr)->sin6_addr, sizeof(a.byte));
+    return a;
+}

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * link_stream.c: the link of link_stream.h. One copy in and one out, many frames a system call.
+ *
+ * Adversary: the other end, which may say any length, stop in the middle of a frame, or never read. A length is checked
+ * before it is used; a part of a frame that could not be sent waits for EPOLLOUT with all that is behind it, and nobody
+ * else waits for it.
+ */
+#include "link_stream.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "counters.h"
+#include "packet.h"
+#include "sys.h"
+
+enum {
+    LENGTH_BYTES = 4,
+};
+
+static struct link_stream *stream_of(struct link *link)
+{
+    return (struct link_stream *)link; /* the link is the first member */
+}
+
+static void end(struct link_stream *stream, int error)
+{
+    if (stream->ended)
+        return;
+    stream->ended = true;
+    stream->error = error;
+}
+
+/* OUT only while it is waited for: each time that the other end reads, a unix socket reports it again. */
+static void apply_interest(struct link_stream *stream)
+{
+    uint32_t interest = EPOLLIN | EPOLLRDHUP | EPOLLET | (stream->blocked ? (uint32_t)EPOLLOUT : 0);
+
+    if (interest == stream->interest)
+        return;
+    stream->interest = interest;
+    sys_epoll_ctl(stream->epoll_fd, EPOLL_CTL_MOD, stream->fd, interest, stream->source);
+}
+
+/* ---- from the guest ---- */
+
+/* The length of the frame at in_start, if all of it is there; 0: not yet, or the stream is lost. */
+static uint32_t whole_frame(struct link_stream *stream)
+{
+    size_t have = stream->in_end - stream->in_start;
+
+    if (have < LENGTH_BYTES)
+        return 0;
+    uint32_t length = load_be32(stream->in + stream->in_start);
+    if (length < STREAM_FRAME_MIN || length > STREAM_FRAME_MAX) {
+        stream->length = length;
+        end(stream, EPROTO);
+        return 0;
+    }
+    return have - LENGTH_BYTES >= length ? length : 0;
+}
+
+static void receive(struct link_stream *stream)
+{
+    size_t rest = stream->in_end - stream->in_start;
+
+    memmove(stream->in, stream->in + stream->in_start, rest); /* less than one frame */
+    stream->in_start = 0;
+    stream->in_end = rest;
+
+    struct iovec iov = {stream->in + rest, STREAM_IN_BYTES - rest};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    ssize_t n = sys_recvmsg(stream->fd, &msg, MSG_DONTWAIT);
+
+    stream->unread = n == (ssize_t)iov.iov_len; /* what comes after a shorter read is a new edge */
+    if (n > 0)
+        stream->in_end += (size_t)n;
+    else if (n != -EAGAIN)
+        end(stream, (int)-n);
+}
+
+static unsigned take_frames(struct link_stream *stream, struct guest_frame *frames)
+{
+    unsigned count = 0;
+    uint32_t length;
+
+    while (count < LINK_BATCH && (length = whole_frame(stream))) {
+        uint8_t *bytes = stream->in + stream->in_start + LENGTH_BYTES;
+        struct guest_frame *frame = &frames[count];
+
+        stream->in_start += LENGTH_BYTES + length;
+        stream->frame_iov[count] = (struct iovec){bytes, length};
+        frame->iov = &stream->frame_iov[count];
+        frame->iov_count = 1;
+        frame->length = length;
+        frame->head_length = length < FRAME_HEAD_MAX ? (uint16_t)length : FRAME_HEAD_MAX;
+        memcpy(frame->head, bytes, frame->head_length);
+        stream->counters[C_frames_from_guest]++;
+        stream->counters[C_bytes_from_guest] += length;
+        if (stream->pcap->on)
+            pcap_ring_put(stream->pcap, frame->iov, 1, length, false);
+        count++;
+    }
+    return count;
+}
+
+static unsigned stream_from_guest(struct link *link, struct guest_frame *frames, bool *ret_more)
+{
+    struct link_stream *stream = stream_of(link);
+    unsigned count;
+
+    *ret_more = false;
+    if (stream->fd < 0 || stream->ended)
+        return 0;
+    count = take_frames(stream, frames);
+    if (!count && !stream->ended) {
+        receive(stream);
+        count = take_frames(stream, frames);
+    }
+    *ret_more = !stream->ended && (stream->unread || whole_frame(stream));
+    return count;
+}
+
+static void stream_release(struct link *link)
+{
+    (void)link; /* the bytes are ours, and were taken with the frame */
+}
+
+/* ---- to the guest ---- */
+
+/* Where a frame of `bytes` with its length fits behind the last reservation; false: nowhere for now. */
+static bool find_room(const struct link_stream *stream, size_t bytes, struct stream_reservation *ret_room)
+{
+    bool none = stream->reserved_first == stream->reserved_end;
+    size_t tail = none ? stream->out_end : stream->reserved[stream->reserved_end - 1].end;
+    bool wrapped = none ? stream->wrapped : stream->reserved[stream->reserved_end - 1].wrapped;
+
+    if (!wrapped && bytes > STREAM_OUT_BYTES - tail) {
+        wrapped = true;
+        tail = 0;
+    }
+    if (wrapped && (tail > stream->out_start || bytes > stream->out_start - tail))
+        return false;
+    *ret_room = (struct stream_reservation){.at = tail, .end = tail + bytes, .wrapped = wrapped};
+    return true;
+}
+
+static int stream_reserve(struct link *link, size_t header, size_t payload, struct payload_pieces *pieces,
+                          struct guest_room *ret_room)
+{
+    struct link_stream *stream = stream_of(link);
+    size_t frame = header + payload < FRAME_BYTES_MIN ? FRAME_BYTES_MIN : header + payload;
+    struct stream_reservation *reservation;
+
+    if (stream->fd < 0 || stream->ended)
+        return -ENOTCONN;
+    if (stream->reserved_first == stream->reserved_end)
+        stream->reserved_first = stream->reserved_end = 0;
+    if (stream->reserved_end == STREAM_RESERVED_MAX || (pieces && payload && pieces->count == LINK_PIECES))
+        return -ENOBUFS;
+    reservation = &stream->reserved[stream->reserved_end];
+    if (!find_room(stream, LENGTH_BYTES + frame, reservation))
+        return -EAGAIN;
+    stream->reserved_end++;
+
+    uint8_t *bytes = stream->out + reservation->at + LENGTH_BYTES;
+    ret_room->header[0] = (struct iovec){bytes, header};
+    ret_room->header_count = 1;
+    ret_room->payload = payload;
+    if (payload)
+        pieces->iov[pieces->count++] = (struct iovec){bytes + header, payload};
+    return 0;
+}
+
+static void stream_rollback(struct link *link)
+{
+    struct link_stream *stream = stream_of(link);
+
+    stream->reserved_end = stream->reserved_first;
+}
+
+static void stream_commit(struct link *link, size_t length, const struct offload *offload)
+{
+    struct link_stream *stream = stream_of(link);
+    const struct stream_reservation *reservation = &stream->reserved[stream->reserved_first++];
+    uint8_t *at = stream->out + reservation->at;
+
+    (void)offload; /* there is none: link.csum and link.tso* are false */
+    if (reservation->wrapped && !stream->wrapped) {
+        stream->wrapped = true;
+        stream->out_wrap = stream->out_end;
+    }
+    stream->counters[C_frames_to_guest]++;
+    stream->counters[C_bytes_to_guest] += length;
+    if (stream->pcap->on) {
+        struct iovec iov = {at + LENGTH_BYTES, length};
+        pcap_ring_put(stream->pcap, &iov, 1, (uint32_t)length, true);
+    }
+    if (length < FRAME_BYTES_MIN) {
+        memset(at + LENGTH_BYTES + length, 0, FRAME_BYTES_MIN - length);
+        length = FRAME_BYTES_MIN;
+    }
+    store_be32(at, (uint32_t)length);
+    stream->out_end = reservation->at + LENGTH_BYTES + length;
+    if (stream->out_end < reservation->end)
+        stream_rollback(link); /* the later ones do not follow upon this one any more */
+}
+
+static bool is_empty(const struct link_stream *stream)
+{
+    return !stream->wrapped && stream->out_start == stream->out_end;
+}
+
+static void note_sent(struct link_stream *stream, size_t sent)
+{
+    size_t before_wrap = stream->out_wrap - stream->out_start;
+
+    if (stream->wrapped && sent >= before_wrap) {
+        stream->wrapped = false;
+        stream->out_start = sent - before_wrap;
+    } else {
+        stream->out_start += sent;
+    }
+    if (is_empty(stream))
+        stream->out_start = stream->out_end = 0; /* as much room in one piece as there can be */
+}
+
+/* Only between two batches: no reservation is out. */
+static void send_committed(struct link_stream *stream)
+{
+    while (!stream->blocked && !stream->ended && !is_empty(stream)) {
+        size_t first = (stream->wrapped ? stream->out_wrap : stream->out_end) - stream->out_start;
+        struct iovec iov[] = {{stream->out + stream->out_start, first}, {stream->out, stream->out_end}};
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = stream->wrapped ? 2 : 1};
+        size_t bytes = first + (stream->wrapped ? stream->out_end : 0);
+        ssize_t sent = sys_sendmsg(stream->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (sent < 0 && sent != -EAGAIN && sent != -ENOBUFS) {
+            end(stream, (int)-sent);
+            return;
+        }
+        if (sent > 0)
+            note_sent(stream, (size_t)sent);
+        stream->blocked = sent < (ssize_t)bytes;
+    }
+}
+
+static void stream_flush(struct link *link, uint64_t now_ms)
+{
+    struct link_stream *stream = stream_of(link);
+
+    (void)now_ms;
+    if (stream->fd >= 0) {
+        send_committed(stream);
+        apply_interest(stream);
+    }
+    pcap_ring_flush(stream->pcap);
+}
+
+static bool stream_wait_room(struct link *link)
+{
+    struct link_stream *stream = stream_of(link);
+
+    stream_flush(link, 0);
+    return stream->blocked || stream->fd < 0 || stream->ended; /* else all is sent: there is room already */
+}
+
+static const struct link_operations operations = {
+    .from_guest = stream_from_guest,
+    .release = stream_release,
+    .reserve = stream_reserve,
+    .commit = stream_commit,
+    .rollback = stream_rollback,
+    .flush = stream_flush,
+    .wait_room = stream_wait_room,
+};
+
+void link_stream_writable(struct link_stream *stream)
+{
+    stream->blocked = false;
+    stream_flush(&stream->link, 0);
+}
+
+/* ---- life ---- */
+
+static uint8_t *reserve_memory(size_t bytes)
+{
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+int link_stream_init(struct link_stream *stream, uint64_t *counters, struct pcap_ring *pcap, int epoll_fd,
+                     uint64_t source)
+{
+    *stream = (struct link_stream){
+        .link = {.operations = &operations, .flush_ms = UINT64_MAX},
+        .counters = counters,
+        .pcap = pcap,
+        .epoll_fd = epoll_fd,
+        .source = source,
+        .fd = -1,
+    };
+    stream->in = reserve_memory(STREAM_IN_BYTES); /* costs nothing until it is used */
+    stream->out = reserve_memory(STREAM_OUT_BYTES);
+    return stream->in && stream->out ? 0 : -ENOMEM;
+}
+
+int link_stream_attach(struct link_stream *stream, int fd)
+{
+    static const int queue = STREAM_QUEUE_BYTES;
+    const uint32_t interest = EPOLLIN | EPOLLRDHUP | EPOLLET;
+
+    if (stream->fd >= 0)
+        return -EBUSY;
+    int err = sys_epoll_ctl(stream->epoll_fd, EPOLL_CTL_ADD, fd, interest, stream->source);
+    if (err)
+        return err;
+    /* Its own end only is ours to set, and it is what both directions of a unix socket are made of, one each. */
+    sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &queue, sizeof(queue));
+    stream->fd = fd;
+    stream->interest = interest;
+    stream->blocked = stream->unread = stream->ended = stream->wrapped = false;
+    stream->in_start = stream->in_end = stream->out_start = stream->out_end = 0;
+    stream->reserved_first = stream->reserved_end = 0;
+    return 0;
+}
+
+void link_stream_detach(struct link_stream *stream)
+{
+    if (stream->fd < 0)
+        return;
+    /* Others may hold the same socket: closing ours alone would leave it in epoll (epoll(7), questions 1 and 6). */
+    sys_epoll_ctl(stream->epoll_fd, EPOLL_CTL_DEL, stream->fd, 0, 0);
+    sys_close(stream->fd);
+    stream->fd = -1;
+    stream->ended = stream->blocked = false;
+}

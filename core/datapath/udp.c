@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * udp.c: UDP (RFC 768) from the guest and to it. What concerns the guest's own configuration goes to control.
+ *
+ * Adversary: the guest, whose lengths are checked before they are used.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "checksum.h"
+#include "datagram.h"
+
+enum {
+    UDP_HEADER = 8,
+    UDP_CHECK_OFFSET = 6,
+    UDP_HOPS = 255, /* as TCP's: the guest is the next hop in any case */
+    DHCP_SERVER_PORT = 67,
+    DHCPV6_SERVER_PORT = 547,
+};
+
+static bool is_configuration(const struct lg_net_view *view, const struct packet *packet, uint16_t port)
+{
+    return packet->ipv6 ? port == DHCPV6_SERVER_PORT && view->flags & LG_VIEW_DHCPV6
+                        : port == DHCP_SERVER_PORT && view->flags & LG_VIEW_DHCP;
+}
+
+static bool may_leave(const struct packet *packet)
+{
+    const address *source = &packet->source, *destination = &packet->destination;
+
+    return !address_is_loopback(source) && !address_is_multicast(source) && !address_is_unset(source) &&
+           !address_is_loopback(destination) && !address_is_unset(destination) &&
+           (packet->ipv6 || (source->byte[12] && destination->byte[12]));
+}
+
+void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    const uint8_t *udp = frame->head + packet->l4_offset;
+
+    if (packet->l4_length < UDP_HEADER || packet->l4_offset + UDP_HEADER > frame->head_length) {
+        count(engine, C_drop_short);
+        return;
+    }
+    uint16_t length = load_be16(udp + 4);
+    struct flow_key key = {
+        .guest = packet->source,
+        .remote = packet->destination,
+        .guest_port = load_be16(udp),
+        .remote_port = load_be16(udp + 2),
+        .protocol = IPPROTO_UDP,
+    };
+    if (is_configuration(&engine->view, packet, key.remote_port)) {
+        engine->punt(engine, frame);
+        return;
+    }
+    if (length < UDP_HEADER || length > packet->l4_length || !key.remote_port) {
+        count(engine, C_drop_udp_header);
+        return;
+    }
+    if (!(engine->view.flags & LG_VIEW_UDP) || !may_leave(packet)) {
+        count(engine, engine->view.flags & LG_VIEW_UDP ? C_drop_address : C_drop_protocol);
+        return;
+    }
+    struct flow *flow = datagram_flow(engine, &key, packet);
+    if (flow)
+        datagram_take(engine, flow, frame, packet->l4_offset + UDP_HEADER, length - UDP_HEADER);
+}
+
+/* The check field: of all zeros it would say that there is none (RFC 768; RFC 8200, 8.1). */
+static uint16_t finished(uint64_t sum)
+{
+    uint16_t check = (uint16_t)~checksum_fold(sum);
+    return check ? check : 0xffff;
+}
+
+static unsigned write_headers(struct engine *engine, const struct flow *flow, const uint8_t *payload, uint32_t length,
+                              uint8_t *headers, struct offload *ret_offload)
+{
+    struct packet_path path;
+
+    engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
+    unsigned offset = packet_write_headers(headers, &path, IPPROTO_UDP, UDP_HOPS, UDP_HEADER + length);
+    uint8_t *udp = headers + offset;
+    uint64_t sum = packet_pseudo_sum(&path, IPPROTO_UDP, UDP_HEADER + length);
+
+    store_be16(udp, flow->key.remote_port);
+    store_be16(udp + 2, flow->key.guest_port);
+    store_be16(udp + 4, UDP_HEADER + length);
+    memset(udp + UDP_CHECK_OFFSET, 0, 2);
+    *ret_offload = (struct offload){0};
+    uint16_t check = checksum_fold(sum);
+    if (engine->link->csum) {
+        ret_offload->needs_csum = true;
+        ret_offload->csum_start = (uint16_t)offset;
+        ret_offload->csum_offset = UDP_CHECK_OFFSET;
+    } else {
+        check = finished(checksum_add(checksum_add(sum, udp, UDP_HEADER), payload, length));
+    }
+    memcpy(udp + UDP_CHECK_OFFSET, &check, sizeof(check));
+    return offset + UDP_HEADER;
+}
+
+int udp_to_guest(struct engine *engine, struct flow *flow, const uint8_t *payload, uint32_t length)
+{
+    const struct link_operations *link = engine->link->operations;
+    uint8_t headers[ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER];
+    struct offload offload;
+    struct guest_room room;
+    unsigned header = write_headers(engine, flow, payload, length, headers, &offload);
+    int err;
+
+    engine->pieces.count = 0;
+    err = link->reserve(engine->link, header, length, &engine->pieces, &room);
+    if (err)
+        return err;
+    if (room.payload < length) { /* more than the guest's buffers hold: to wait for larger ones might be for ever */
+        link->rollback(engine->link);
+        count(engine, C_drop_no_room);
+        return 0;
+    }
+    const uint8_t *from = headers;
+    for (unsigned i = 0; i < room.header_count; from += room.header[i++].iov_len)
+        memcpy(room.header[i].iov_base, from, room.header[i].iov_len);
+    from = payload;
+    for (unsigned i = 0; i < engine->pieces.count; from += engine->pieces.iov[i++].iov_len)
+        memcpy(engine->pieces.iov[i].iov_base, from, engine->pieces.iov[i].iov_len);
+    link->commit(engine->link, header + length, &offload);
+    engine->counters[C_udp_bytes_to_guest] += length;
+    return 0;
+}

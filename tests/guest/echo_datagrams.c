@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * echo_datagrams ADDRESS PORT SIZE...: sends a UDP datagram of each size from one socket and waits for the same bytes.
+ *
+ * Runs in the guest. Prints "echoed N" and ends with 0, or says what went wrong first and ends with 1: "send E", "receive E"
+ * (numbers of errno), "other bytes", "silence".
+ */
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum {
+    PATIENCE_MS = 5000,
+    BYTES_MAX = 65536,
+};
+
+static int fail(const char *what, int error)
+{
+    printf(error ? "%s %d\n" : "%s\n", what, error);
+    return 1;
+}
+
+static int echo(int fd, size_t size)
+{
+    static unsigned char sent[BYTES_MAX], received[BYTES_MAX];
+    struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
+
+    for (size_t i = 0; i < size; i++)
+        sent[i] = (unsigned char)(i * 31 + size);
+    if (send(fd, sent, size, 0) < 0)
+        return fail("send", errno);
+    if (poll(&poll_fd, 1, PATIENCE_MS) != 1)
+        return fail("silence", 0);
+    ssize_t n = recv(fd, received, sizeof(received), 0);
+    if (n < 0)
+        return fail("receive", errno);
+    return (size_t)n == size && !memcmp(sent, received, size) ? 0 : fail("other bytes", 0);
+}
+
+int main(int argc, char **argv)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
+    struct addrinfo *to;
+
+    if (argc < 4 || getaddrinfo(argv[1], argv[2], &hints, &to))
+        return fail("usage: echo_datagrams ADDRESS PORT SIZE...", 0);
+    int fd = socket(to->ai_family, SOCK_DGRAM, 0);
+    if (fd < 0 || connect(fd, to->ai_addr, to->ai_addrlen))
+        return fail("connect", errno);
+    for (int i = 3; i < argc; i++) {
+        if (echo(fd, strtoul(argv[i], NULL, 10)))
+            return 1;
+    }
+    printf("echoed %d\n", argc - 3);
+    return 0;
+}

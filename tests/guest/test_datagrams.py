@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""UDP and pings from a real guest to this machine's loopback, in every variant.
+
+Adversary: nobody. Sizes are chosen around nothing, one byte, an ordinary MTU, and the largest datagram that there is.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from network import GATEWAY, Network
+
+FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+LOOPBACK = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}
+SIZES = [0, 1, 512, 1471, 1472, 1473, 9000, 65000, 65507]
+PING_GROUPS = Path("/proc/sys/net/ipv4/ping_group_range")
+
+
+class EchoServer:
+    """Sends each datagram back to whoever it came from."""
+
+    def __init__(self, family: int) -> None:
+        kind, address = LOOPBACK[family]
+        self._socket = socket.socket(kind, socket.SOCK_DGRAM)
+        self._socket.bind((address, 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.sources: set[int] = set()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            data, source = self._socket.recvfrom(1 << 16)
+            if data == b"the end":
+                return
+            self.sources.add(int(source[1]))
+            self._socket.sendto(data, source)
+
+    def close(self) -> None:
+        with socket.socket(self._socket.family, socket.SOCK_DGRAM) as last:
+            last.sendto(b"the end", self._socket.getsockname())
+        self._thread.join()
+        self._socket.close()
+
+
+@pytest.fixture(name="echo", params=[4, 6], ids=["ipv4", "ipv6"])
+def echo_server(request: pytest.FixtureRequest) -> Iterator[tuple[int, EchoServer]]:
+    server = EchoServer(request.param)
+    yield request.param, server
+    server.close()
+
+
+def test_datagrams_of_every_size_come_back_as_they_went(network: Network, echo: tuple[int, EchoServer]) -> None:
+    """In fragments of the guest's only beyond its MTU, which is larger than all but the last here."""
+    family, server = echo
+    sizes = [size for size in SIZES if size <= 65000]
+    result = network.run(f"echo_datagrams {GATEWAY[family]} {server.port} {' '.join(map(str, sizes))}")
+    assert (result.status, result.output.strip()) == (0, f"echoed {len(sizes)}")
+
+
+def test_many_datagrams_of_one_socket_keep_their_order_and_their_port(
+    network: Network, echo: tuple[int, EchoServer]
+) -> None:
+    family, server = echo
+    result = network.run(f"echo_datagrams {GATEWAY[family]} {server.port} $(seq 1 400)")
+    assert (result.status, result.output.strip()) == (0, "echoed 400")
+    assert len(server.sources) == 1
+
+
+@FAMILIES
+def test_a_port_where_nobody_listens_refuses(network: Network, family: int) -> None:
+    """The host's kernel says so by ICMP, and the guest's program hears it as ECONNREFUSED, not as silence."""
+    kind, address = LOOPBACK[family]
+    with socket.socket(kind, socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
+        port = probe.getsockname()[1]
+    result = network.run(f"echo_datagrams {GATEWAY[family]} {port} 10")
+    assert (result.status, result.output.strip()) == (1, f"receive {errno.ECONNREFUSED}")
+
+
+@FAMILIES
+def test_the_gateway_answers_pings_by_itself(network: Network, family: int) -> None:
+    result = network.run(f"ping -{family} -c 3 -W 5 {GATEWAY[family]}")
+    assert result.status == 0 and "3 packets received" in result.output, result.output
+
+
+def test_pings_of_others_leave_through_the_hosts_ping_sockets(network: Network) -> None:
+    """127.0.0.2 would be the guest's own; the host's other loopback addresses are not to be had. So: the address that
+    the host has on its interface towards the guest's own, which is one of this machine's."""
+    if PING_GROUPS.read_text().split() == ["1", "0"]:
+        pytest.skip(f"{PING_GROUPS} allows ping sockets to nobody")
+    addresses = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}
+    own = sorted(str(address) for address in addresses if not str(address).startswith("127."))
+    if not own:
+        pytest.skip("this machine has no IPv4 address but its loopback")
+    result = network.run(f"ping -4 -c 2 -W 5 {own[0]}")
+    assert result.status == 0 and "2 packets received" in result.output, result.output

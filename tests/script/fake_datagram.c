@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * fake_datagram.c: UDP and ping sockets of the fake kernel: a queue of what came from the peer, a list of what the core
+ * sent, and the error queue of ip(7).
+ *
+ * A datagram that arrives wakes IN, an error ERR. An error is met once by the next call on the socket [sk_err], and stays
+ * in the error queue until it is read from there.
+ *
+ * Called by the core through sys.h, and by the tests. Adversary: nobody. Invariants: what was sent is kept as it went over
+ * the wire, that is, after UDP_SEGMENT has been carried out.
+ */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <time.h> /* errqueue.h needs it */
+
+#include <linux/errqueue.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fake_kernel.h"
+#include "list.h"
+#include "sys.h"
+
+struct packet_kept {
+    struct node node;
+    uint32_t length;
+    uint16_t segment;
+    struct fake_path_error error;
+    uint8_t bytes[];
+};
+
+struct fake_datagrams {
+    struct list queue, errors, out;
+};
+
+static struct packet_kept *keep(struct list *list, const void *bytes, size_t length)
+{
+    struct packet_kept *packet = calloc(1, sizeof(*packet) + length);
+
+    memcpy(packet->bytes, bytes, length);
+    packet->length = (uint32_t)length;
+    list_append(list, &packet->node);
+    return packet;
+}
+
+static struct packet_kept *first(const struct list *list)
+{
+    struct node *node = list->head.next;
+
+    return node == &list->head ? NULL : container_of(node, struct packet_kept, node);
+}
+
+static void list_free(struct list *list)
+{
+    struct node *node;
+
+    while ((node = list_pop(list)))
+        free(container_of(node, struct packet_kept, node));
+}
+
+struct fake_datagrams *fake_datagrams_make(void)
+{
+    struct fake_datagrams *datagrams = calloc(1, sizeof(*datagrams));
+
+    list_init(&datagrams->queue);
+    list_init(&datagrams->errors);
+    list_init(&datagrams->out);
+    return datagrams;
+}
+
+void fake_datagrams_free(struct fake_datagrams *datagrams)
+{
+    if (!datagrams)
+        return;
+    list_free(&datagrams->queue);
+    list_free(&datagrams->errors);
+    list_free(&datagrams->out);
+    free(datagrams);
+}
+
+uint32_t fake_datagram_poll(const struct fake_socket *socket)
+{
+    return EPOLLOUT | (first(&socket->datagrams->queue) ? EPOLLIN : 0) |
+           (socket->error || first(&socket->datagrams->errors) ? (uint32_t)EPOLLERR : 0);
+}
+
+/* ---- the core's calls ---- */
+
+int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
+{
+    int err = fake_called(CALL_bind);
+    struct fake_socket *socket = fake_socket_of(fd, "bind");
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (length < sizeof(struct sockaddr_in))
+        return -EINVAL;
+    /* sin_port and sin6_port lie at the same place. */
+    socket->own_port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
+    return 0;
+}
+
+static int take_error(struct fake_socket *socket)
+{
+    int error = socket->error;
+
+    socket->error = 0;
+    return -error;
+}
+
+static ssize_t read_datagram(struct fake_socket *socket, struct msghdr *msg)
+{
+    struct packet_kept *packet = first(&socket->datagrams->queue);
+    size_t done = 0;
+
+    if (socket->error)
+        return take_error(socket);
+    if (!packet)
+        return -EAGAIN;
+    for (size_t i = 0; i < msg->msg_iovlen && done < packet->length; i++) {
+        size_t left = packet->length - done, part = msg->msg_iov[i].iov_len < left ? msg->msg_iov[i].iov_len : left;
+        memcpy(msg->msg_iov[i].iov_base, packet->bytes + done, part);
+        done += part;
+    }
+    struct cmsghdr *c = packet->segment ? CMSG_FIRSTHDR(msg) : NULL;
+    if (c) {
+        int size = packet->segment;
+        c->cmsg_level = IPPROTO_UDP;
+        c->cmsg_type = UDP_GRO;
+        c->cmsg_len = CMSG_LEN(sizeof(size));
+        memcpy(CMSG_DATA(c), &size, sizeof(size));
+    }
+    msg->msg_controllen = c ? c->cmsg_len : 0;
+    node_leave(&packet->node);
+    free(packet);
+    return (ssize_t)done;
+}
+
+static ssize_t read_error(struct fake_socket *socket, struct msghdr *msg)
+{
+    struct packet_kept *packet = first(&socket->datagrams->errors);
+    bool ipv4 = socket->family == AF_INET;
+    struct {
+        struct sock_extended_err error;
+        union {
+            struct sockaddr_in in;
+            struct sockaddr_in6 in6;
+        } offender;
+    } told = {0};
+
+    if (!packet)
+        return -EAGAIN;
+    told.error.ee_errno = (uint32_t)packet->error.error;
+    told.error.ee_origin = packet->error.origin;
+    told.error.ee_type = packet->error.type;
+    told.error.ee_code = packet->error.code;
+    told.error.ee_info = packet->error.info;
+    told.offender.in.sin_family = ipv4 ? AF_INET : AF_INET6;
+    if (ipv4)
+        memcpy(&told.offender.in.sin_addr, packet->error.offender + 12, 4);
+    else
+        memcpy(&told.offender.in6.sin6_addr, packet->error.offender, 16);
+    struct cmsghdr *c = CMSG_FIRSTHDR(msg);
+    size_t length = sizeof(told.error) + (ipv4 ? sizeof(told.offender.in) : sizeof(told.offender.in6));
+    c->cmsg_level = ipv4 ? IPPROTO_IP : IPPROTO_IPV6;
+    c->cmsg_type = ipv4 ? IP_RECVERR : IPV6_RECVERR;
+    c->cmsg_len = CMSG_LEN(length);
+    memcpy(CMSG_DATA(c), &told, length);
+    msg->msg_controllen = c->cmsg_len;
+    size_t part = packet->length < msg->msg_iov[0].iov_len ? packet->length : msg->msg_iov[0].iov_len;
+    memcpy(msg->msg_iov[0].iov_base, packet->bytes, part);
+    node_leave(&packet->node);
+    free(packet);
+    return (ssize_t)part;
+}
+
+ssize_t fake_datagram_recvmsg(struct fake_socket *socket, struct msghdr *msg, int flags)
+{
+    return flags & MSG_ERRQUEUE ? read_error(socket, msg) : read_datagram(socket, msg);
+}
+
+int sys_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    int err = fake_called(CALL_recvmmsg);
+    struct fake_socket *socket = fake_socket_of(fd, "recvmmsg");
+    unsigned n = 0;
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (flags != MSG_DONTWAIT)
+        fake_violate("recvmmsg(): flags %#x are not modelled", (unsigned)flags);
+    for (; n < count; n++) {
+        ssize_t length = read_datagram(socket, &messages[n].msg_hdr);
+        if (length < 0)
+            return n ? (int)n : (int)length;
+        messages[n].msg_len = (unsigned)length;
+    }
+    return (int)n;
+}
+
+static uint16_t segment_asked(const struct msghdr *msg)
+{
+    const struct cmsghdr *c = CMSG_FIRSTHDR(msg);
+    uint16_t size = 0;
+
+    if (c && c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_SEGMENT)
+        memcpy(&size, CMSG_DATA(c), sizeof(size));
+    return size;
+}
+
+static int send_one(struct fake_socket *socket, const struct msghdr *msg)
+{
+    uint8_t bytes[1 << 16];
+    size_t length = 0;
+    uint16_t segment = segment_asked(msg);
+
+    for (size_t i = 0; i < msg->msg_iovlen; i++) {
+        if (length + msg->msg_iov[i].iov_len > sizeof(bytes))
+            return -EMSGSIZE;
+        memcpy(bytes + length, msg->msg_iov[i].iov_base, msg->msg_iov[i].iov_len);
+        length += msg->msg_iov[i].iov_len;
+    }
+    if (length > 65507)
+        return -EMSGSIZE;
+    if (socket->error)
+        return take_error(socket);
+    if (segment && socket->no_segments)
+        return -EINVAL;
+    if (segment && length > 64u * segment)
+        return -EINVAL;
+    size_t at = 0;
+    do {
+        size_t part = segment && length - at > segment ? segment : length - at;
+        keep(&socket->datagrams->out, bytes + at, part);
+        socket->out_count++;
+        at += part;
+    } while (at < length);
+    return (int)length;
+}
+
+int sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
+{
+    int err = fake_called(CALL_sendmmsg);
+    struct fake_socket *socket = fake_socket_of(fd, "sendmmsg");
+    unsigned n = 0;
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (flags != (MSG_DONTWAIT | MSG_NOSIGNAL))
+        fake_violate("sendmmsg(): flags %#x are not modelled", (unsigned)flags);
+    for (; n < count; n++) {
+        int length = send_one(socket, &messages[n].msg_hdr);
+        if (length < 0)
+            return n ? (int)n : length;
+        messages[n].msg_len = (unsigned)length;
+    }
+    return (int)n;
+}
+
+/* ---- what the peer does ---- */
+
+int fake_datagram_arrive(int fd, const void *bytes, uint32_t length, uint16_t segment)
+{
+    struct fake_socket *socket = fake_socket_of(fd, "arrive");
+
+    if (!socket)
+        return -EBADF;
+    keep(&socket->datagrams->queue, bytes, length)->segment = segment;
+    fake_wake(fd, EPOLLIN);
+    return 0;
+}
+
+int fake_datagram_error(int fd, const struct fake_path_error *error, const void *bytes, uint32_t length)
+{
+    struct fake_socket *socket = fake_socket_of(fd, "error");
+
+    if (!socket)
+        return -EBADF;
+    keep(&socket->datagrams->errors, bytes, length)->error = *error;
+    socket->error = error->error;
+    fake_wake(fd, EPOLLERR);
+    return 0;
+}
+
+int64_t fake_datagram_sent(int fd, void *bytes, uint32_t max)
+{
+    const struct fake_socket *socket = fake_socket_at(fd);
+    struct packet_kept *packet = socket && socket->datagrams ? first(&socket->datagrams->out) : NULL;
+
+    if (!packet)
+        return -EAGAIN;
+    uint32_t length = packet->length;
+    memcpy(bytes, packet->bytes, length < max ? length : max);
+    node_leave(&packet->node);
+    free(packet);
+    return length;
+}
+
+void fake_datagram_no_segments(int fd)
+{
+    struct fake_socket *socket = fake_socket_of(fd, "no_segments");
+
+    if (socket)
+        socket->no_segments = true;
+}

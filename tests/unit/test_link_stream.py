@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""core/datapath/link_stream.c: frames behind their lengths, in whatever pieces the socket has them, both ways."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from core_pieces import EXAMPLES, ffi, lib
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SOURCE = 77
+COUNTERS = [ffi.string(lib.lg_counter_name(i)).decode() for i in range(lib.lg_counter_count())]
+
+
+def framed(frame: bytes) -> bytes:
+    return struct.pack("!I", len(frame)) + frame
+
+
+class Stream:
+    """The link, and the monitor at the other end of its socket."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.counters = ffi.new("uint64_t[]", len(COUNTERS))
+        self.pcap: Any = ffi.new("struct pcap_ring *")
+        self.stream: Any = ffi.new("struct link_stream *")
+        assert lib.link_stream_init(self.stream, self.counters, self.pcap, self.epoll.fileno(), SOURCE) == 0
+        self.link = ffi.addressof(self.stream, "link")
+        self.operations = self.stream.link.operations
+        self.frames, self._more = ffi.new("struct guest_frame[]", lib.LINK_BATCH), ffi.new("bool *")
+        self.monitor = socket.socket()
+        self.connect()
+
+    def connect(self) -> None:
+        self.monitor.close()
+        self.monitor, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.monitor.setblocking(False)
+        assert lib.link_stream_attach(self.stream, ours.detach()) == 0
+
+    def batch(self) -> list[bytes]:
+        count = self.operations.from_guest(self.link, self.frames, self._more)
+        got = []
+        for frame in self.frames[0:count]:
+            whole = bytes(ffi.buffer(frame.iov[0].iov_base, frame.iov[0].iov_len))
+            assert frame.length == len(whole) and frame.iov_count == 1
+            assert bytes(frame.head)[: frame.head_length] == whole[: lib.FRAME_HEAD_MAX]
+            got.append(whole)
+        self.operations.release(self.link)
+        return got
+
+    def everything(self) -> list[bytes]:
+        got = self.batch()
+        while self._more[0]:
+            got += self.batch()
+        return got
+
+    def reserve(self, header: int, payload: int) -> tuple[int, Any, Any]:
+        pieces, room = ffi.new("struct payload_pieces *"), ffi.new("struct guest_room *")
+        return int(self.operations.reserve(self.link, header, payload, pieces, room)), pieces, room
+
+    def queue(self, frame: bytes) -> int:
+        """Commits one frame, of which the last bytes are payload; what reserve() said."""
+        err, pieces, room = self.reserve(14, len(frame) - 14)
+        if err:
+            return err
+        ffi.memmove(room.header[0].iov_base, frame[:14], 14)
+        if len(frame) > 14:
+            ffi.memmove(pieces.iov[0].iov_base, frame[14:], len(frame) - 14)
+        self.operations.commit(self.link, len(frame), ffi.new("struct offload *"))
+        return 0
+
+    def flush(self) -> None:
+        self.operations.flush(self.link, 0)
+
+    def read(self, limit: int = 1 << 24) -> bytes:
+        """What the monitor finds."""
+        data = b""
+        while len(data) < limit:
+            try:
+                piece = self.monitor.recv(min(1 << 16, limit - len(data)))
+            except BlockingIOError:
+                break
+            if not piece:
+                break
+            data += piece
+        return data
+
+    def events(self) -> int:
+        """Of the link's socket, since the last time; an OUT is answered as the worker does."""
+        seen = 0
+        for source, mask in self.epoll.poll(0):
+            assert source == SOURCE
+            seen |= mask
+        if seen & select.EPOLLOUT:
+            lib.link_stream_writable(self.stream)
+        return seen
+
+    @property
+    def ended(self) -> tuple[bool, int, int]:
+        return bool(self.stream.ended), int(self.stream.error), int(self.stream.length)
+
+    def close(self) -> None:
+        lib.link_stream_detach(self.stream)
+        self.monitor.close()
+        self.epoll.close()
+
+
+@pytest.fixture(name="link")
+def fresh_stream() -> Iterator[Stream]:
+    stream = Stream()
+    yield stream
+    stream.close()
+
+
+FRAMES = st.lists(st.binary(min_size=14, max_size=3000), min_size=1, max_size=80)
+
+
+# ---- from the guest ----
+
+
+@settings(max_examples=EXAMPLES)
+@given(FRAMES, st.lists(st.integers(1, 4000), min_size=1))
+def test_frames_arrive_whole_however_the_stream_is_cut(frames: list[bytes], cuts: list[int]) -> None:
+    link = Stream()
+    wire, got, at, turn = b"".join(map(framed, frames)), [], 0, 0
+    while at < len(wire):
+        part = wire[at : at + cuts[turn % len(cuts)]]
+        at += link.monitor.send(part)
+        got += link.everything()
+        turn += 1
+    assert got == frames and not link.stream.ended
+    link.close()
+
+
+def test_many_frames_come_in_batches(link: Stream) -> None:
+    """More than one batch holds, in one read of the socket."""
+    frames = [bytes([number % 256]) * 100 for number in range(lib.LINK_BATCH * 2 + 10)]
+    link.monitor.sendall(b"".join(map(framed, frames)))
+    assert [len(link.batch()) for _ in range(3)] == [lib.LINK_BATCH, lib.LINK_BATCH, 10]
+    assert not link._more[0]
+
+
+@pytest.mark.parametrize("size", [14, 60, 1514, 65535])
+def test_the_shortest_and_the_largest_frame_pass(link: Stream, size: int) -> None:
+    link.monitor.sendall(framed(b"x" * size))
+    assert link.everything() == [b"x" * size]
+
+
+@pytest.mark.parametrize("length", [0, 13, 65536, 1 << 31, (1 << 32) - 1])
+def test_a_length_that_no_frame_has_ends_the_stream(link: Stream, length: int) -> None:
+    """What came before it counts."""
+    link.monitor.sendall(framed(b"a" * 20) + struct.pack("!I", length) + b"b" * 100)
+    assert link.everything() == [b"a" * 20]
+    assert link.ended == (True, errno.EPROTO, length)
+    assert link.batch() == [] and link.reserve(60, 0)[0] == -errno.ENOTCONN
+
+
+def test_a_monitor_that_leaves_ends_the_stream_after_its_last_frame(link: Stream) -> None:
+    """A part of a frame dies with it."""
+    link.monitor.sendall(framed(b"a" * 20) + framed(b"b" * 30)[:17])
+    link.monitor.close()
+    assert link.everything() == [b"a" * 20]
+    link.everything()
+    assert link.ended[:2] == (True, 0)
+
+
+def test_the_next_client_starts_with_an_empty_stream(link: Stream) -> None:
+    """It is not told of half a frame of the one before, nor sent the rest of one."""
+    link.monitor.sendall(framed(b"a" * 200)[:100])
+    link.everything()
+    while link.queue(b"z" * 60000) == 0:
+        link.flush()
+    link.read(70_000)  # the stream stands in the middle of a frame
+    lib.link_stream_detach(link.stream)
+    link.connect()
+    link.monitor.sendall(framed(b"b" * 50))
+    assert link.everything() == [b"b" * 50]
+    assert link.queue(b"c" * 80) == 0
+    link.flush()
+    assert link.read() == framed(b"c" * 80)
+
+
+def test_one_connection_at_a_time(link: Stream) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    assert lib.link_stream_attach(link.stream, ours.fileno()) == -errno.EBUSY
+    ours.close()
+    theirs.close()
+
+
+# ---- to the guest ----
+
+
+@settings(max_examples=EXAMPLES)
+@given(FRAMES, st.lists(st.integers(1, 200_000), min_size=1))
+def test_frames_leave_whole_however_slowly_they_are_read(frames: list[bytes], reads: list[int]) -> None:
+    """The socket takes what it can, the rest waits for EPOLLOUT; nothing is lost or doubled."""
+    link = Stream()
+    wanted = [frame * 20 if len(frame) * 20 < 65000 else frame for frame in frames] * 8
+    wire, waiting, turn = b"", list(wanted), 0
+    expected = b"".join(framed(frame.ljust(60, b"\0")) for frame in wanted)
+    while len(wire) < len(expected):
+        while waiting and link.queue(waiting[0]) == 0:
+            waiting.pop(0)
+        link.flush()
+        wire += link.read(reads[turn % len(reads)])
+        link.events()
+        turn += 1
+    assert wire == expected
+    link.close()
+
+
+def test_short_frames_are_padded(link: Stream) -> None:
+    """IEEE 802.3: with zeros, up to 60 bytes."""
+    assert link.queue(b"x" * 42) == 0
+    link.flush()
+    assert link.read() == framed(b"x" * 42 + bytes(18))
+
+
+def test_a_frame_shorter_than_planned_gives_the_later_room_back(link: Stream) -> None:
+    """Only the last frame of a read is."""
+    for _ in range(3):
+        assert link.reserve(54, 1000)[0] == 0
+    link.operations.commit(link.link, 54 + 1000, ffi.new("struct offload *"))
+    link.operations.commit(link.link, 54 + 10, ffi.new("struct offload *"))
+    link.operations.rollback(link.link)
+    link.flush()
+    assert len(link.read()) == 4 + 1054 + 4 + 64
+
+
+def test_a_monitor_that_does_not_read_is_full_and_costs_no_wakeup(link: Stream) -> None:
+    """Full is a state: reserve() says so, nobody is woken until the monitor reads, and then once."""
+    while link.queue(b"x" * 60000) == 0:
+        link.flush()
+    assert link.queue(b"x" * 60000) == -errno.EAGAIN
+    assert link.operations.wait_room(link.link)
+    link.events()
+    assert link.events() == 0
+    link.read()
+    assert link.events() & select.EPOLLOUT
+    assert link.queue(b"x" * 60000) == 0
+    while link.read():
+        link.events()
+    link.flush()
+    link.read()
+    assert not link.events() & select.EPOLLOUT, "whoever waits for nothing is not told of each read"
+
+
+def test_room_that_came_at_once_is_not_waited_for(link: Stream) -> None:
+    """The buffer was full of frames that the socket takes as soon as they are offered."""
+    while link.queue(b"x" * 1500) == 0:
+        pass
+    while True:
+        waits = link.operations.wait_room(link.link)
+        if not waits:
+            break
+        link.read()
+        link.events()
+    assert link.queue(b"x" * 1500) == 0
+
+
+def test_a_monitor_that_has_gone_ends_the_stream_at_the_next_frame(link: Stream) -> None:
+    link.monitor.close()
+    assert link.queue(b"x" * 100) == 0
+    link.flush()
+    assert link.ended[:2] == (True, errno.EPIPE)

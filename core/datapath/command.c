@@ -20,7 +20,10 @@ union command {
     struct lg_cmd_mem mem;
     struct lg_cmd_vring vring;
     struct lg_cmd_log log;
+    struct lg_cmd_listen listen;
 };
+
+_Static_assert(LG_LISTEN_MAX == LG_MEM_SLOTS, "a request has room for the descriptors of either");
 
 struct request {
     const union command *command;
@@ -202,6 +205,23 @@ static int run_dirty_log(struct worker *worker, struct request *request)
     return 0;
 }
 
+static int run_listen(struct worker *worker, struct request *request)
+{
+    const struct lg_cmd_listen *listen = &request->command->listen;
+
+    if (listen->count != request->fd_count || listen->protocol != IPPROTO_TCP)
+        return -EINVAL;
+    for (unsigned i = 0; i < listen->count; i++) {
+        struct listener listener = {.fd = request->fd[i], .protocol = listen->protocol, .port = listen->port[i]};
+        memcpy(listener.target.byte, listen->target, sizeof(listener.target.byte));
+        int err = engine_listen(&worker->engine, &listener);
+        if (err)
+            return err;
+        take_fd(request, i);
+    }
+    return 0;
+}
+
 static int run_events(struct worker *worker, struct request *request)
 {
     worker->sink.level = (unsigned)request->command->value.value;
@@ -236,6 +256,7 @@ static const struct {
     [LG_CMD_EVENTS] = {run_events, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
+    [LG_CMD_LISTEN] = {run_listen, sizeof(struct lg_cmd_listen), 1, LG_LISTEN_MAX},
     [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0}, /* has a reply of its own: reply_flows() */
 };
 

@@ -48,7 +48,10 @@
     apply(echo_replies)                                                                                                \
     /* TCP */                                                                                                          \
     apply(tcp_opened)                                                                                                  \
-    apply(tcp_refused)            /* connect() failed */                                                               \
+    apply(tcp_accepted)           /* a peer connected to a port that leads to the guest */                             \
+    apply(tcp_turned_away)        /* of them, before the guest was asked: no address, no room */                       \
+    apply(tcp_accept_failed)      /* no descriptor was left for one */                                                 \
+    apply(tcp_refused)            /* connect() failed, or the guest refused */                                         \
     apply(tcp_closed)                                                                                                  \
     apply(tcp_resets_from_guest)                                                                                       \
     apply(tcp_resets_from_peer)                                                                                        \

@@ -122,19 +122,6 @@ static int open_socket(struct engine *engine, struct flow *flow, const struct pa
 
 /* ---- its life ---- */
 
-static struct flow *add(struct engine *engine, const struct flow_key *key)
-{
-    struct flow *flow = flow_add(&engine->flows, key);
-
-    if (!flow && flow_evict(engine))
-        flow = flow_add(&engine->flows, key);
-    if (flow)
-        engine->counters[C_flows] = engine->flows.count;
-    else
-        count(engine, C_tcp_flow_limit);
-    return flow;
-}
-
 struct flow *datagram_flow(struct engine *engine, const struct flow_key *key, const struct packet *packet)
 {
     struct flow *flow = flow_find(&engine->flows, key);
@@ -144,7 +131,7 @@ struct flow *datagram_flow(struct engine *engine, const struct flow_key *key, co
             set_hops(flow, packet->ipv6, packet->hops);
         return flow->done ? NULL : flow;
     }
-    if (!(flow = add(engine, key)))
+    if (!(flow = flow_make(engine, key)))
         return NULL;
     flow->active_ms = engine->now_ms;
     count(engine, C_datagram_opened);

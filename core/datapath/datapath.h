@@ -73,6 +73,8 @@ struct lg_net_view {
 #define LG_CMD_FLOWS 15        /* lg_cmd_value: cursor; reply is lg_flow_page */
 #define LG_CMD_STREAM_ATTACH 16 /* lg_cmd_header and one descriptor: a connected stream socket becomes the link */
 
+#define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
+
 #define LG_MEM_SLOTS 64
 
 struct lg_cmd_header {
@@ -129,6 +131,17 @@ struct lg_cmd_log {
     struct lg_cmd_header header;
     uint64_t size;
     uint64_t offset;
+};
+
+#define LG_LISTEN_MAX 64 /* sockets in one command */
+
+struct lg_cmd_listen {
+    struct lg_cmd_header header;
+    uint32_t count;
+    uint8_t protocol; /* IPPROTO_TCP */
+    uint8_t padding[3];
+    uint8_t target[16];           /* of the guest; unset: as it is seen */
+    uint16_t port[LG_LISTEN_MAX]; /* of the guest, for each socket */
 };
 
 struct lg_reply {
@@ -305,9 +318,7 @@ int lg_process_name(const char *name);
 /* Blocks SIGTERM, SIGQUIT and SIGCHLD and returns a signalfd for them; SIGINT gets its default back. */
 int lg_signals_open(void);
 
-#define LG_KEEP_MAX 64
-
-/* Closes every descriptor from 3 up, but those named (-1 names none). -E2BIG above LG_KEEP_MAX names. */
+/* Closes every descriptor from 3 up, but those named (-1 names none). 0 or -ENOMEM. */
 int lg_close_all_but(const int *keep, unsigned count);
 
 void lg_release_memory(void); /* gives the free part of the C heap back to the kernel */

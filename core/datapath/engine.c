@@ -50,7 +50,7 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
 
     engine->discard = options->peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
     engine->inbox.bytes = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
-    if (hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard) || !engine->inbox.bytes)
+    if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard) || !engine->inbox.bytes)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);
@@ -65,6 +65,7 @@ void engine_free(struct engine *engine)
         flow_remove(&engine->flows, flow);
     }
     flow_table_free(&engine->flows);
+    listener_table_free(&engine->listeners);
     hold_pool_free(&engine->holds);
     if (engine->inbox.bytes)
         munmap(engine->inbox.bytes, (size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
@@ -216,6 +217,19 @@ void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events
 
     if (flow)
         flow_event(engine, flow, events);
+}
+
+int engine_listen(struct engine *engine, const struct listener *listener)
+{
+    return listener_add(&engine->listeners, engine->epoll_fd, listener);
+}
+
+void engine_listener_event(struct engine *engine, uint64_t data)
+{
+    const struct listener *listener = listener_of(&engine->listeners, data);
+
+    if (listener)
+        tcp_accept(engine, listener);
 }
 
 void engine_link_room(struct engine *engine)

@@ -9,11 +9,13 @@
 #include "datapath.h"
 #include "flow.h"
 #include "link.h"
+#include "listener.h"
 #include "packet.h"
 #include "timer.h"
 
 enum engine_limits {
     EVENTS_PER_WAIT = 64,
+    ENGINE_LISTENER_FIRST = 1 << 16, /* what epoll carries for the first listener; below it are the loop's own */
     BATCHES_PER_STEP = 8, /* then the sockets have their turn */
     UNREACHABLE_SLOTS = 64,
     ICMP_PER_SECOND = 100, /* errors that we send to the guest (RFC 4443, 2.4 (f)) */
@@ -56,6 +58,7 @@ struct engine {
     bool memory_fault;   /* a system call met guest memory that is gone: this worker ends */
     struct siphash_key secret;
     struct unreachable_memory unreachable;
+    struct listener_table listeners;
     struct hold_pool holds;
     struct datagram_inbox inbox;
     bool no_ping_told;
@@ -91,6 +94,10 @@ bool engine_from_guest(struct engine *engine);
 
 /* A flow's socket has something to say. */
 void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events);
+
+/* A port of the host that leads to the guest; the socket is ours then. 0 or a negative errno. */
+void engine_listener_event(struct engine *engine, uint64_t data);
+int engine_listen(struct engine *engine, const struct listener *listener);
 
 /* The link has room again, or a guest behind it. */
 void engine_link_room(struct engine *engine);
@@ -152,7 +159,8 @@ void flow_settle(struct engine *engine, struct flow *flow);
 void flow_event(struct engine *engine, struct flow *flow, uint32_t events);
 void flow_timer_fired(struct engine *engine, struct flow *flow);
 void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason);
-bool flow_evict(struct engine *engine); /* makes room in a full table: the flow that was idle longest goes, if it was */
+/* A new flow, in the place of one that was idle long enough if need be; NULL: the table is full, which is counted. */
+struct flow *flow_make(struct engine *engine, const struct flow_key *key);
 void flow_aged(struct engine *engine, struct flow *flow); /* a byte of it may have moved */
 void flow_emit_refused(struct engine *engine, const struct flow_key *key, int error); /* no flow could be made */
 void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,

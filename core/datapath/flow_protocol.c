@@ -49,7 +49,8 @@ void flow_close(struct engine *engine, struct flow *flow, enum close_reason reas
         datagram_close(engine, flow, reason, 0);
 }
 
-bool flow_evict(struct engine *engine)
+/* Makes room in a full table: the flow that was idle longest goes, if that was long enough. */
+static bool evict(struct engine *engine)
 {
     struct node *node = engine->flows.by_age.head.next;
 
@@ -66,6 +67,19 @@ bool flow_evict(struct engine *engine)
         datagram_close(engine, oldest, CLOSE_evicted, 0);
     flow_settle(engine, oldest);
     return true;
+}
+
+struct flow *flow_make(struct engine *engine, const struct flow_key *key)
+{
+    struct flow *flow = flow_add(&engine->flows, key);
+
+    if (!flow && evict(engine))
+        flow = flow_add(&engine->flows, key);
+    if (flow)
+        engine->counters[C_flows] = engine->flows.count;
+    else
+        count(engine, C_tcp_flow_limit);
+    return flow;
 }
 
 void flow_aged(struct engine *engine, struct flow *flow)

@@ -306,12 +306,13 @@ int lg_signals_open(void)
 
 int lg_close_all_but(const int *keep, unsigned count)
 {
-    int sorted[LG_KEEP_MAX];
+    int *sorted = malloc((count ? count : 1) * sizeof(*sorted));
 
-    if (count > LG_KEEP_MAX)
-        return -E2BIG;
+    if (!sorted)
+        return -ENOMEM;
     memcpy(sorted, keep, count * sizeof(*keep));
     close_all_but(sorted, count);
+    free(sorted);
     return 0;
 }
 

@@ -25,6 +25,7 @@ uint64_t sys_realtime_ns(void);
 int sys_socket(int family, int type, int protocol);
 int sys_bind(int fd, const struct sockaddr *addr, socklen_t length);
 int sys_connect(int fd, const struct sockaddr *addr, socklen_t length);
+int sys_accept(int fd, struct sockaddr *addr, socklen_t *length); /* non-blocking and close-on-exec */
 int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length);
 int sys_getsockopt(int fd, int level, int name, void *value, socklen_t *length);
 ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags);
@@ -76,6 +77,12 @@ static inline int sys_bind(int fd, const struct sockaddr *addr, socklen_t length
 static inline int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
 {
     return connect(fd, addr, length) < 0 ? -errno : 0;
+}
+
+static inline int sys_accept(int fd, struct sockaddr *addr, socklen_t *length)
+{
+    int accepted = accept4(fd, addr, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    return accepted < 0 ? -errno : accepted;
 }
 
 static inline int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length)

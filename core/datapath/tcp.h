@@ -3,6 +3,7 @@
  * tcp.h: the TCP engine's parts, one file a concern, and what they say to each other.
  *
  *   tcp_open.c        the guest's SYN, connect(), refusals
+ *   tcp_accept.c      a peer's connection, our SYN, the guest's answer
  *   tcp_from_guest.c  a segment of a known flow: what it means
  *   tcp_to_peer.c     payload from the guest into the socket; the window that the guest may use
  *   tcp_to_guest.c    payload from the socket into the guest's buffers
@@ -27,6 +28,14 @@ void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
 void tcp_open(struct engine *engine, const struct packet *packet, const struct flow_key *key,
               const struct tcp_segment *segment);
 void tcp_connected(struct engine *engine, struct flow *flow); /* connect() has ended, one way or the other */
+
+void tcp_start(struct engine *engine, struct flow *flow); /* a new flow: what does not depend on the guest */
+void tcp_take_offer(struct engine *engine, struct flow *flow, const struct tcp_segment *segment); /* its SYN's options */
+void tcp_socket_options(const struct engine *engine, int fd);
+
+/* tcp_accept.c */
+void tcp_accept(struct engine *engine, const struct listener *listener);
+void tcp_take_syn_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment);
 
 /* tcp_from_guest.c */
 void tcp_event(struct engine *engine, struct flow *flow, uint32_t events);

@@ -206,6 +206,10 @@ static void note_keepalive(struct flow *flow, const struct tcp_segment *segment)
 static void take_segment(struct engine *engine, struct flow *flow, const struct guest_frame *frame,
                          const struct tcp_segment *segment)
 {
+    if (flow->tcp.inbound && flow->tcp.to_host == HALF_SYN) {
+        tcp_take_syn_ack(engine, flow, segment);
+        return;
+    }
     if (segment->flags & TCP_RST) {
         take_reset(engine, flow, segment->seq);
         return;
@@ -272,7 +276,7 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (tcp->to_host == HALF_SYN) {
+    if (tcp->to_host == HALF_SYN && !tcp->inbound) {
         if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
             return;
         tcp_connected(engine, flow);
@@ -295,7 +299,7 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
         tcp_room_ask(flow);
         tcp->ack_due |= tcp_room_grown(flow);
     }
-    if (events & EPOLLERR && tcp->to_guest >= HALF_FIN_SENT)
+    if (events & EPOLLERR && (tcp->to_guest >= HALF_FIN_SENT || tcp->to_host == HALF_SYN))
         take_error(engine, flow);
     tcp->woken = true;
     flow_touch(engine, flow);

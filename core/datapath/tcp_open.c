@@ -21,20 +21,16 @@ static uint32_t initial_sequence(const struct engine *engine, const struct flow_
     return (uint32_t)(engine->now_ns / 4000) + (uint32_t)siphash(&engine->secret, key, sizeof(*key));
 }
 
-/* A socket with the options that a flow needs from birth. SO_SNDBUF and SO_RCVBUF are left alone: setting either ends
+/* The options that a flow's socket needs from birth. SO_SNDBUF and SO_RCVBUF are left alone: setting either ends
  * the kernel's own tuning of it (tcp(7)). */
-static int flow_socket(const struct engine *engine, int family)
+void tcp_socket_options(const struct engine *engine, int fd)
 {
     static const int one = 1, zero = 0;
-    int fd = sys_socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
-    if (fd < 0)
-        return fd;
     sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)); /* the guest's own Nagle has been at work */
     sys_setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one)); /* urgent bytes keep their place */
     if (engine->peek_off)
         sys_setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero));
-    return fd;
 }
 
 /* The guest's TTL and DSCP, where they are not what the socket has by itself. The two ECN bits belong to each of the two
@@ -55,16 +51,29 @@ static void carry_header_fields(int fd, const struct packet *packet)
                        &traffic_class, sizeof(traffic_class));
 }
 
-static void flow_start(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
+void tcp_start(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
     flow->active_ms = engine->now_ms;
     tcp->iss = tcp->snd_una = tcp->snd_nxt = tcp->resend_at = tcp->resend_end = tcp->recover =
         initial_sequence(engine, &flow->key);
-    tcp->rcv_nxt = tcp->rcv_taken = tcp->rcv_acked = tcp->rcv_edge = segment->seq + 1;
-    tcp->snd_window = segment->window;
+    tcp->mss = TCP_MSS_ASSUMED;
+    tcp->our_scale = TCP_SCALE;
+    tcp->sack_allowed = engine->reorder;
+    /* Not asked of the kernel yet: whatever it really is, this first window fits, or the hold takes the rest. */
+    tcp->room = tcp->room_asked = UINT16_MAX;
+    tcp->read_hint = TCP_READ_FIRST;
+}
+
+void tcp_take_offer(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    tcp->snd_window = segment->window; /* that of a SYN is not scaled (RFC 7323, 2.2) */
+    tcp->window_max = segment->window;
     tcp->snd_wl1 = segment->seq;
+    tcp->snd_wl2 = segment->ack;
     tcp->mss = segment->mss ? segment->mss : TCP_MSS_ASSUMED;
     if (tcp->mss < TCP_MSS_MIN)
         tcp->mss = TCP_MSS_MIN;
@@ -76,9 +85,6 @@ static void flow_start(struct engine *engine, struct flow *flow, const struct tc
     tcp->sack_allowed = segment->sack_allowed && engine->reorder;
     tcp->our_scale = segment->has_scale ? TCP_SCALE : 0;
     tcp->guest_scale = segment->scale;
-    /* Not asked of the kernel yet: whatever it really is, this first window fits, or the hold takes the rest. */
-    tcp->room = tcp->room_asked = UINT16_MAX;
-    tcp->read_hint = TCP_READ_FIRST;
 }
 
 /* Unreachable: the first SYN gets an ICMP error, which the guest's connect() reports as such; the next one of the same
@@ -127,27 +133,26 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
     /* Data in a SYN is not taken: the guest repeats it, for there is nobody yet to give it to. */
     if (!may_open(engine, packet))
         return;
-    flow = flow_add(&engine->flows, key);
-    if (!flow && flow_evict(engine))
-        flow = flow_add(&engine->flows, key);
+    flow = flow_make(engine, key);
     if (!flow) {
-        count(engine, C_tcp_flow_limit);
         flow_emit_refused(engine, key, ENFILE);
         tcp_send_reset_unknown(engine, packet, segment);
         return;
     }
-    engine->counters[C_flows] = engine->flows.count;
-    flow_start(engine, flow, segment);
+    tcp_start(engine, flow);
+    tcp_take_offer(engine, flow, segment);
+    flow->tcp.rcv_nxt = flow->tcp.rcv_taken = flow->tcp.rcv_acked = flow->tcp.rcv_edge = segment->seq + 1;
     count(engine, C_tcp_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
 
     socklen_t length = host_address(&engine->view, &key->remote, key->remote_port, &addr);
-    int fd = flow_socket(engine, addr.ss_family);
+    int fd = sys_socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
         tcp_abort(engine, flow, CLOSE_no_descriptor, -fd);
         return;
     }
     flow->fd = fd;
+    tcp_socket_options(engine, fd);
     carry_header_fields(fd, packet);
     int err = sys_connect(fd, (const struct sockaddr *)&addr, length);
     if (err && err != -EINPROGRESS) {

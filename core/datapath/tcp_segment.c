@@ -174,6 +174,10 @@ int tcp_send_control(struct engine *engine, struct flow *flow, uint32_t seq, uin
     struct outgoing out = {.seq = seq, .ack = flow->tcp.rcv_nxt, .flags = flags | TCP_ACK};
     int err;
 
+    if (flow->tcp.inbound && flow->tcp.to_host == HALF_SYN) { /* nothing came from the guest that could be acknowledged */
+        out.flags = flags;
+        out.ack = 0;
+    }
     out.window = tcp_advertise(flow);
     if (flags & TCP_SYN) {
         /* The window of a SYN is not scaled (RFC 7323, 2.2). */

@@ -21,7 +21,7 @@ uint32_t stall_interest(const struct flow *flow)
     const struct tcp *tcp = &flow->tcp;
     uint32_t interest = EPOLLET | EPOLLRDHUP;
 
-    if (tcp->to_host == HALF_SYN)
+    if (tcp->to_host == HALF_SYN && !tcp->inbound)
         return interest | EPOLLIN | EPOLLPRI | EPOLLOUT;
     if (!tcp->muted)
         interest |= EPOLLIN | EPOLLPRI;
@@ -30,7 +30,8 @@ uint32_t stall_interest(const struct flow *flow)
     return interest;
 }
 
-static void send_syn_ack(struct engine *engine, struct flow *flow)
+/* Of a connection that the guest opened, its SYN-ACK; of one that a peer opened, the SYN itself. */
+static void send_syn(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
@@ -87,8 +88,11 @@ static void progress(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (tcp->to_host == HALF_SYN)
+    if (tcp->to_host == HALF_SYN) {
+        if (tcp->inbound)
+            send_syn(engine, flow);
         return;
+    }
     tcp_send_to_peer(engine, flow);
     if (flow->done)
         return;
@@ -97,7 +101,7 @@ static void progress(struct engine *engine, struct flow *flow)
     if (flow->done)
         return;
     if (tcp->to_guest == HALF_SYN)
-        send_syn_ack(engine, flow);
+        send_syn(engine, flow);
     tcp_send_to_guest(engine, flow);
     if (flow->done)
         return;

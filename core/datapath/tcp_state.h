@@ -20,6 +20,7 @@
  *
  *            to the guest                            to the host
  *   SYN      our SYN-ACK is not acknowledged yet     connect() is under way
+ *            (inbound: our SYN)                      (inbound: the guest's SYN-ACK has not come)
  *   OPEN     data flows                              data flows
  *   FIN_SENT our FIN is out, not acknowledged        the guest's FIN has come, its last bytes are not yet handed over
  *   CLOSED   our FIN is acknowledged                 shutdown() is done
@@ -162,6 +163,7 @@ struct tcp {
     uint8_t stall;             /* enum stall */
 
     /* facts that are orthogonal to the halves */
+    bool inbound : 1;      /* the peer opened it: our SYN, and the guest's SYN-ACK */
     bool readable : 1;     /* an edge told of data, or of an end, that has not been read up to EAGAIN */
     bool peer_hup : 1;     /* RDHUP, HUP or ERR was seen: read until the end shows itself */
     bool urgent : 1;       /* the peer sent urgent data: reads stop at the mark, so a short read is no end of data */

@@ -64,6 +64,10 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
         engine_socket_event(engine, event->data.u64, event->events);
         return;
     }
+    if (event->data.u64 >= ENGINE_LISTENER_FIRST) {
+        engine_listener_event(engine, event->data.u64);
+        return;
+    }
     switch ((enum loop_source)event->data.u64) {
     case SOURCE_KICK_TRANSMITQ:
         count(engine, C_kicks);

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * listener.h: the host's ports that lead to the guest. The sockets were bound with the caller's rights and come through
+ * control; here they are watched, and what connects becomes a flow.
+ */
+#ifndef LOCKGATE_LISTENER_H
+#define LOCKGATE_LISTENER_H
+
+#include <stdint.h>
+
+#include "packet.h"
+
+enum listener_limits {
+    LISTENERS_MAX = 1 << 17, /* every port of TCP and of UDP; a table of addresses that the kernel fills as they come */
+    ACCEPTS_PER_TURN = 256,  /* of one socket: more than its backlog holds */
+};
+
+struct engine;
+
+struct listener {
+    int fd;
+    uint8_t protocol; /* IPPROTO_TCP */
+    uint16_t port;    /* of the guest */
+    address target;   /* of the guest; unset: as it is seen */
+};
+
+struct listener_table {
+    struct listener *listener;
+    uint32_t count;
+    uint64_t source; /* what epoll carries for the first; the next has one more, and so on */
+};
+
+int listener_table_init(struct listener_table *table, uint64_t source); /* 0 or -ENOMEM */
+void listener_table_free(struct listener_table *table);                 /* closes all */
+
+/* Watches a socket from now on; it is the table's then. 0 or a negative errno. */
+int listener_add(struct listener_table *table, int epoll_fd, const struct listener *listener);
+
+/* The listener that epoll spoke of; NULL: it is another's event. */
+const struct listener *listener_of(const struct listener_table *table, uint64_t data);
+
+#endif

@@ -54,8 +54,7 @@ class ForwardError(Exception):
 
 
 class Listener:
-    """A bound socket, by its descriptor: as an object of Python's it would weigh four times as much, and there may be
-    tens of thousands. Whoever has the Listener closes it."""
+    """A bound socket, by the descriptor that other processes are handed. Whoever has the Listener closes it."""
 
     __slots__ = ("fd", "port", "rule")
 
@@ -68,9 +67,8 @@ class Listener:
 def bind(rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None]) -> list[Listener]:
     """Binds every port, TCP ones listening. `room` is how many descriptors may be used for it.
 
-    Raises ForwardError if a port that was named cannot be bound, or none of a run of ports of which any would do; warn()
-    has got a line for each such rule then, in passt's words. Of the ports of "all" that are missing otherwise, it gets
-    one line for them all.
+    Raises ForwardError if a port that was named cannot be bound, or none of a run of ports of which any would do;
+    warn() has got a line for each such rule then, in passt's words. What is missing of "all" otherwise is one line.
     """
     _check_room(rules, room)
     listeners: list[Listener] = []
@@ -104,8 +102,8 @@ def _check_room(rules: Sequence[ForwardRule], room: int) -> None:
     if wanted > room:
         options = " and ".join(dict.fromkeys(OPTION_NAMES[rule.protocol] for rule in rules))
         raise ForwardError(
-            f"{options}: {wanted} ports need a socket each, and the limit on open files leaves {max(room, 0)} for them; "
-            "forward fewer ports, or raise the hard limit (ulimit -Hn, or LimitNOFILE= of a systemd unit)"
+            f"{options}: {wanted} ports need a socket each, and the limit on open files leaves {max(room, 0)} for "
+            "them; forward fewer ports, or raise the hard limit (ulimit -Hn, or LimitNOFILE= of a systemd unit)"
         )
 
 
@@ -146,16 +144,17 @@ def _bind_rule(rule: ForwardRule, listeners: list[Listener]) -> list[_Failure]:
 class _Recipe:
     """What the sockets of one rule have in common."""
 
-    __slots__ = ("family", "host", "kind", "options", "scope_id")
+    __slots__ = ("family", "host", "kind", "options", "scope_id", "tcp")
 
     def __init__(self, rule: ForwardRule) -> None:
-        tcp = rule.protocol == TCP
+        self.tcp = tcp = rule.protocol == TCP
         stream = _socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM
         self.kind = stream | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
         dual_stack = rule.dual_stack and _has_ipv6()
-        ipv4 = address.is_ipv4(rule.listen) or dual_stack != rule.dual_stack
+        listen = address.ANY4 if rule.dual_stack and not dual_stack else rule.listen
+        ipv4 = address.is_ipv4(listen)
         self.family = _socket.AF_INET if ipv4 else _socket.AF_INET6
-        self.host = address.to_text(address.ANY4 if ipv4 and rule.dual_stack else rule.listen)
+        self.host = address.to_text(listen)
         self.scope_id = 0 if ipv4 else _scope_id(rule)
         self.options: list[tuple[int, int, int | bytes]] = []
         if not ipv4:
@@ -175,7 +174,7 @@ class _Recipe:
                 sock.setsockopt(level, name, value)
             where = (self.host, port) if self.family == _socket.AF_INET else (self.host, port, 0, self.scope_id)
             sock.bind(where)
-            if self.kind & _socket.SOCK_STREAM:
+            if self.tcp:
                 sock.listen(BACKLOG)
         except OSError:
             sock.close()
@@ -218,8 +217,8 @@ def _explain(failure: _Failure) -> str:
     start = _unprivileged_start()
     if error == errno.EACCES and port < start:
         return (
-            f"{what} needs root, as all below {start} do here; `sysctl net.ipv4.ip_unprivileged_port_start={port}` "
-            f"changes that, {other}"
+            f"{what} is for root only (net.ipv4.ip_unprivileged_port_start is {start}); "
+            f"`sysctl net.ipv4.ip_unprivileged_port_start={port}` changes that, {other}"
         )
     if error == errno.EADDRNOTAVAIL:
         return f"this machine has no address {address.to_text(rule.listen)}; `ip address` lists what it has"
@@ -245,7 +244,7 @@ def _examples(missed: Sequence[_Failure]) -> str:
     runs: list[list[_Failure]] = []
     for failure in missed:
         last = runs[-1][-1] if runs else None
-        if last and (last.rule, last.port + 1, last.error) == (failure.rule, failure.port, failure.error):
+        if last and last.rule is failure.rule and (last.port + 1, last.error) == (failure.port, failure.error):
             runs[-1].append(failure)
         else:
             runs.append([failure])

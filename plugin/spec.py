@@ -12,6 +12,10 @@ from __future__ import annotations
 
 from lockgate.plugin.address import UNSET, to_text
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
+
 VHOST_USER = "vhost-user"  # link kinds
 STREAM = "stream"
 
@@ -70,6 +74,7 @@ class NetworkSpec:
     __slots__ = (
         "contract",
         "foreground",
+        "forwards",
         "interface",
         "ipv4",
         "ipv6",
@@ -132,6 +137,7 @@ class NetworkSpec:
         self.mac = mac  # ours, as the guest sees it
         self.no_tcp = self.no_udp = self.no_icmp = False
         self.no_dhcp = self.no_dhcpv6 = self.no_ndp = self.no_ra = False
+        self.forwards: tuple[ForwardRule, ...] = ()  # ports of the host that lead to the guest
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
 
     def __repr__(self) -> str:

@@ -2,12 +2,13 @@
 """The contract `passt`: what its callers (muvm, crun, libvirt, QEMU) write on a command line, as a NetworkSpec.
 
 Called by the wrapper before READY, hence the light imports. Adversary: whoever made the command line. Invariants: the
-result is complete and checked, or Stop says how the command ends; nothing is printed or opened here. The kernel is
-asked two questions, because only now is there somebody who waits for the answer: whether --fd is open, and whether
---interface exists.
+result is complete and checked, or Stop says how the command ends; nothing is printed here. The kernel is asked three
+questions, because only now is there somebody who waits for the answer: whether --fd is open, whether --interface
+exists, and, for a forward of all ports, which of them it gives to the host's own connections.
 
-Order is part of the contract: mistakes are reported in the order of the words, except that --fd is checked first, and
-words that are no options last; of an option given twice the last counts.
+Order is part of the contract: mistakes are reported in the order of the words, except that --fd is checked first, words
+that are no options after the options, and forwards last, since they depend on options that may follow them. Of an
+option given twice the last counts; forwards add up.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ MTU_MIN_IPV4 = 68  # RFC 791 §3.2
 MTU_MIN_IPV6 = 1280  # RFC 8200 §5
 MTU_MIN_TCP = 88  # no Linux sends segments of less than 48 bytes, whatever the MTU; headers take 40
 LOG_SIZE_MIN = 5 * 8192  # five of passt's buffers: the file is cut at its head by buffers
+
+EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"  # of both families
+EPHEMERAL_DEFAULT = (49152, 65535)  # RFC 6335 §6, where the kernel does not say
 
 CAPABILITIES = '{\n  "type": "net"\n}\n'  # docs/interop/vhost-user.json of QEMU; goes to standard error, as passt's
 
@@ -93,13 +97,14 @@ def _descriptor(text: str) -> int:
 class _Request:
     """A NetworkSpec in the making, and what must be remembered until the last option is known."""
 
-    __slots__ = ("_cidr", "_cidr_length", "_netmask", "_unbuilt", "spec")
+    __slots__ = ("_cidr", "_cidr_length", "_forwards", "_netmask", "_unbuilt", "spec")
 
     def __init__(self) -> None:
         self.spec = NetworkSpec(contract=PASST)
         self._cidr = False  # whether the last --address came with a prefix length
         self._cidr_length = 0  # that of the last IPv4 --address
         self._netmask: int | None = None
+        self._forwards: list[tuple[str, int, str]] = []  # option, protocol, words
         self._unbuilt: Option | None = None
 
     def take(self, option: Option, argument: str) -> None:
@@ -125,7 +130,32 @@ class _Request:
             length = address.class_prefix_length(spec.ipv4.address)
         spec.ipv4.prefix_length = length
         self._warn_about_mtu()
+        if self._forwards:
+            self._add_forwards()
         return spec
+
+    def _add_forwards(self) -> None:
+        from lockgate.plugin.contracts import forward_spec  # few callers need it, and each module costs time
+
+        spec = self.spec
+        scope = forward_spec.Scope(
+            ipv4=spec.ipv4.enabled,
+            ipv6=spec.ipv6.enabled,
+            tcp=not spec.no_tcp,
+            udp=not spec.no_udp,
+            ephemeral=ephemeral_ports,
+        )
+        for option, protocol, text in self._forwards:
+            try:
+                rules = forward_spec.add(spec.forwards, option, protocol, text, scope)
+            except forward_spec.ForwardSpecError as mistake:
+                raise _refusal(str(mistake)) from None
+            if len(rules) == len(spec.forwards) and text != "none":
+                spec.warnings.append(f"{option} {text}: forwards nothing, because it leaves out all that it names")
+            spec.forwards = rules
+        for rule in spec.forwards:
+            if address.is_loopback(rule.target):
+                spec.warnings.append(f"{rule}: what comes from outside does not reach the guest's loopback")
 
     def _warn_about_mtu(self) -> None:
         mtu = self.spec.mtu
@@ -254,6 +284,12 @@ class _Request:
             if family.map_host_loopback is None:
                 family.map_host_loopback = address.UNSET
 
+    def on_tcp_ports(self, text: str) -> None:
+        self._forwards.append(("--tcp-ports", _socket.IPPROTO_TCP, text))
+
+    def on_udp_ports(self, text: str) -> None:
+        self._forwards.append(("--udp-ports", _socket.IPPROTO_UDP, text))
+
     def _family(self, ip: bytes) -> FamilySpec:
         return self.spec.ipv4 if address.is_ipv4(ip) else self.spec.ipv6
 
@@ -280,7 +316,19 @@ _METHODS: dict[str, Callable[[_Request, str], None]] = {
     "mac-addr": _Request.on_mac_addr,
     "map-host-loopback": _Request.on_map_host_loopback,
     "no-map-gw": _Request.on_no_map_gw,
+    "tcp-ports": _Request.on_tcp_ports,
+    "udp-ports": _Request.on_udp_ports,
 }
+
+
+def ephemeral_ports(path: str = EPHEMERAL_FILE) -> tuple[int, int]:
+    """The ports from which the kernel chooses for the host's own connections; "all" leaves them out."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            low, high = map(int, file.read(64).split())
+    except (OSError, ValueError):
+        return EPHEMERAL_DEFAULT
+    return (low, high) if 0 <= low <= high <= 65535 else EPHEMERAL_DEFAULT
 
 
 def _is_nobodys(ip: bytes) -> bool:

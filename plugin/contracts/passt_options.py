@@ -117,8 +117,8 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
     (
         "Port forwards",
         (
-            Option("tcp-ports", "t", "SPEC", help="TCP ports of the host to forward to the guest", built=False),
-            Option("udp-ports", "u", "SPEC", help="UDP ports of the host to forward to the guest", built=False),
+            Option("tcp-ports", "t", "SPEC", help="TCP ports of the host to forward to the guest"),
+            Option("udp-ports", "u", "SPEC", help="UDP ports of the host to forward to the guest"),
             Option("tcp-ns", "T", "SPEC", mode=PASTA, help="TCP ports to forward to the host", built=False),
             Option("udp-ns", "U", "SPEC", mode=PASTA, help="UDP ports to forward to the host", built=False),
             # Accepted under the name passt too, where nothing is ever spliced.

@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Port forwards as people write them (`-t 8080:80`, `-u 127.0.0.1%lo/53`, `-t all,~22`), as rules.
+
+Called by the contracts passt and pasta in their second pass, when families and protocols are known, and imported only
+if a forward is asked for; hence few imports. forwards.py binds what the rules say.
+Adversary: whoever made the command line. Every mistake is a ForwardSpecError, one sentence for the caller.
+
+Invariants: pure, nothing is read from the host (Scope brings what must be known of it); rules of one protocol that
+could want the same socket never come out together; there are at most RULES_MAX of them.
+
+    spec   := "none" | [ listen "/" ] chunk { "," chunk }
+    listen := [ address | "*" ] [ "%" interface ]
+    chunk  := "all" [ ":" address ] | "~" range | range [ ":" target ]
+    target := address "/" range | address | range
+    range  := port [ "-" port ]
+
+An address is of either family, in brackets or not. What stands before the first slash is the listening part if it can
+be one; so 80:10.0.0.1/81 has none, but 80:fd00::1/81 listens on 80:fd00::1, and 80:[fd00::1]/81 says the other thing.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+
+from lockgate.plugin import address
+from lockgate.plugin.address import ANY4, UNSET
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Range = tuple[int, int]
+
+TCP = _socket.IPPROTO_TCP
+UDP = _socket.IPPROTO_UDP
+PROTOCOL_NAMES = {TCP: "TCP", UDP: "UDP"}
+
+PORT_MAX = 65535
+RULES_MAX = 255  # of both protocols together; their number is one byte in passt's own tools
+SOCKETS_MAX = 5 * 65536  # as many as passt's table of rules can have
+_INTERFACE_MAX = 15  # bytes: IFNAMSIZ of <linux/if.h> counts the closing NUL
+
+_PORTS_EXPECTED = f"expected a port from 1 to {PORT_MAX}, or a range like 8000-8010"
+
+
+class ForwardSpecError(ValueError):
+    """What is wrong with a forward: one sentence, which names the option and quotes its words."""
+
+
+class ForwardRule:
+    """Consecutive ports of the host that lead to consecutive ports of the guest; frozen by convention.
+
+    str() is the line by which passt announces a rule.
+    """
+
+    __slots__ = (
+        "protocol",  # TCP or UDP
+        "listen",  # address; UNSET is any: of both families if dual_stack, else of IPv6. ANY4: any of IPv4
+        "dual_stack",
+        "interface",  # of the host, by name; empty: all
+        "first",
+        "last",
+        "to_first",  # the guest's port for `first`, and so on
+        "target",  # of the family of `listen`; UNSET: the guest, whatever its address
+        "best_effort",  # a port that cannot be bound is no fault, as long as one of them can
+    )
+
+    def __init__(
+        self,
+        *,
+        protocol: int,
+        listen: bytes,
+        dual_stack: bool,
+        interface: str,
+        first: int,
+        last: int,
+        to_first: int,
+        target: bytes,
+        best_effort: bool,
+    ) -> None:
+        self.protocol = protocol
+        self.listen = listen
+        self.dual_stack = dual_stack
+        self.interface = interface
+        self.first = first
+        self.last = last
+        self.to_first = to_first
+        self.target = target
+        self.best_effort = best_effort
+
+    @property
+    def count(self) -> int:
+        """How many ports, and so sockets."""
+        return self.last - self.first + 1
+
+    @property
+    def listen_text(self) -> str:
+        """As the listening part of a spec."""
+        where = "*" if self.dual_stack else bracketed(self.listen)
+        return f"{where}%{self.interface}" if self.interface else where
+
+    def shares_address(self, listen: bytes, dual_stack: bool) -> bool:
+        """Whether a socket there could stand in the way of one of ours, if the port is the same.
+
+        Interfaces do not count: passt refuses two rules that differ in nothing else.
+        """
+        if self.dual_stack or dual_stack:
+            return True
+        if address.is_ipv4(self.listen) != address.is_ipv4(listen):
+            return False
+        return self.listen == listen or address.is_unspecified(self.listen) or address.is_unspecified(listen)
+
+    def conflicts(self, other: ForwardRule) -> bool:
+        """Whether both could want one socket."""
+        return (
+            self.protocol == other.protocol
+            and self.first <= other.last
+            and other.first <= self.last
+            and self.shares_address(other.listen, other.dual_stack)
+        )
+
+    def __str__(self) -> str:
+        target = "" if self.target == UNSET else f"{bracketed(self.target)}:"
+        to_ports = range_text(self.to_first, self.to_first + self.last - self.first)
+        effort = "  (best effort)" if self.best_effort else ""
+        name = PROTOCOL_NAMES[self.protocol]
+        return f"{name} {self.listen_text}:{range_text(self.first, self.last)}  =>  {target}{to_ports}{effort}"
+
+    def __repr__(self) -> str:
+        return f"ForwardRule({self})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ForwardRule) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def _fields(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+
+class Scope:
+    """What all forwards of one command line have in common; frozen by convention.
+
+    `ephemeral` returns the ports that the host gives to its own connections, and is called only if a spec says "all".
+    """
+
+    __slots__ = ("ephemeral", "ipv4", "ipv6", "protocols")
+
+    def __init__(self, *, ipv4: bool, ipv6: bool, tcp: bool, udp: bool, ephemeral: Callable[[], Range]) -> None:
+        self.ipv4 = ipv4
+        self.ipv6 = ipv6
+        self.protocols = {TCP: tcp, UDP: udp}
+        self.ephemeral = ephemeral
+
+
+def add(
+    rules: tuple[ForwardRule, ...], option: str, protocol: int, text: str, scope: Scope
+) -> tuple[ForwardRule, ...]:
+    """`rules`, and those that one more option asks for. `option` is its name, for messages.
+
+    Raises ForwardSpecError.
+    """
+    words = _Words(option, text)
+    name = PROTOCOL_NAMES[protocol]
+    if text == "none":
+        if any(rule.protocol == protocol for rule in rules):
+            raise words.mistake(f"{name} ports are forwarded by what comes before it; put none first, or leave it out")
+        return rules
+    if not scope.protocols[protocol]:
+        raise words.mistake(f"{name} is switched off by --no-{name.lower()}; leave out one of the two")
+    result = list(rules)
+    sockets = sum(rule.count for rule in rules)
+    for rule in _Spec(words).rules(protocol, scope):
+        sockets += rule.count
+        if len(result) == RULES_MAX:
+            raise words.mistake(f"expected at most {RULES_MAX} separate ranges of ports in all; use fewer, longer ones")
+        if sockets > SOCKETS_MAX:
+            raise words.mistake(f"expected at most {SOCKETS_MAX} sockets in all; forward fewer ports")
+        for other in result:
+            if rule.conflicts(other):
+                ports = range_text(max(rule.first, other.first), min(rule.last, other.last))
+                by = f"{other.listen_text}/{range_text(other.first, other.last)}"
+                raise words.mistake(
+                    f"{name} port {ports} is forwarded already, by {by}; expected each port of an address once, and * "
+                    "is every address: leave out one of the two"
+                )
+        result.append(rule)
+    return tuple(result)
+
+
+def range_text(first: int, last: int) -> str:
+    return f"{first}-{last}" if first != last else f"{first}"
+
+
+def bracketed(ip: bytes) -> str:
+    """An address to which a port can be appended."""
+    text = address.to_text(ip)
+    return text if address.is_ipv4(ip) else f"[{text}]"
+
+
+class _Words:
+    """An option and what was written for it, as the beginning of every message."""
+
+    __slots__ = ("option", "text")
+
+    def __init__(self, option: str, text: str) -> None:
+        self.option = option
+        self.text = text
+
+    def mistake(self, sentence: str) -> ForwardSpecError:
+        return ForwardSpecError(f"{self.option} {self.text}: {sentence}")
+
+    def address(self, text: str, expected: str) -> bytes:
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        ip = address.parse(inner)
+        if ip is None:
+            raise self.mistake(f"{text or 'nothing'}: {expected}")
+        return ip
+
+    def target(self, text: str, expected: str = "expected an address of the guest, IPv4 or IPv6") -> bytes:
+        ip = self.address(text, expected)
+        if address.is_unspecified(ip):
+            raise self.mistake(f"{text}: expected an address that a guest can have; without one, its own is used")
+        return ip
+
+    def ports(self, text: str, expected: str = _PORTS_EXPECTED) -> Range:
+        """A range as it is written, which may begin at 0."""
+        begin, dash, end = text.partition("-")
+        first = _port(begin)
+        last = _port(end) if dash else first
+        if first is None or last is None:
+            raise self.mistake(f"{text or 'nothing'}: {expected}")
+        if last < first:
+            raise self.mistake(f"{text}: expected the lower port first; write {last}-{first}")
+        return first, last
+
+    def usable_ports(self, text: str, expected: str = _PORTS_EXPECTED) -> Range:
+        first, last = self.ports(text, expected)
+        if first == 0:
+            raise self.mistake(f"{text}: port 0 cannot be forwarded; ports begin at 1")
+        return first, last
+
+
+class _Include:
+    """A chunk that names ports."""
+
+    __slots__ = ("first", "last", "target", "to_first")
+
+    def __init__(self, words: _Words, source: str, target: str | None) -> None:
+        self.first, self.last = words.usable_ports(source, f"{_PORTS_EXPECTED}, all, or ~ and the ports to leave out")
+        self.target, self.to_first = UNSET, self.first
+        if target is None:
+            return
+        host, slash, ports = target.partition("/")
+        if not slash and _looks_like_ports(target):
+            ports = target
+        else:
+            self.target = words.target(host, "expected a port, a range, or an address of the guest as the target")
+            if not slash:
+                return
+        to_first, to_last = words.usable_ports(ports)
+        if to_last - to_first != self.last - self.first:
+            same = range_text(to_first, to_first + self.last - self.first)
+            raise words.mistake(f"{source}:{target}: expected two ranges of the same length, as in {source}:{same}")
+        self.to_first = to_first
+
+
+class _Spec:
+    """One option's words, taken apart; nothing is known of the host or of other options yet."""
+
+    __slots__ = ("all_target", "excluded", "includes", "interface", "listen", "words")
+
+    def __init__(self, words: _Words) -> None:
+        self.words = words
+        self.listen: bytes | None = None  # no address, or *
+        self.interface = ""
+        self.includes: list[_Include] = []
+        self.excluded = bytearray(PORT_MAX + 1)  # 1 for each port that is left out
+        self.all_target: bytes | None = None  # of the last "all"
+        listen, slash, ports = words.text.partition("/")
+        if slash and self._may_be_listen(listen):
+            self._take_listen(listen)
+        else:
+            ports = words.text
+        for chunk in ports.split(","):
+            self._take_chunk(chunk)
+
+    def _may_be_listen(self, text: str) -> bool:
+        """Not if the slash is that of a target. What is neither is taken for a listening part that is wrong."""
+        if address.parse(text.partition("%")[0]) is not None or not (":" in text or "," in text):
+            return True
+        word = text.partition(",")[0].partition(":")[0]
+        return not (word in ("all", "auto") or word.startswith("~") or _looks_like_ports(word))
+
+    def _take_listen(self, text: str) -> None:
+        host, percent, self.interface = text.partition("%")
+        if percent and not _is_interface(self.interface):
+            raise self.words.mistake(
+                f"{text}: expected the name of an interface after %, 1 to {_INTERFACE_MAX} bytes without blanks"
+            )
+        if host not in ("", "*"):
+            self.listen = self.words.address(
+                host, "expected an address to listen on before the slash, IPv4 or IPv6, or * for any"
+            )
+
+    def _take_chunk(self, chunk: str) -> None:
+        words = self.words
+        source, colon, target = chunk.partition(":")
+        if source == "auto":
+            raise words.mistake("auto follows what listens in a namespace, and is for pasta only; name ports, or all")
+        if chunk.startswith("~"):
+            first, last = words.ports(chunk[1:])  # from 0 too: leaving out what is not there does no harm
+            self.excluded[first : last + 1] = b"\1" * (last + 1 - first)
+        elif source == "all":
+            all_target = words.target(target) if colon else UNSET
+            if self.all_target not in (None, all_target):
+                raise words.mistake(f"{chunk}: expected one target for all; leave out the other")
+            self.all_target = all_target
+        else:
+            self.includes.append(_Include(words, source, target if colon else None))
+
+    def rules(self, protocol: int, scope: Scope) -> Iterator[ForwardRule]:
+        """One rule for each run of ports that is left between those that are left out.
+
+        "all" counts for nothing beside ports that are named: the contract has it so.
+        """
+        listen, dual_stack = self._where(scope)
+        if self.includes:
+            chunks = [(part.first, part.last, part.to_first, part.target) for part in self.includes]
+        else:
+            low, high = scope.ephemeral()
+            self.excluded[low : high + 1] = b"\1" * (high + 1 - low)
+            chunks = [(1, PORT_MAX, 1, self.all_target or UNSET)]
+        for first, last, to_first, target in chunks:
+            self._check_target(target, listen, dual_stack)
+            for begin, end in self._runs(first, last):
+                yield ForwardRule(
+                    protocol=protocol,
+                    listen=listen,
+                    dual_stack=dual_stack,
+                    interface=self.interface,
+                    first=begin,
+                    last=end,
+                    to_first=to_first + begin - first,
+                    target=target,
+                    best_effort=not self.includes,
+                )
+
+    def _where(self, scope: Scope) -> tuple[bytes, bool]:
+        """Where to listen, and whether for both families."""
+        if self.listen is None:
+            if scope.ipv4 and scope.ipv6:
+                return UNSET, True
+            return (ANY4 if scope.ipv4 else UNSET), False
+        name, enabled, other = (
+            ("IPv4", scope.ipv4, "--ipv6-only") if address.is_ipv4(self.listen) else ("IPv6", scope.ipv6, "--ipv4-only")
+        )
+        if not enabled:
+            raise self.words.mistake(
+                f"{address.to_text(self.listen)}: {name} is switched off by {other}; leave out one of the two"
+            )
+        return self.listen, False
+
+    def _check_target(self, target: bytes, listen: bytes, dual_stack: bool) -> None:
+        """One socket serves one target, so all that arrives there must be of the target's family."""
+        if target == UNSET or (not dual_stack and address.is_ipv4(listen) == address.is_ipv4(target)):
+            return
+        name, example = ("IPv4", "0.0.0.0/") if address.is_ipv4(target) else ("IPv6", "[::]/")
+        raise self.words.mistake(
+            f"{address.to_text(target)}: expected to listen on {name} only for this target; begin with an address "
+            f"of the host and a slash, {example} for any"
+        )
+
+    def _runs(self, first: int, last: int) -> Iterator[Range]:
+        while (begin := self.excluded.find(0, first, last + 1)) >= 0:
+            end = self.excluded.find(1, begin, last + 1)
+            first = end if end >= 0 else last + 1
+            yield begin, first - 1
+
+
+def _port(text: str) -> int | None:
+    """Decimal, and no more: int() would take blanks, signs, underscores and other scripts' digits."""
+    digits = text.lstrip("0") or text[-1:]
+    if not (text.isascii() and text.isdecimal()) or len(digits) > len(f"{PORT_MAX}"):
+        return None
+    port = int(digits)
+    return port if port <= PORT_MAX else None
+
+
+def _looks_like_ports(text: str) -> bool:
+    return text.replace("-", "0").isdecimal()
+
+
+def _is_interface(name: str) -> bool:
+    return 0 < len(os.fsencode(name)) <= _INTERFACE_MAX and not any(letter.isspace() for letter in name)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listening sockets on the host, one for each port that is forwarded.
+
+Called by the wrapper before READY, because ports are bound with the caller's rights; hence the light imports. What the
+rules mean is decided in contracts/forward_spec.py; who accepts on the sockets is not known here.
+Adversary: nobody; but ports are taken by others at any time, so that only bind() itself is believed.
+
+Invariants: bind() returns all that was asked for, or leaves nothing open. Sockets do not block, and are closed on exec.
+
+What a socket is, by rule:
+- Without an address it serves both families: an IPv6 socket that takes IPv4 too. On a kernel without IPv6, an IPv4
+  socket does. With an address, and if only one family is enabled, it serves one.
+- TCP: SO_REUSEADDR, for a port must not be lost to connections of a helper that has ended.
+- UDP: without it, since two processes could then bind one port and only one would be heard. Each datagram comes with
+  the address that it was sent to, from which the answer must come; errors are queued.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+
+from lockgate.plugin import address, port_holder
+from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, TCP, UDP, range_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
+
+OPTION_NAMES = {TCP: "--tcp-ports", UDP: "--udp-ports"}
+
+BACKLOG = 128
+UNPRIVILEGED_FILE = "/proc/sys/net/ipv4/ip_unprivileged_port_start"  # of both families
+UNPRIVILEGED_DEFAULT = 1024
+
+EXAMPLES_MAX = 5  # of runs of ports that are named where many could not be bound
+
+# <linux/in.h> and <linux/in6.h>; not in every _socket
+_IP_PKTINFO = 8
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+
+_IPV4_UDP = ((_socket.IPPROTO_IP, _IP_PKTINFO, 1), (_socket.IPPROTO_IP, _IP_RECVERR, 1))
+_IPV6_UDP = ((_socket.IPPROTO_IPV6, _socket.IPV6_RECVPKTINFO, 1), (_socket.IPPROTO_IPV6, _IPV6_RECVERR, 1))
+# IPv6's option brings the addresses of IPv4 datagrams too, but not their errors.
+_DUAL_STACK_UDP = (*_IPV6_UDP, (_socket.IPPROTO_IP, _IP_RECVERR, 1))
+
+
+class ForwardError(Exception):
+    """Why ports cannot be forwarded: one sentence for the caller."""
+
+
+class Listener:
+    """A bound socket, by the descriptor that other processes are handed. Whoever has the Listener closes it."""
+
+    __slots__ = ("fd", "port", "rule")
+
+    def __init__(self, fd: int, rule: ForwardRule, port: int) -> None:
+        self.fd = fd
+        self.rule = rule
+        self.port = port
+
+
+def bind(rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None]) -> list[Listener]:
+    """Binds every port, TCP ones listening. `room` is how many descriptors may be used for it.
+
+    Raises ForwardError if a port that was named cannot be bound, or none of a run of ports of which any would do;
+    warn() has got a line for each such rule then, in passt's words. What is missing of "all" otherwise is one line.
+    """
+    _check_room(rules, room)
+    listeners: list[Listener] = []
+    refused: list[_Failure] = []
+    missed: list[_Failure] = []
+    for rule in rules:
+        failures = _bind_rule(rule, listeners)
+        if rule.best_effort and len(failures) < rule.count:
+            missed += failures
+        else:
+            refused += failures[:1]
+    if refused:
+        close(listeners)
+        for failure in refused:
+            warn(failure.line())
+        raise ForwardError(f"Couldn't listen on requested ports: {_explain(refused[0])}")
+    if missed:
+        total = sum(rule.count for rule in rules if rule.best_effort)
+        warn(f"{len(missed)} of {total} ports are not forwarded: {_examples(missed)}")
+    return listeners
+
+
+def close(listeners: Iterable[Listener]) -> None:
+    """Frees the ports, as far as no other process has a copy of the socket."""
+    for listener in listeners:
+        os.close(listener.fd)
+
+
+def _check_room(rules: Sequence[ForwardRule], room: int) -> None:
+    wanted = sum(rule.count for rule in rules)
+    if wanted > room:
+        options = " and ".join(dict.fromkeys(OPTION_NAMES[rule.protocol] for rule in rules))
+        raise ForwardError(
+            f"{options}: {wanted} ports need a socket each, and the limit on open files leaves {max(room, 0)} for "
+            "them; forward fewer ports, or raise the hard limit (ulimit -Hn, or LimitNOFILE= of a systemd unit)"
+        )
+
+
+class _Failure:
+    """A port that could not be bound."""
+
+    __slots__ = ("error", "port", "rule")
+
+    def __init__(self, rule: ForwardRule, port: int, error: int) -> None:
+        self.rule = rule
+        self.port = port
+        self.error = error
+
+    @property
+    def reason(self) -> str:
+        return os.strerror(self.error)
+
+    def line(self) -> str:
+        """In the contract's words, which callers search."""
+        name = PROTOCOL_NAMES[self.rule.protocol]
+        return f"Listen failed for HOST {name} port {self.rule.listen_text}/{self.port}: {self.reason}"
+
+
+def _bind_rule(rule: ForwardRule, listeners: list[Listener]) -> list[_Failure]:
+    """Appends what could be bound; returns what could not, of ports that were named only the first."""
+    failures = []
+    recipe = _Recipe(rule)
+    for port in range(rule.first, rule.last + 1):
+        try:
+            listeners.append(Listener(recipe.open(port), rule, port))
+        except OSError as failure:
+            failures.append(_Failure(rule, port, failure.errno or errno.EINVAL))
+            if not rule.best_effort:
+                break
+    return failures
+
+
+class _Recipe:
+    """What the sockets of one rule have in common."""
+
+    __slots__ = ("family", "host", "kind", "options", "scope_id", "tcp")
+
+    def __init__(self, rule: ForwardRule) -> None:
+        self.tcp = tcp = rule.protocol == TCP
+        stream = _socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM
+        self.kind = stream | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
+        dual_stack = rule.dual_stack and _has_ipv6()
+        listen = address.ANY4 if rule.dual_stack and not dual_stack else rule.listen
+        ipv4 = address.is_ipv4(listen)
+        self.family = _socket.AF_INET if ipv4 else _socket.AF_INET6
+        self.host = address.to_text(listen)
+        self.scope_id = 0 if ipv4 else _scope_id(rule)
+        self.options: list[tuple[int, int, int | bytes]] = []
+        if not ipv4:
+            self.options.append((_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual_stack else 1))
+        if rule.interface:
+            name = os.fsencode(rule.interface) + b"\0"
+            self.options.append((_socket.SOL_SOCKET, _socket.SO_BINDTODEVICE, name))
+        if tcp:
+            self.options.append((_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1))
+        else:
+            self.options += _IPV4_UDP if ipv4 else _DUAL_STACK_UDP if dual_stack else _IPV6_UDP
+
+    def open(self, port: int) -> int:
+        sock = _socket.socket(self.family, self.kind)
+        try:
+            for level, name, value in self.options:
+                sock.setsockopt(level, name, value)
+            where = (self.host, port) if self.family == _socket.AF_INET else (self.host, port, 0, self.scope_id)
+            sock.bind(where)
+            if self.tcp:
+                sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
+        return sock.detach()
+
+
+def _has_ipv6() -> bool:
+    try:
+        _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC).close()
+    except OSError as failure:
+        return failure.errno != errno.EAFNOSUPPORT
+    return True
+
+
+def _scope_id(rule: ForwardRule) -> int:
+    """fe80::1 is an address of each link; only with the interface it is known which."""
+    if not rule.interface or not address.is_link_local(rule.listen):
+        return 0
+    try:
+        return _socket.if_nametoindex(rule.interface)
+    except OSError:
+        return 0  # SO_BINDTODEVICE will say so
+
+
+# ---- what is said ----
+
+
+def _explain(failure: _Failure) -> str:
+    """Why, and what to do; without a full stop."""
+    rule, error, port = failure.rule, failure.error, failure.port
+    what = f"{PROTOCOL_NAMES[rule.protocol]} port {port}"
+    other = f"or choose another port for {OPTION_NAMES[rule.protocol]}"
+    if rule.best_effort:
+        what = f"none from {range_text(rule.first, rule.last)} can be had, {what}"
+        other = f"or leave them out of {OPTION_NAMES[rule.protocol]}, with ~{range_text(rule.first, rule.last)}"
+    if error == errno.EADDRINUSE:
+        holder = port_holder.find(rule.protocol, port, lambda ip: rule.shares_address(ip, ip == address.UNSET))
+        return f"{what} is held by {holder or 'another process'}; stop that, {other}"
+    start = _unprivileged_start()
+    if error == errno.EACCES and port < start:
+        return (
+            f"{what} is for root only (net.ipv4.ip_unprivileged_port_start is {start}); "
+            f"`sysctl net.ipv4.ip_unprivileged_port_start={port}` changes that, {other}"
+        )
+    if error == errno.EADDRNOTAVAIL:
+        return f"this machine has no address {address.to_text(rule.listen)}; `ip address` lists what it has"
+    if error == errno.ENODEV:
+        return f"there is no interface {rule.interface}; `ip link` lists what there is"
+    if error == errno.EPERM and rule.interface:
+        return f"before Linux 5.7 only root may listen on one interface; leave out %{rule.interface}"
+    if error == errno.EINVAL and not rule.interface and address.is_link_local(rule.listen):
+        return f"a link-local address needs its interface, as in {rule.listen_text}%eth0/{port}"
+    return f"{what}: {failure.reason}"
+
+
+def _unprivileged_start() -> int:
+    try:
+        with open(UNPRIVILEGED_FILE, "rb", buffering=0) as file:
+            return int(file.read(16))
+    except (OSError, ValueError):
+        return UNPRIVILEGED_DEFAULT
+
+
+def _examples(missed: Sequence[_Failure]) -> str:
+    """The first few runs of ports that failed alike, and how many ports more."""
+    runs: list[list[_Failure]] = []
+    for failure in missed:
+        last = runs[-1][-1] if runs else None
+        if last and last.rule is failure.rule and (last.port + 1, last.error) == (failure.port, failure.error):
+            runs[-1].append(failure)
+        else:
+            runs.append([failure])
+    shown = [
+        f"{PROTOCOL_NAMES[run[0].rule.protocol]} {range_text(run[0].port, run[-1].port)} ({run[0].reason})"
+        for run in runs[:EXAMPLES_MAX]
+    ]
+    more = sum(map(len, runs[EXAMPLES_MAX:]))
+    return ", ".join(shown) + (f", and {more} more" if more else "")

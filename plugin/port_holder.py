@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds a port of the host: a process's name and number, for the message that says why it cannot be forwarded.
+
+Called by forwards.py after bind() has failed, so before READY and never where things go well: it reads as much of
+/proc as the caller may. Adversary: the holder, which chose its own name. Invariants: what cannot be read is left out,
+and never an exception; the answer may be a moment old.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import sys
+
+from lockgate.plugin.address import IPV4_MAPPED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_TABLES = {_socket.IPPROTO_TCP: ("tcp", "tcp6"), _socket.IPPROTO_UDP: ("udp", "udp6")}
+
+# Columns of /proc/net/tcp and its like, which proc_pid_net(5) describes.
+_LOCAL, _STATE, _UID, _INODE = 1, 3, 7, 9
+_LISTENING = b"0A"
+
+
+def find(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> str:
+    """As the end of "held by"; empty if nobody is found. `matters` says of a socket's address whether it is in the way.
+
+    A listener is named rather than one of its connections, which have the same port.
+    """
+    found = [
+        (state != _LISTENING, inode, uid)
+        for local, state, inode, uid in _sockets(protocol, port, proc)
+        if inode != b"0" and matters(local)  # 0: a connection that has outlived its process
+    ]
+    for _, inode, uid in sorted(found):
+        process = _process_with(b"socket:[" + inode + b"]", proc)
+        return process or f"a process of user {uid}, into which we may not look"
+    return ""
+
+
+def _sockets(protocol: int, port: int, proc: str) -> Iterator[tuple[bytes, bytes, bytes, int]]:
+    """Address, state, inode and user of each socket that has the port."""
+    suffix = b":%04X" % port
+    for table in _TABLES[protocol]:
+        try:
+            with open(f"{proc}/net/{table}", "rb") as file:
+                rows = [columns for columns in map(bytes.split, file) if len(columns) > _INODE]
+        except OSError:
+            continue  # no IPv6 here, or no /proc
+        for columns in rows:
+            if columns[_LOCAL].endswith(suffix):
+                address = _address(columns[_LOCAL][: -len(suffix)])
+                yield address, columns[_STATE], columns[_INODE], int(columns[_UID])
+
+
+def _address(digits: bytes) -> bytes:
+    """The kernel prints each four bytes as one number, as they lie in its memory."""
+    words = (digits[at : at + 8] for at in range(0, len(digits), 8))
+    raw = b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words)
+    return IPV4_MAPPED + raw if len(raw) == 4 else raw
+
+
+def _process_with(link: bytes, proc: str) -> str:
+    """The first process that has a descriptor of this kind."""
+    for pid in _listed(proc.encode()):
+        if not pid.isdigit():
+            continue
+        folder = os.path.join(proc.encode(), pid)
+        for fd in _listed(folder + b"/fd"):
+            try:
+                if os.readlink(folder + b"/fd/" + fd) == link:
+                    return f"{_name(folder)} (process {pid.decode()})"
+            except OSError:
+                continue  # closed meanwhile
+    return ""
+
+
+def _listed(folder: bytes) -> list[bytes]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []  # not ours to see, or ended meanwhile
+
+
+def _name(folder: bytes) -> str:
+    try:
+        with open(folder + b"/comm", "rb", buffering=0) as file:
+            text = file.read(64).decode("utf-8", "replace").removesuffix("\n")
+    except OSError:
+        return "a process that has ended"
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plugin/port_holder.py: whose a taken port is, from /proc as it is and as it could be."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from host_samples import ip
+
+from lockgate.plugin import port_holder
+from lockgate.plugin.contracts.forward_spec import TCP, UDP
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+def printed(raw: bytes) -> str:
+    """An address as the kernel prints it: each four bytes as one number of this machine."""
+    return "".join(f"{int.from_bytes(raw[at : at + 4], sys.byteorder):08X}" for at in range(0, len(raw), 4))
+
+
+LOOPBACK4 = printed(bytes((127, 0, 0, 1)))
+ANY4 = printed(bytes(4))
+
+
+def row(local: str, port: int, state: str = "0A", uid: int = 1000, inode: int = 77) -> str:
+    """One line of /proc/net/tcp."""
+    rest = f"00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid:5} 0 {inode} 1 0000000000000000 100"
+    return f"   0: {local}:{port:04X} {rest}\n"
+
+
+def anything(_: bytes) -> bool:
+    return True
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """Two processes; the second one, a server, holds the sockets 77 and 78."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "self").mkdir()
+    for pid, name, links in ((9, "other", ["pipe:[77]"]), (12, "server\x1b", ["socket:[77]", "socket:[78]"])):
+        (tmp_path / str(pid) / "fd").mkdir(parents=True)
+        (tmp_path / str(pid) / "comm").write_text(f"{name}\n")
+        for number, link in enumerate(links):
+            (tmp_path / str(pid) / "fd" / str(number)).symlink_to(link)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("protocol", "family", "kind", "where"),
+    [
+        (TCP, socket.AF_INET, socket.SOCK_STREAM, "127.0.0.1"),
+        (TCP, socket.AF_INET6, socket.SOCK_STREAM, "::1"),
+        (UDP, socket.AF_INET, socket.SOCK_DGRAM, "127.0.0.1"),
+        (UDP, socket.AF_INET6, socket.SOCK_DGRAM, "::1"),
+    ],
+)
+def test_a_socket_of_our_own_is_found(protocol: int, family: int, kind: int, where: str) -> None:
+    """In the kernel's own tables, with the address that it was bound to."""
+    seen = []
+    with socket.socket(family, kind) as holder:
+        holder.bind((where, 0))
+        if protocol == TCP:
+            holder.listen()
+        port = holder.getsockname()[1]
+
+        def matters(address: bytes) -> bool:
+            seen.append(address)
+            return address == ip(where)
+
+        found = port_holder.find(protocol, port, matters)
+    assert found == f"{Path('/proc/self/comm').read_text().strip()} (process {os.getpid()})"
+    assert ip(where) in seen
+    assert port_holder.find(protocol, port, lambda address: False) == ""
+
+
+# ---- tables made up ----
+
+
+def test_the_listener_is_named_not_its_connections(self, proc: Path) -> None:
+    """Characters of a name that no terminal should see are replaced."""
+    (proc / "net" / "tcp").write_text(
+        HEAD + row(LOOPBACK4, 80, "01", inode=1) + row(ANY4, 81, inode=2) + row(ANY4, 80, inode=77)
+    )
+    assert port_holder.find(TCP, 80, anything, str(proc)) == "server? (process 12)"
+
+
+def test_only_addresses_that_matter_count(self, proc: Path) -> None:
+    """IPv4 as mapped into IPv6, from either table."""
+    mapped = printed(ip("127.0.0.1"))
+    (proc / "net" / "udp").write_text(HEAD + row(ANY4, 53, "07", inode=3))
+    (proc / "net" / "udp6").write_text(HEAD + row(mapped, 53, "07", inode=78))
+    found = port_holder.find(UDP, 53, lambda address: address == ip("127.0.0.1"), str(proc))
+    assert found == "server? (process 12)"
+
+
+def test_a_process_that_is_hidden_is_told_by_its_user(self, proc: Path) -> None:
+    (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80, uid=33, inode=5))
+    assert port_holder.find(TCP, 80, anything, str(proc)) == "a process of user 33, into which we may not look"
+
+
+def test_a_process_that_has_ended_is_still_told(self, proc: Path) -> None:
+    (proc / "12" / "comm").unlink()
+    (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80))
+    assert port_holder.find(TCP, 80, anything, str(proc)) == "a process that has ended (process 12)"
+
+
+@pytest.mark.parametrize("table", ["", HEAD, HEAD + "   0: nonsense\n", HEAD + row(ANY4, 80, "06", inode=0)])
+def test_nobody_is_no_error(self, proc: Path, table: str) -> None:
+    """Nor is a connection that has outlived its process."""
+    (proc / "net" / "tcp").write_text(table)
+    assert port_holder.find(TCP, 80, anything, str(proc)) == ""
+
+
+def test_without_proc_nobody_is_found(tmp_path: Path) -> None:
+    assert port_holder.find(TCP, 80, anything, str(tmp_path / "nowhere")) == ""

@@ -15,7 +15,7 @@ from lockgate.core._datapath import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
 REPLY_BYTES_MAX: int = ffi.sizeof("struct lg_flow_page")
@@ -84,6 +84,16 @@ def vring(port: int = 0, **fields: int) -> Command:
 
 def dirty_log(size: int, offset: int, port: int = 0) -> Command:
     return _command("lg_cmd_log", lib.LG_CMD_DIRTY_LOG, port, size=size, offset=offset)
+
+
+def listen(protocol: int, target: bytes, ports: Sequence[int], port: int = 0) -> Command:
+    """LG_CMD_LISTEN for as many sockets as there are ports of the guest, LG_LISTEN_MAX at most; they go along in order.
+    `target` is 16 bytes; all zeros: the guest as it is seen."""
+    command = _command(
+        "lg_cmd_listen", lib.LG_CMD_LISTEN, port, count=len(ports), protocol=protocol, port=list(ports)
+    )
+    command.fill("target", target)
+    return command
 
 
 class Reply:

@@ -25,6 +25,7 @@ import asyncio  # noqa: E402
 if _no_ssl:
     del sys.modules["ssl"]
 import socket  # noqa: E402
+from itertools import groupby  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from lockgate.core import channel  # noqa: E402
@@ -40,6 +41,9 @@ from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lockgate.plugin.forwards import Listener
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
     from lockgate.plugin.netview import Assignments
@@ -56,7 +60,7 @@ _IPV4 = b"\x08\x00"
 class Start:
     """What control is started with; frozen by convention."""
 
-    __slots__ = ("log", "view", "link", "vhost_user", "one_off", "trace", "capture_fd")
+    __slots__ = ("log", "view", "link", "vhost_user", "one_off", "trace", "capture_fd", "forwards")
 
     def __init__(
         self,
@@ -67,6 +71,7 @@ class Start:
         one_off: bool,
         trace: bool,
         capture_fd: int,
+        forwards: Sequence[Listener] = (),
     ) -> None:
         self.log = log
         self.view = view
@@ -75,6 +80,7 @@ class Start:
         self.one_off = one_off
         self.trace = trace
         self.capture_fd = capture_fd  # the file; -1: none
+        self.forwards = forwards  # each worker gets a copy of their sockets
 
 
 def run(control: Control) -> int:
@@ -176,10 +182,18 @@ class Control:
 
     async def _configure(self, worker: WorkerChannels) -> None:
         await worker.net_view(self._start.view.pack(1))
+        await self._forward(worker)
         if self._events.on:
             await worker.events(EVENTS_AND_FRAMES if self._start.trace else EVENTS)
         if self._capturing:
             await worker.capture(True)
+
+    async def _forward(self, worker: WorkerChannels) -> None:
+        """Ports of the host that lead to the guest: those of one rule together."""
+        for rule, group in groupby(self._start.forwards, key=lambda listener: listener.rule):
+            listeners = list(group)
+            ports = [rule.to_first + listener.port - rule.first for listener in listeners]
+            await worker.listen(rule.protocol, rule.target, ports, [listener.fd for listener in listeners])
 
     def _on_keeper(self) -> None:
         try:

@@ -20,7 +20,7 @@ import sys
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import hostnet, keeper, log, netview
+from lockgate.plugin import forwards, hostnet, keeper, log, netview
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.address import UNSET, to_text
 from lockgate.plugin.version import VERSION
@@ -141,7 +141,8 @@ class Start:
         self.pid_fd = _open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
         self.view = self._read_network()
         descriptors = core_worker.raise_descriptor_limit()
-        self.flow_limit = core_worker.flow_limit(descriptors)
+        self.forwards = self._bind_forwards(descriptors)
+        self.flow_limit = core_worker.flow_limit(descriptors - len(self.forwards))
         if self.flow_limit < FEW_FLOWS:
             self.log.warning(
                 f"The limit of {descriptors} open files allows {self.flow_limit} connections at once; more are refused "
@@ -174,6 +175,16 @@ class Start:
             raise StartError(f"--interface: {fault}") from None
         except OSError as failure:
             raise StartError(f"The host's network cannot be read (netlink): {failure.strerror}") from None
+
+    def _bind_forwards(self, descriptors: int) -> list[forwards.Listener]:
+        """One socket for each port, within what the limit on open files leaves beside everything else."""
+        if not self.spec.forwards:
+            return []
+        room = descriptors - core_worker.FLOW_DESCRIPTORS_SPARED
+        try:
+            return forwards.bind(self.spec.forwards, room, self.log.warning)
+        except forwards.ForwardError as fault:
+            raise StartError(str(fault)) from None
 
     def _open_capture(self) -> int:
         """With the rights of the user that we go on as; without the file the guest still gets its network."""
@@ -216,6 +227,8 @@ class Start:
         self.log.info(f"Gateway: {_families(_shown(view.gateway4), _shown(view.our_link_local), self.spec)}")
         self.log.info(f"Host loopback as: {_families(_shown(view.map_host4), _shown(view.map_host6), self.spec)}")
         self.log.info(f"MTU: {view.advertised_mtu or 'not advertised'}")
+        for rule in self.spec.forwards:
+            self.log.info(f"Forward: {rule}")
         self.log.info(f"Resolvers: {', '.join(map(to_text, view.dns4 + view.dns6)) or 'none'}")
         if view.search:
             self.log.info(f"Search domains: {', '.join(view.search)}")
@@ -245,13 +258,16 @@ class Start:
             flow_limit=self.flow_limit,
             foreground=spec.foreground,
             resumable=spec.link == vocabulary.VHOST_USER or spec.socket_fd is None,
-            listeners=[self.link] if spec.socket_fd is None else [],
+            listeners=[*self._own_listener(), *(_socket.socket(fileno=one.fd) for one in self.forwards)],
             connections=[] if spec.socket_fd is None else [self.link],
         )
         try:
             return keeper.Keeper(plan, self.log, self._control, self._leave_root, self._ready).run()
         except OSError as failure:
             raise StartError(f"Processes cannot be started: {failure.strerror}") from None
+
+    def _own_listener(self) -> list[_socket.socket]:
+        return [self.link] if self.spec.socket_fd is None else []
 
     def _ready(self) -> None:
         """The PID file is complete before the caller learns that we are ready; nothing of the caller is held after."""
@@ -277,7 +293,8 @@ class Start:
             self._let_go_of_streams()
         channels = [ends.keeper.fileno(), ends.cmd.fileno(), ends.up.fileno()]
         shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]
-        keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors()]
+        listeners = [listener.fd for listener in self.forwards]
+        keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors(), *listeners]
         lib.lg_close_all_but(keep, len(keep))
         if not ends.wait_for_start():
             return 0
@@ -291,6 +308,7 @@ class Start:
             one_off=spec.one_off,
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,
+            forwards=self.forwards,
         )
         mind = control.Control(start, ends)
         self._leave_root()

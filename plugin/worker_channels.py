@@ -158,6 +158,12 @@ class WorkerChannels:
         """A connected stream socket becomes the link; `fd` stays the caller's."""
         await self.request(channel.bare(lib.LG_CMD_STREAM_ATTACH), [fd])
 
+    async def listen(self, protocol: int, target: bytes, ports: Sequence[int], fds: Sequence[int]) -> None:
+        """What connects to these sockets reaches these ports of the guest; the descriptors stay the caller's."""
+        for start in range(0, len(fds), lib.LG_LISTEN_MAX):
+            part = slice(start, start + lib.LG_LISTEN_MAX)
+            await self.request(channel.listen(protocol, target, ports[part]), fds[part])
+
     # ---- what the vhost-user session asks: plugin.vhost_user.worker.Worker ----
 
     async def link_features(self, features: int) -> None:

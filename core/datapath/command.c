@@ -209,7 +209,7 @@ static int run_listen(struct worker *worker, struct request *request)
 {
     const struct lg_cmd_listen *listen = &request->command->listen;
 
-    if (listen->count != request->fd_count || listen->protocol != IPPROTO_TCP)
+    if (listen->count != request->fd_count || (listen->protocol != IPPROTO_TCP && listen->protocol != IPPROTO_UDP))
         return -EINVAL;
     for (unsigned i = 0; i < listen->count; i++) {
         struct listener listener = {.fd = request->fd[i], .protocol = listen->protocol, .port = listen->port[i]};

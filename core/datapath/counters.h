@@ -75,6 +75,7 @@
     /* UDP and echo requests */                                                                                        \
     apply(datagram_opened)                                                                                             \
     apply(datagram_closed)                                                                                             \
+    apply(datagrams_turned_away)  /* from peers: no address to show them by, or no room */                             \
     apply(datagram_refused)       /* no socket, or no way to that address */                                           \
     apply(udp_port_taken)         /* the guest's source port could not be kept on the host */                          \
     apply(datagrams_from_guest)   /* that the host's queue took */                                                     \

@@ -5,6 +5,7 @@
  *   udp.c             a UDP datagram of the guest's, and one for it
  *   ping.c            an echo request of the guest's, and its reply
  *   datagram_flow.c   the life of such a flow: its socket, its timeout, its settling
+ *   datagram_accept.c a peer's datagram to a port of the host that leads to the guest
  *   datagram_send.c   all datagrams of a flow in one batch, in as few system calls as there can be
  *   datagram_error.c  the socket's error queue, told to the guest as ICMP
  *
@@ -35,11 +36,15 @@ void datagram_timer_fired(struct engine *engine, struct flow *flow);
 void datagram_settle(struct engine *engine, struct flow *flow);
 void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 
+/* datagram_accept.c */
+void datagram_accept(struct engine *engine, const struct listener *listener, uint32_t events);
+
 /* datagram_send.c */
 void datagram_send_batch(struct engine *engine, struct flow *flow);
 
 /* datagram_error.c */
 void datagram_take_errors(struct engine *engine, struct flow *flow);
+void datagram_take_listener_errors(struct engine *engine, const struct listener *listener);
 /* Tells the guest that a datagram of this flow could not be sent at all. */
 void datagram_tell_unreachable(struct engine *engine, const struct flow *flow, int error);
 

@@ -23,6 +23,7 @@ struct path_error {
     address offender; /* unset: the host itself, or nobody knows */
     uint8_t payload[DATAGRAM_QUOTED_MAX];
     uint32_t length;
+    struct sockaddr_storage peer; /* whom the datagram was sent to */
 };
 
 /* One error off the queue; false: there is none. */
@@ -33,8 +34,12 @@ static bool read_error(int fd, struct path_error *ret_error)
         struct cmsghdr align;
     } control;
     struct iovec iov = {ret_error->payload, sizeof(ret_error->payload)};
-    struct msghdr msg = {
-        .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control.bytes, .msg_controllen = sizeof(control.bytes)};
+    struct msghdr msg = {.msg_name = &ret_error->peer,
+                         .msg_namelen = sizeof(ret_error->peer),
+                         .msg_iov = &iov,
+                         .msg_iovlen = 1,
+                         .msg_control = control.bytes,
+                         .msg_controllen = sizeof(control.bytes)};
     ssize_t n = sys_recvmsg(fd, &msg, MSG_ERRQUEUE | MSG_DONTWAIT);
 
     if (n < 0)
@@ -83,23 +88,45 @@ static address seen_offender(const struct engine *engine, const struct flow *flo
     return source;
 }
 
+static void tell(struct engine *engine, const struct flow *flow, const struct path_error *error)
+{
+    struct icmp_error icmp;
+
+    if (!translate(&error->error, address_is_ipv4(&flow->key.remote), &icmp))
+        return;
+    address source = seen_offender(engine, flow, &error->offender);
+    if (icmp_send_error(engine, flow, &source, &icmp, error->payload, error->length))
+        count(engine, C_datagram_errors);
+}
+
+void datagram_take_listener_errors(struct engine *engine, const struct listener *listener)
+{
+    struct path_error error;
+    struct flow_key key;
+
+    for (unsigned i = 0; i < DATAGRAM_ERRORS_PER_TURN && read_error(listener->fd, &error); i++) {
+        if (!listener_key(engine, listener, &error.peer, &key))
+            continue;
+        const struct flow *flow = flow_find(&engine->flows, &key);
+        if (flow && !flow->done)
+            tell(engine, flow, &error);
+    }
+}
+
 void datagram_take_errors(struct engine *engine, struct flow *flow)
 {
     struct path_error error;
-    struct icmp_error icmp;
 
     flow->datagram.errors = false;
+    if (flow->fd < 0)
+        return; /* its port's socket is looked after by itself */
     for (unsigned i = 0; read_error(flow->fd, &error); i++) {
         if (i == DATAGRAM_ERRORS_PER_TURN) {
             flow->datagram.errors = true;
             flow_touch(engine, flow);
             return;
         }
-        if (!translate(&error.error, address_is_ipv4(&flow->key.remote), &icmp))
-            continue;
-        address source = seen_offender(engine, flow, &error.offender);
-        if (icmp_send_error(engine, flow, &source, &icmp, error.payload, error.length))
-            count(engine, C_datagram_errors);
+        tell(engine, flow, &error);
     }
 }
 

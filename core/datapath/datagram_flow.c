@@ -28,7 +28,7 @@ static void set_hops(struct flow *flow, bool ipv6, uint8_t hops)
 {
     int value = hops;
 
-    if (!hops || flow->datagram.hops == hops)
+    if (!hops || flow->datagram.hops == hops || flow->fd < 0) /* a socket that others share has its own */
         return;
     flow->datagram.hops = hops;
     sys_setsockopt(flow->fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_UNICAST_HOPS : IP_TTL, &value, sizeof(value));

@@ -21,22 +21,47 @@ struct outgoing {
     struct iovec iov[LINK_PIECES];
     unsigned pieces;
     union {
-        char bytes[CMSG_SPACE(sizeof(uint16_t))];
+        char bytes[CMSG_SPACE(sizeof(uint16_t)) + CMSG_SPACE(sizeof(struct in6_pktinfo))];
         struct cmsghdr align;
     } control[DATAGRAM_SEND_MAX];
 };
 
-static void ask_segments(struct outgoing *out, uint16_t size)
+/* Appends a control message to the message that is being made. */
+static void add_control(struct outgoing *out, int level, int type, const void *value, size_t length)
 {
     struct msghdr *msg = &out->message[out->count].msg_hdr;
+    char *bytes = out->control[out->count].bytes;
+    struct cmsghdr *c = (struct cmsghdr *)(void *)(bytes + msg->msg_controllen);
 
-    msg->msg_control = out->control[out->count].bytes;
-    msg->msg_controllen = sizeof(out->control[0].bytes);
-    struct cmsghdr *c = CMSG_FIRSTHDR(msg);
-    c->cmsg_level = IPPROTO_UDP;
-    c->cmsg_type = UDP_SEGMENT;
-    c->cmsg_len = CMSG_LEN(sizeof(size));
-    memcpy(CMSG_DATA(c), &size, sizeof(size));
+    c->cmsg_level = level;
+    c->cmsg_type = type;
+    c->cmsg_len = CMSG_LEN(length);
+    memcpy(CMSG_DATA(c), value, length);
+    msg->msg_control = bytes;
+    msg->msg_controllen += CMSG_SPACE(length);
+}
+
+/* To a peer that asked first, through the socket of the port that it asked, and from the address that it asked. */
+static void address_peer(struct outgoing *out, const struct datagram_peer *peer)
+{
+    struct msghdr *msg = &out->message[out->count].msg_hdr;
+    static const uint8_t unset[sizeof(peer->local)];
+
+    if (!peer->addr_length)
+        return;
+    msg->msg_name = (void *)(uintptr_t)&peer->addr;
+    msg->msg_namelen = peer->addr_length;
+    if (!memcmp(peer->local, unset, sizeof(unset)))
+        return;
+    if (peer->addr.sin6_family == AF_INET) {
+        struct in_pktinfo info = {0};
+        memcpy(&info.ipi_spec_dst, peer->local + 12, sizeof(info.ipi_spec_dst));
+        add_control(out, IPPROTO_IP, IP_PKTINFO, &info, sizeof(info));
+    } else { /* on a socket of both families also for IPv4, mapped (ipv6(7)) */
+        struct in6_pktinfo info = {.ipi6_ifindex = peer->interface};
+        memcpy(&info.ipi6_addr, peer->local, sizeof(info.ipi6_addr));
+        add_control(out, IPPROTO_IPV6, IPV6_PKTINFO, &info, sizeof(info));
+    }
 }
 
 /* Appends the pieces of one datagram to the message that is being made; false: they find no room. */
@@ -57,7 +82,8 @@ static bool append(struct outgoing *out, const struct batch_segment *segment)
 
 /* One message: the datagram at `place`, and as many behind it as may be cut from one piece. Returns the next place, or
  * `place` itself where the pieces found no room. */
-static uint16_t make_message(const struct engine *engine, struct outgoing *out, uint16_t place, bool segments)
+static uint16_t make_message(const struct engine *engine, const struct flow *flow, struct outgoing *out, uint16_t place,
+                             bool segments)
 {
     const struct batch_segment *segment = &engine->segment[place - 1];
     uint32_t size = segment->length, bytes = size;
@@ -78,8 +104,9 @@ static uint16_t make_message(const struct engine *engine, struct outgoing *out, 
         if (segment->length < size)
             break;
     }
+    address_peer(out, &flow->datagram.peer);
     if (out->datagrams[out->count] > 1)
-        ask_segments(out, (uint16_t)size);
+        add_control(out, IPPROTO_UDP, UDP_SEGMENT, &(uint16_t){(uint16_t)size}, sizeof(uint16_t));
     out->count++;
     return next;
 }
@@ -90,7 +117,7 @@ static uint16_t gather(const struct engine *engine, const struct flow *flow, str
 
     out->count = out->pieces = 0;
     while (first && out->count < DATAGRAM_SEND_MAX) {
-        uint16_t next = make_message(engine, out, first, segments);
+        uint16_t next = make_message(engine, flow, out, first, segments);
         if (next == first)
             break;
         first = next;
@@ -107,11 +134,12 @@ static bool refuses_segments(int error)
 /* Sends all; returns the index of a message that must be made anew without UDP_SEGMENT, or out->count. */
 static unsigned send_messages(struct engine *engine, struct flow *flow, struct outgoing *out)
 {
+    int fd = flow->datagram.peer.addr_length ? flow->datagram.peer.fd : flow->fd;
     unsigned at = 0;
     bool again = false; /* the socket told of an error of the past: the message itself was not tried */
 
     while (at < out->count) {
-        int n = sys_sendmmsg(flow->fd, out->message + at, out->count - at, MSG_DONTWAIT | MSG_NOSIGNAL);
+        int n = sys_sendmmsg(fd, out->message + at, out->count - at, MSG_DONTWAIT | MSG_NOSIGNAL);
 
         for (int i = 0; i < n; i++)
             engine->counters[C_datagrams_from_guest] += out->datagrams[at + (unsigned)i];

@@ -8,6 +8,7 @@
 #ifndef LOCKGATE_DATAGRAM_STATE_H
 #define LOCKGATE_DATAGRAM_STATE_H
 
+#include <netinet/in.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -35,7 +36,18 @@ enum datagram_limits {
     DATAGRAM_QUOTED_MAX = 548,    /* of the packet in an ICMP error, with its headers: RFC 1812, 4.3.2.3, less our own */
 };
 
+/* Of a flow that a peer began, at a port of the host that leads to the guest: that port's socket is not the flow's, but
+ * all that the guest answers goes through it, from the address that was asked. */
+struct datagram_peer {
+    int fd;                   /* of the listener */
+    struct sockaddr_in6 addr; /* sockaddr_in where the listener's socket has only IPv4 */
+    socklen_t addr_length;    /* 0: the flow has a socket of its own */
+    uint8_t local[16];        /* IPv4 mapped; unset: the kernel's choice */
+    uint32_t interface;       /* of local, where that alone does not say */
+};
+
 struct datagram {
+    struct datagram_peer peer;
     uint16_t batch_first, batch_last; /* datagrams of this batch, index + 1; 0 none */
     uint8_t hops;                     /* TTL or hop limit that the socket sends with */
     bool readable : 1;                /* an edge told of datagrams that have not been read up to EAGAIN */

@@ -138,7 +138,7 @@ struct lg_cmd_log {
 struct lg_cmd_listen {
     struct lg_cmd_header header;
     uint32_t count;
-    uint8_t protocol; /* IPPROTO_TCP */
+    uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP */
     uint8_t padding[3];
     uint8_t target[16];           /* of the guest; unset: as it is seen */
     uint16_t port[LG_LISTEN_MAX]; /* of the guest, for each socket */

@@ -50,7 +50,8 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
 
     engine->discard = options->peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
     engine->inbox.bytes = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
-    if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard) || !engine->inbox.bytes)
+    engine->arrivals = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
+    if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard) || !engine->inbox.bytes || !engine->arrivals)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);
@@ -69,6 +70,8 @@ void engine_free(struct engine *engine)
     hold_pool_free(&engine->holds);
     if (engine->inbox.bytes)
         munmap(engine->inbox.bytes, (size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
+    if (engine->arrivals)
+        munmap(engine->arrivals, (size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
     if (engine->discard)
         munmap(engine->discard, TCP_REREAD_MAX);
 }
@@ -224,12 +227,14 @@ int engine_listen(struct engine *engine, const struct listener *listener)
     return listener_add(&engine->listeners, engine->epoll_fd, listener);
 }
 
-void engine_listener_event(struct engine *engine, uint64_t data)
+void engine_listener_event(struct engine *engine, uint64_t data, uint32_t events)
 {
     const struct listener *listener = listener_of(&engine->listeners, data);
 
-    if (listener)
+    if (listener && listener->protocol == IPPROTO_TCP)
         tcp_accept(engine, listener);
+    else if (listener)
+        datagram_accept(engine, listener, events);
 }
 
 void engine_link_room(struct engine *engine)

@@ -61,6 +61,7 @@ struct engine {
     struct listener_table listeners;
     struct hold_pool holds;
     struct datagram_inbox inbox;
+    uint8_t *arrivals; /* as large as the inbox: what came to a port of the host, and is delivered or dropped at once */
     bool no_ping_told;
     uint32_t icmp_left; /* errors of datagrams that may be told in the second that began at icmp_ms */
     uint64_t icmp_ms;
@@ -96,7 +97,7 @@ bool engine_from_guest(struct engine *engine);
 void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events);
 
 /* A port of the host that leads to the guest; the socket is ours then. 0 or a negative errno. */
-void engine_listener_event(struct engine *engine, uint64_t data);
+void engine_listener_event(struct engine *engine, uint64_t data, uint32_t events);
 int engine_listen(struct engine *engine, const struct listener *listener);
 
 /* The link has room again, or a guest behind it. */

@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * listener.c: the table of listener.h. Edge-triggered: a host that has no descriptor for what waits is not to spin on it.
+ * listener.c: the table of listener.h, and whom the guest sees in a peer.
+ *
+ * A TCP listener is edge-triggered: without a descriptor for what waits there, nobody is to spin on it. A UDP one is not:
+ * its datagrams are always taken, if only to be dropped.
  */
 #include "listener.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
 #include <sys/mman.h>
 
+#include "engine.h"
+#include "host_address.h"
 #include "sys.h"
 
 int listener_table_init(struct listener_table *table, uint64_t source)
@@ -32,7 +39,8 @@ int listener_add(struct listener_table *table, int epoll_fd, const struct listen
 {
     if (table->count == LISTENERS_MAX)
         return -ENOSPC;
-    int err = sys_epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, EPOLLIN | EPOLLET, table->source + table->count);
+    uint32_t interest = EPOLLIN | (listener->protocol == IPPROTO_TCP ? (uint32_t)EPOLLET : 0);
+    int err = sys_epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, interest, table->source + table->count);
     if (!err)
         table->listener[table->count++] = *listener;
     return err;
@@ -41,4 +49,82 @@ int listener_add(struct listener_table *table, int epoll_fd, const struct listen
 const struct listener *listener_of(const struct listener_table *table, uint64_t data)
 {
     return data >= table->source && data - table->source < table->count ? &table->listener[data - table->source] : NULL;
+}
+
+static address from_view(const uint8_t *bytes)
+{
+    address a;
+    memcpy(a.byte, bytes, sizeof(a.byte));
+    return a;
+}
+
+static bool is_same(const uint8_t *known, const address *a)
+{
+    return !memcmp(known, a->byte, sizeof(a->byte));
+}
+
+/* The host's loopback address itself, which the guest knows by another name. */
+static bool is_host(const address *a)
+{
+    static const uint8_t loopback4[4] = {127, 0, 0, 1};
+
+    return address_is_loopback(a) && (!address_is_ipv4(a) || !memcmp(a->byte + 12, loopback4, sizeof(loopback4)));
+}
+
+static bool is_guests(const struct engine *engine, const address *a)
+{
+    const struct lg_net_view *view = &engine->view;
+    const struct lg_seen *seen = &engine->seen;
+
+    return is_same(view->guest4, a) || is_same(view->guest6, a) || is_same(seen->addr4, a) || is_same(seen->addr6, a) ||
+           is_same(seen->link_local, a);
+}
+
+/* Whom the guest sees: the peer itself, but for addresses that would mean the guest to the guest, or nobody. */
+static address shown_source(const struct engine *engine, const address *peer)
+{
+    const struct lg_net_view *view = &engine->view;
+    bool ipv4 = address_is_ipv4(peer);
+
+    if (is_host(peer)) {
+        address mapped = from_view(ipv4 ? view->map_host4 : view->map_host6);
+        if (!address_is_unset(&mapped))
+            return mapped;
+    }
+    if (address_is_loopback(peer) || address_is_unset(peer) || (ipv4 && !peer->byte[12]) || is_guests(engine, peer))
+        return from_view(ipv4 ? view->gateway4 : view->our_link_local);
+    return *peer;
+}
+
+/* The guest's address of the family and scope that `source` has; unset: it has none. */
+static address guest_address(const struct engine *engine, const address *source)
+{
+    const struct lg_net_view *view = &engine->view;
+    const struct lg_seen *seen = &engine->seen;
+    const uint8_t *seen_there = address_is_ipv4(source)         ? seen->addr4
+                                : address_is_link_local(source) ? seen->link_local
+                                                                : seen->addr6;
+    address guest = from_view(seen_there);
+
+    if (address_is_unset(&guest))
+        guest = from_view(address_is_ipv4(source) ? view->guest4 : view->guest6);
+    return guest;
+}
+
+bool listener_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,
+                  struct flow_key *ret_key)
+{
+    address source = address_from_host((const struct sockaddr *)peer);
+
+    source = shown_source(engine, &source);
+    /* sin_port and sin6_port lie at the same place. */
+    uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)peer)->sin_port);
+    address guest = address_is_unset(&listener->target) ? guest_address(engine, &source) : listener->target;
+
+    *ret_key = (struct flow_key){.guest = guest,
+                                 .remote = source,
+                                 .guest_port = listener->port,
+                                 .remote_port = port,
+                                 .protocol = listener->protocol};
+    return !address_is_unset(&source) && !address_is_unset(&guest) && address_is_ipv4(&source) == address_is_ipv4(&guest);
 }

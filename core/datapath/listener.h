@@ -19,7 +19,7 @@ struct engine;
 
 struct listener {
     int fd;
-    uint8_t protocol; /* IPPROTO_TCP */
+    uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP */
     uint16_t port;    /* of the guest */
     address target;   /* of the guest; unset: as it is seen */
 };
@@ -38,5 +38,12 @@ int listener_add(struct listener_table *table, int epoll_fd, const struct listen
 
 /* The listener that epoll spoke of; NULL: it is another's event. */
 const struct listener *listener_of(const struct listener_table *table, uint64_t data);
+
+/* What a peer's connection, or its datagram, is to the guest. False: it cannot be shown the peer, or has no such
+ * address. */
+struct flow_key;
+struct sockaddr_storage;
+bool listener_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,
+                  struct flow_key *ret_key);
 
 #endif

@@ -11,89 +11,9 @@
 #include <netinet/tcp.h>
 #include <string.h>
 
-#include "host_address.h"
 #include "listener.h"
 #include "sys.h"
 #include "tcp.h"
-
-static address from_view(const uint8_t *bytes)
-{
-    address a;
-    memcpy(a.byte, bytes, sizeof(a.byte));
-    return a;
-}
-
-static bool is_same(const uint8_t *known, const address *a)
-{
-    return !memcmp(known, a->byte, sizeof(a->byte));
-}
-
-/* The host's loopback address itself, which the guest knows by another name. */
-static bool is_host(const address *a)
-{
-    static const uint8_t loopback4[4] = {127, 0, 0, 1};
-
-    return address_is_loopback(a) && (!address_is_ipv4(a) || !memcmp(a->byte + 12, loopback4, sizeof(loopback4)));
-}
-
-static bool is_guests(const struct engine *engine, const address *a)
-{
-    const struct lg_net_view *view = &engine->view;
-    const struct lg_seen *seen = &engine->seen;
-
-    return is_same(view->guest4, a) || is_same(view->guest6, a) || is_same(seen->addr4, a) || is_same(seen->addr6, a) ||
-           is_same(seen->link_local, a);
-}
-
-/* Whom the guest sees: the peer itself, but for addresses that would mean the guest to the guest, or nobody. */
-static address shown_source(const struct engine *engine, const address *peer)
-{
-    const struct lg_net_view *view = &engine->view;
-    bool ipv4 = address_is_ipv4(peer);
-
-    if (is_host(peer)) {
-        address mapped = from_view(ipv4 ? view->map_host4 : view->map_host6);
-        if (!address_is_unset(&mapped))
-            return mapped;
-    }
-    if (address_is_loopback(peer) || address_is_unset(peer) || (ipv4 && !peer->byte[12]) || is_guests(engine, peer))
-        return from_view(ipv4 ? view->gateway4 : view->our_link_local);
-    return *peer;
-}
-
-/* The guest's address of the family and scope that `source` has; unset: it has none. */
-static address guest_address(const struct engine *engine, const address *source)
-{
-    const struct lg_net_view *view = &engine->view;
-    const struct lg_seen *seen = &engine->seen;
-    const uint8_t *seen_there = address_is_ipv4(source)         ? seen->addr4
-                                : address_is_link_local(source) ? seen->link_local
-                                                                : seen->addr6;
-    address guest = from_view(seen_there);
-
-    if (address_is_unset(&guest))
-        guest = from_view(address_is_ipv4(source) ? view->guest4 : view->guest6);
-    return guest;
-}
-
-/* False: the peer cannot be shown to the guest, or the guest has no such address. */
-static bool make_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,
-                     struct flow_key *ret_key)
-{
-    address source = address_from_host((const struct sockaddr *)peer);
-
-    source = shown_source(engine, &source);
-    /* sin_port and sin6_port lie at the same place. */
-    uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)peer)->sin_port);
-    address guest = address_is_unset(&listener->target) ? guest_address(engine, &source) : listener->target;
-
-    *ret_key = (struct flow_key){.guest = guest,
-                                 .remote = source,
-                                 .guest_port = listener->port,
-                                 .remote_port = port,
-                                 .protocol = IPPROTO_TCP};
-    return !address_is_unset(&source) && !address_is_unset(&guest) && address_is_ipv4(&source) == address_is_ipv4(&guest);
-}
 
 static void turn_away(struct engine *engine, int fd)
 {
@@ -110,7 +30,7 @@ static void take_connection(struct engine *engine, const struct listener *listen
     struct flow_key key;
     struct flow *flow = NULL;
 
-    if (engine->view.flags & LG_VIEW_TCP && make_key(engine, listener, peer, &key) && !flow_find(&engine->flows, &key))
+    if (engine->view.flags & LG_VIEW_TCP && listener_key(engine, listener, peer, &key) && !flow_find(&engine->flows, &key))
         flow = flow_make(engine, &key);
     if (!flow) {
         turn_away(engine, fd);

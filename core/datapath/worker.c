@@ -65,7 +65,7 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
         return;
     }
     if (event->data.u64 >= ENGINE_LISTENER_FIRST) {
-        engine_listener_event(engine, event->data.u64);
+        engine_listener_event(engine, event->data.u64, event->events);
         return;
     }
     switch ((enum loop_source)event->data.u64) {

@@ -28,6 +28,8 @@ struct packet_kept {
     uint32_t length;
     uint16_t segment;
     struct fake_path_error error;
+    uint8_t address[16], local[16]; /* of the peer, and of ours: on a socket that is connected to nobody */
+    uint16_t port;
     uint8_t bytes[];
 };
 
@@ -110,6 +112,24 @@ static int take_error(struct fake_socket *socket)
     return -error;
 }
 
+static void tell_peer(struct msghdr *msg, const struct packet_kept *packet)
+{
+    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(packet->port)};
+    struct in6_pktinfo info = {.ipi6_ifindex = 1};
+    struct cmsghdr *c = CMSG_FIRSTHDR(msg);
+
+    memcpy(&in6.sin6_addr, packet->address, sizeof(in6.sin6_addr));
+    memcpy(msg->msg_name, &in6, sizeof(in6));
+    msg->msg_namelen = sizeof(in6);
+    memcpy(&info.ipi6_addr, packet->local, sizeof(info.ipi6_addr));
+    c = (struct cmsghdr *)msg->msg_control;
+    c->cmsg_level = IPPROTO_IPV6;
+    c->cmsg_type = IPV6_PKTINFO;
+    c->cmsg_len = CMSG_LEN(sizeof(info));
+    memcpy(CMSG_DATA(c), &info, sizeof(info));
+    msg->msg_controllen = c->cmsg_len;
+}
+
 static ssize_t read_datagram(struct fake_socket *socket, struct msghdr *msg)
 {
     struct packet_kept *packet = first(&socket->datagrams->queue);
@@ -133,6 +153,8 @@ static ssize_t read_datagram(struct fake_socket *socket, struct msghdr *msg)
         memcpy(CMSG_DATA(c), &size, sizeof(size));
     }
     msg->msg_controllen = c ? c->cmsg_len : 0;
+    if (packet->port)
+        tell_peer(msg, packet);
     node_leave(&packet->node);
     free(packet);
     return (ssize_t)done;
@@ -202,12 +224,28 @@ int sys_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 
 static uint16_t segment_asked(const struct msghdr *msg)
 {
-    const struct cmsghdr *c = CMSG_FIRSTHDR(msg);
     uint16_t size = 0;
 
-    if (c && c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_SEGMENT)
-        memcpy(&size, CMSG_DATA(c), sizeof(size));
+    for (const struct cmsghdr *c = CMSG_FIRSTHDR(msg); c;
+         c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)msg, (struct cmsghdr *)(uintptr_t)c))
+        if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_SEGMENT)
+            memcpy(&size, CMSG_DATA(c), sizeof(size));
     return size;
+}
+
+/* Where to, and from where, as the message says. */
+static void note_path(const struct msghdr *msg, struct packet_kept *packet)
+{
+    const struct sockaddr_in6 *to = msg->msg_name;
+
+    if (!to)
+        return;
+    memcpy(packet->address, &to->sin6_addr, sizeof(packet->address));
+    packet->port = ntohs(to->sin6_port);
+    for (const struct cmsghdr *c = CMSG_FIRSTHDR(msg); c;
+         c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)msg, (struct cmsghdr *)(uintptr_t)c))
+        if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO)
+            memcpy(packet->local, CMSG_DATA(c), sizeof(packet->local)); /* the address comes first */
 }
 
 static int send_one(struct fake_socket *socket, const struct msghdr *msg)
@@ -233,7 +271,7 @@ static int send_one(struct fake_socket *socket, const struct msghdr *msg)
     size_t at = 0;
     do {
         size_t part = segment && length - at > segment ? segment : length - at;
-        keep(&socket->datagrams->out, bytes + at, part);
+        note_path(msg, keep(&socket->datagrams->out, bytes + at, part));
         socket->out_count++;
         at += part;
     } while (at < length);
@@ -284,6 +322,41 @@ int fake_datagram_error(int fd, const struct fake_path_error *error, const void 
     return 0;
 }
 
+int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t local[16],
+                              const void *bytes, uint32_t length)
+{
+    struct fake_socket *socket = fake_socket_of(fd, "arrive");
+
+    if (!socket)
+        return -EBADF;
+    struct packet_kept *packet = keep(&socket->datagrams->queue, bytes, length);
+    memcpy(packet->address, address, sizeof(packet->address));
+    memcpy(packet->local, local, sizeof(packet->local));
+    packet->port = port;
+    fake_wake(fd, EPOLLIN);
+    return 0;
+}
+
+static struct {
+    uint8_t to[16], from[16];
+    uint16_t port;
+} last_sent;
+
+const uint8_t *fake_datagram_sent_to(void)
+{
+    return last_sent.to;
+}
+
+uint16_t fake_datagram_sent_port(void)
+{
+    return last_sent.port;
+}
+
+const uint8_t *fake_datagram_sent_from(void)
+{
+    return last_sent.from;
+}
+
 int64_t fake_datagram_sent(int fd, void *bytes, uint32_t max)
 {
     const struct fake_socket *socket = fake_socket_at(fd);
@@ -293,6 +366,9 @@ int64_t fake_datagram_sent(int fd, void *bytes, uint32_t max)
         return -EAGAIN;
     uint32_t length = packet->length;
     memcpy(bytes, packet->bytes, length < max ? length : max);
+    memcpy(last_sent.to, packet->address, sizeof(last_sent.to));
+    memcpy(last_sent.from, packet->local, sizeof(last_sent.from));
+    last_sent.port = packet->port;
     node_leave(&packet->node);
     free(packet);
     return length;

@@ -74,6 +74,10 @@ struct fake_socket {
     bool closed;             /* by the core */
     bool aborted;            /* ... with RST: SO_LINGER 0, or unread data */
 
+    bool listening;
+    int backlog[8]; /* descriptors that accept() will hand out */
+    unsigned backlog_count;
+
     /* of datagrams: UDP, or with a protocol, of echo requests */
     int protocol;
     uint16_t own_port; /* that it was bound to */
@@ -91,6 +95,17 @@ struct fake_path_error {
     uint8_t offender[16];
 };
 
+/* A listening socket, and a peer that connects to it: the descriptor that accept() will return. */
+int fake_listen(void);
+int fake_peer_connect(int listener, const uint8_t address[16], uint16_t port);
+
+/* The same from an address of its own, to one of the host's, on a socket that is connected to nobody. */
+int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t local[16],
+                              const void *bytes, uint32_t length);
+/* Whom the datagram that fake_datagram_sent() told of last was for, and from which address. */
+const uint8_t *fake_datagram_sent_to(void);
+uint16_t fake_datagram_sent_port(void);
+const uint8_t *fake_datagram_sent_from(void);
 int fake_datagram_arrive(int fd, const void *bytes, uint32_t length, uint16_t segment); /* segment: of UDP_GRO; 0 none */
 int fake_datagram_error(int fd, const struct fake_path_error *error, const void *bytes, uint32_t length);
 int64_t fake_datagram_sent(int fd, void *bytes, uint32_t max); /* the oldest that was not looked at; -EAGAIN none */
@@ -133,6 +148,7 @@ enum {
     apply(socket)                                                                                                      \
     apply(bind)                                                                                                        \
     apply(connect)                                                                                                     \
+    apply(accept)                                                                                                      \
     apply(setsockopt)                                                                                                  \
     apply(getsockopt)                                                                                                  \
     apply(recvmsg)                                                                                                     \

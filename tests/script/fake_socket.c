@@ -83,6 +83,8 @@ uint32_t fake_socket_poll(struct fake_socket *socket)
 
     if (socket->datagrams)
         return fake_datagram_poll(socket);
+    if (socket->listening)
+        return socket->backlog_count ? EPOLLIN : 0;
     if (socket->state == FAKE_CONNECTING)
         return mask;
     if ((socket->read_shut && socket->write_shut) || socket->state != FAKE_CONNECTED)
@@ -186,6 +188,25 @@ static bool set_datagram_number(struct fake_socket *socket, int level, int name,
     else
         return level == SOL_SOCKET && name == SO_RCVBUF;
     return true;
+}
+
+int sys_accept(int fd, struct sockaddr *addr, socklen_t *length)
+{
+    int err = fake_called(CALL_accept);
+    struct fake_socket *listener = fake_socket_of(fd, "accept");
+
+    if (err || !listener)
+        return err ? err : -EBADF;
+    if (!listener->backlog_count)
+        return -EAGAIN;
+    int accepted = listener->backlog[0];
+    memmove(listener->backlog, listener->backlog + 1, --listener->backlog_count * sizeof(listener->backlog[0]));
+    const struct fake_socket *socket = fake_socket_of(accepted, "accept");
+    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(socket->port)};
+    memcpy(&in6.sin6_addr, socket->address, sizeof(in6.sin6_addr));
+    memcpy(addr, &in6, *length < sizeof(in6) ? *length : sizeof(in6));
+    *length = sizeof(in6);
+    return accepted;
 }
 
 /* Options of one number each; false: not modelled. */
@@ -432,6 +453,32 @@ int fake_peer_accept(int fd)
     socket->state = FAKE_CONNECTED;
     wake(socket, 0);
     return 0;
+}
+
+int fake_listen(void)
+{
+    int fd = fake_socket_descriptor();
+
+    if (fd >= 0)
+        fake_socket_of(fd, "listen")->listening = true;
+    return fd;
+}
+
+int fake_peer_connect(int listener, const uint8_t address[16], uint16_t port)
+{
+    struct fake_socket *listening = fake_socket_of(listener, "peer_connect");
+    int fd = fake_socket_descriptor();
+
+    if (!listening || fd < 0 || listening->backlog_count == sizeof(listening->backlog) / sizeof(listening->backlog[0]))
+        return -ECONNREFUSED;
+    struct fake_socket *socket = fake_socket_of(fd, "peer_connect");
+    socket->family = AF_INET6;
+    socket->state = FAKE_CONNECTED;
+    socket->port = port;
+    memcpy(socket->address, address, sizeof(socket->address));
+    listening->backlog[listening->backlog_count++] = fd;
+    fake_wake(listener, EPOLLIN);
+    return fd;
 }
 
 static void end(struct fake_socket *socket, int error)

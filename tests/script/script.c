@@ -242,7 +242,10 @@ static int step(void)
     for (int i = 0; i < n; i++) {
         before[i] = signature(events[i].data.u64);
         note_wakeup(&events[i]);
-        engine_socket_event(engine, events[i].data.u64, events[i].events);
+        if (events[i].data.u64 >> 32)
+            engine_socket_event(engine, events[i].data.u64, events[i].events);
+        else
+            engine_listener_event(engine, events[i].data.u64, events[i].events);
     }
     due |= world.link.room_event || !list_empty(&world.link.queued) || world.guest_ready;
     if (world.link.room_event) {
@@ -261,6 +264,14 @@ static int step(void)
     if (!list_empty(&world.link.lent) && !world.link.violation)
         world.link.violation = "frames of the guest were not released";
     return n || due;
+}
+
+int script_listen(int fd, uint8_t protocol, uint16_t port, const uint8_t target[16])
+{
+    struct listener listener = {.fd = fd, .protocol = protocol, .port = port};
+
+    memcpy(listener.target.byte, target, sizeof(listener.target.byte));
+    return engine_listen(&world.engine, &listener);
 }
 
 int script_step(void)

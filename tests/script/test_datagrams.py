@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 from fake_core import ffi, lib
-from segments import checksum, ethernet, ip_packet, pseudo_header
+from segments import checksum, ip_packet, pseudo_header
 from world import GATEWAY, GUEST, MAPPED, PEER, World
 
 UDP, ICMP, ICMPV6 = 17, 1, 58
-ETHERTYPE = {4: 0x0800, 6: 0x86DD}
 ECHO_REQUEST, ECHO_REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
 ORIGIN_LOCAL, ORIGIN_ICMP = 1, {4: 2, 6: 3}
 PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
@@ -35,8 +34,7 @@ class Datagrams:
     def queue(self, payload: bytes, hops: int = 64, source_port: int = GUEST_PORT) -> None:
         """The guest sends; the loop does not run yet."""
         header = struct.pack("!HHHH", source_port, self.port, 8 + len(payload), 0)
-        packet = ip_packet(self.guest, self.remote, UDP, header + payload, hops=hops)
-        self.world.send(ethernet(ETHERTYPE[self.family], packet))
+        self.world.send(ip_packet(self.guest, self.remote, UDP, header + payload, hops=hops))
 
     def sends(self, *payloads: bytes) -> None:
         """All in one batch."""
@@ -350,7 +348,7 @@ def test_a_full_table_forgets_who_was_silent_longest(world: World, family: int) 
 def echo(world: World, family: int, kind: int, payload: bytes, sequence: int = 1, hops: int = 64) -> None:
     message = struct.pack("!BBHHH", kind, 0, 0, IDENTIFIER, sequence) + payload
     protocol = ICMP if family == 4 else ICMPV6
-    world.send(ethernet(ETHERTYPE[family], ip_packet(GUEST[family], PEER[family], protocol, message, hops=hops)))
+    world.send(ip_packet(GUEST[family], PEER[family], protocol, message, hops=hops))
     world.settle()
 
 
@@ -395,12 +393,12 @@ def test_an_error_about_a_ping_has_the_guests_identifier(talk: Datagrams, world:
 @pytest.mark.parametrize("length", [0, 7, 9, 65535])
 def test_a_length_that_does_not_fit_is_dropped(world: World, family: int, length: int) -> None:
     header = struct.pack("!HHHH", GUEST_PORT, PEER_PORT, length, 0)
-    world.send(ethernet(ETHERTYPE[family], ip_packet(GUEST[family], PEER[family], UDP, header)))
+    world.send(ip_packet(GUEST[family], PEER[family], UDP, header))
     world.settle()
     assert world.counter("drop_udp_header") == 1 and not world.flows()
 
 
 def test_a_header_in_part_is_dropped(world: World, family: int) -> None:
-    world.send(ethernet(ETHERTYPE[family], ip_packet(GUEST[family], PEER[family], UDP, b"\1\2\3\4\5\6\7")))
+    world.send(ip_packet(GUEST[family], PEER[family], UDP, b"\1\2\3\4\5\6\7"))
     world.settle()
     assert world.counter("drop_short") == 1 and not world.flows()

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections and datagrams from peers to ports of the host that lead to the guest."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from fake_core import ffi, lib
+from segments import ACK, FIN, PSH, RST, SYN, Ends, Options, Segment, checksum, ip_packet, parse_segment, pseudo_header
+from world import GATEWAY, GUEST, MAPPED, OUR_LINK_LOCAL, PEER, World, mapped16
+
+UDP = 17
+PORT, PEER_PORT = 8080, 55555
+ANY = bytes(16)
+LOOPBACK = {4: bytes((127, 0, 0, 1)), 6: bytes(15) + b"\1"}
+OTHER_LOOPBACK = bytes((127, 0, 0, 9))
+HERE = {4: bytes((192, 0, 2, 200)), 6: b"\x20\x01\x0d\xb8" + bytes(11) + b"\xc8"}  # an address of the host
+
+
+class Host:
+    """A TCP port of the host that leads to the guest."""
+
+    def __init__(self, world: World, family: int) -> None:
+        self.world, self.family = world, family
+        self.listener = lib.fake_listen()
+        assert lib.script_listen(self.listener, 6, PORT, ANY) == 0
+        self.fd = -1
+
+    def peer_connects(self, source: bytes | None = None) -> None:
+        self.fd = lib.fake_peer_connect(self.listener, mapped16(source or PEER[self.family]), PEER_PORT)
+        assert self.fd >= 0
+        self.world.settle()
+
+    @property
+    def socket(self) -> ffi.CData:
+        return lib.fake_socket_at(self.fd)
+
+    def segment(self) -> Segment:
+        """The one segment that the guest got."""
+        (packet,) = self.world.inbox
+        self.world.inbox.clear()
+        return parse_segment(packet)
+
+    def ends(self, syn: Segment) -> Ends:
+        return Ends(syn.packet.destination, syn.destination_port, syn.packet.source, syn.source_port)
+
+    def guest_answers(self, syn: Segment, flags: int = SYN | ACK, ack: int | None = None, seq: int = 7000) -> None:
+        options = Options(mss=1460, wscale=7, sack_ok=True) if flags & SYN else None
+        answer = syn.seq + 1 if ack is None else ack
+        self.world.send(self.ends(syn).tcp_head(flags, seq, answer, 65535, options))
+        self.world.settle()
+
+
+@pytest.fixture(name="host")
+def listening_host(world: World, family: int) -> Host:
+    return Host(world, family)
+
+
+def test_a_peer_is_the_guests_peer_with_its_own_address(host: Host) -> None:
+    """The handshake is ours; the address and both ports are the peer's and the guest's."""
+    host.peer_connects()
+    syn = host.segment()
+    assert syn.flags == SYN and syn.ack == 0
+    assert (syn.packet.source, syn.packet.destination) == (PEER[host.family], GUEST[host.family])
+    assert (syn.source_port, syn.destination_port) == (PEER_PORT, PORT)
+    assert syn.options.mss and syn.options.wscale == 8 and syn.options.sack_ok
+    host.guest_answers(syn)
+    ack = host.segment()
+    assert (ack.flags, ack.seq, ack.ack) == (ACK, syn.seq + 1, 7001)
+
+
+def test_what_the_peer_sends_before_the_guest_has_answered_comes_after_it(host: Host) -> None:
+    host.peer_connects()
+    syn = host.segment()
+    assert lib.fake_peer_send(host.fd, 500) == 500
+    host.world.settle()
+    assert not host.world.inbox
+    host.guest_answers(syn)
+    data = [parse_segment(packet) for packet in host.world.inbox]
+    host.world.inbox.clear()
+    assert [(one.seq - syn.seq, one.length) for one in data if one.length] == [(1, 500)]
+    assert data[-1].ack == 7001
+
+
+def test_what_the_guest_sends_reaches_the_peer(host: Host) -> None:
+    host.peer_connects()
+    syn = host.segment()
+    host.guest_answers(syn)
+    host.world.inbox.clear()
+    head = host.ends(syn).tcp_head(ACK | PSH, 7001, syn.seq + 1, 65535, payload=100)
+    host.world.send(head, host.socket.stream_out, 0, 100)
+    host.world.settle()
+    assert host.socket.sent == 100
+    assert host.segment().ack == 7101
+
+
+def test_a_guest_that_refuses_resets_the_peer(host: Host) -> None:
+    """It had been accepted by the host's kernel already."""
+    host.peer_connects()
+    host.guest_answers(host.segment(), RST | ACK, seq=0)
+    assert host.socket.closed and host.socket.aborted
+    assert not host.world.flows() and not host.world.inbox
+
+
+def test_a_guest_that_never_answers_costs_the_peer_a_reset_in_the_end(host: Host) -> None:
+    """The SYN is repeated unchanged, ever more seldom."""
+    host.peer_connects()
+    first = host.segment()
+    host.world.advance(200)
+    repeated = [parse_segment(packet) for packet in host.world.inbox]
+    host.world.inbox.clear()
+    assert host.socket.closed and host.socket.aborted and host.world.close_reasons() == ["timed_out"]
+    assert all((one.flags, one.seq, one.ack) == (SYN, first.seq, 0) for one in repeated[:-1])
+    assert len(repeated) == 7 and repeated[-1].flags == RST
+    times = [first.time_ms, *(one.time_ms for one in repeated[:-1])]
+    assert [later - earlier for earlier, later in zip(times, times[1:], strict=False)] == [
+        1000 << number for number in range(6)
+    ]
+
+
+@pytest.mark.parametrize("ack", [0, 1, 0x7FFFFFFF])
+@pytest.mark.parametrize("flags", [SYN | ACK, RST | ACK, ACK])
+def test_an_answer_to_another_syn_is_not_believed(host: Host, flags: int, ack: int) -> None:
+    host.peer_connects()
+    syn = host.segment()
+    host.guest_answers(syn, flags, (syn.seq + 2 + ack) & 0xFFFFFFFF)
+    assert not host.world.inbox and not host.socket.closed
+    host.guest_answers(syn)
+    assert host.segment().ack == 7001
+
+
+def test_a_peer_that_gives_up_early_is_forgotten(host: Host) -> None:
+    """The guest, which may be about to answer, hears of it."""
+    host.peer_connects()
+    syn = host.segment()
+    lib.fake_peer_reset(host.fd)
+    host.world.settle()
+    assert host.segment().flags & RST
+    assert not host.world.flows()
+    host.guest_answers(syn)
+    assert host.segment().flags & RST
+
+
+def test_a_peer_that_says_its_last_at_once_is_heard(host: Host) -> None:
+    host.peer_connects()
+    syn = host.segment()
+    lib.fake_peer_send(host.fd, 10)
+    lib.fake_peer_fin(host.fd)
+    host.world.settle()
+    host.guest_answers(syn)
+    got = [parse_segment(packet) for packet in host.world.inbox]
+    host.world.inbox.clear()
+    assert sum(one.length for one in got) == 10 and got[-1].flags & FIN
+
+
+SHOWN: list[tuple[str, Callable[[int], bytes], Callable[[int], bytes]]] = [
+    ("loopback", lambda family: LOOPBACK[family], lambda family: MAPPED[family]),
+    ("guest", lambda family: GUEST[family], lambda family: GATEWAY[4] if family == 4 else OUR_LINK_LOCAL),
+]
+
+
+@pytest.mark.parametrize(("name", "source", "shown"), SHOWN, ids=[name for name, _, _ in SHOWN])
+def test_addresses_that_would_mean_the_guest_are_shown_by_another_name(
+    host: Host, name: str, source: Callable[[int], bytes], shown: Callable[[int], bytes]
+) -> None:
+    host.peer_connects(source(host.family))
+    assert host.segment().packet.source == shown(host.family)
+
+
+def test_other_loopback_addresses_are_the_gateway(world: World) -> None:
+    host = Host(world, 4)
+    host.peer_connects(OTHER_LOOPBACK)
+    assert host.segment().packet.source == GATEWAY[4]
+
+
+def test_a_port_may_lead_to_an_address_of_its_own(world: World, family: int) -> None:
+    target = HERE[family]
+    listener = lib.fake_listen()
+    assert lib.script_listen(listener, 6, 22, mapped16(target)) == 0
+    lib.fake_peer_connect(listener, mapped16(PEER[family]), PEER_PORT)
+    world.settle()
+    syn = parse_segment(world.inbox.pop())
+    assert (syn.packet.destination, syn.destination_port) == (target, 22)
+
+
+def test_a_peer_that_the_guest_could_not_be_shown_is_reset(world: World) -> None:
+    """No gateway, and the host's loopback has no name there."""
+    ffi.memmove(world.view.map_host4, ANY, 16)
+    ffi.memmove(world.view.gateway4, ANY, 16)
+    host = Host(world, 4)
+    host.peer_connects(LOOPBACK[4])
+    assert host.socket.closed and host.socket.aborted
+    assert world.counter("tcp_turned_away") == 1 and not world.flows()
+
+
+def test_many_peers_at_once_are_all_served(host: Host) -> None:
+    for port in range(8):
+        assert lib.fake_peer_connect(host.listener, mapped16(PEER[host.family]), 1000 + port) >= 0
+    host.world.settle()
+    assert sorted(parse_segment(packet).source_port for packet in host.world.inbox) == list(range(1000, 1008))
+    host.world.inbox.clear()
+
+
+# ---- datagrams ----
+
+
+class Port:
+    """A UDP port of the host that leads to the guest."""
+
+    def __init__(self, world: World, family: int) -> None:
+        self.world, self.family = world, family
+        self.fd = lib.sys_socket(10, 2 | 0o4000 | 0o2000000, 0)
+        assert lib.script_listen(self.fd, UDP, PORT, ANY) == 0
+
+    def peer_sends(self, data: bytes, source: bytes | None = None, port: int = PEER_PORT) -> None:
+        here = mapped16(HERE[self.family])
+        peer = mapped16(source or PEER[self.family])
+        assert lib.fake_datagram_arrive_from(self.fd, peer, port, here, data, len(data)) == 0
+        self.world.settle()
+
+    def guest_gets(self) -> list[tuple[bytes, int, int, bytes]]:
+        """Source, both ports, payload."""
+        found = []
+        for packet in self.world.inbox:
+            source, destination, length, check = struct.unpack("!HHHH", packet.payload[:8])
+            assert packet.protocol == UDP and length == len(packet.payload)
+            pseudo = pseudo_header(packet.source, packet.destination, UDP, length)
+            assert not packet.offload.needs_csum or check == ~checksum(pseudo) & 0xFFFF
+            found.append((packet.source, source, destination, packet.payload[8:]))
+        self.world.inbox.clear()
+        return found
+
+    def guest_sends(self, *payloads: bytes, to: bytes | None = None, port: int = PEER_PORT) -> None:
+        for payload in payloads:
+            header = struct.pack("!HHHH", PORT, port, 8 + len(payload), 0)
+            remote = to or PEER[self.family]
+            self.world.send(ip_packet(GUEST[self.family], remote, UDP, header + payload))
+        self.world.settle()
+
+    def sent(self) -> list[tuple[bytes, int, bytes, bytes]]:
+        """Whom to, from which of the host's addresses, and what."""
+        buffer, found = ffi.new("uint8_t[]", 1 << 16), []
+        while (length := lib.fake_datagram_sent(self.fd, buffer, 1 << 16)) >= 0:
+            to, here = (bytes(ffi.buffer(raw, 16)) for raw in (lib.fake_datagram_sent_to(), lib.fake_datagram_sent_from()))
+            found.append((to, int(lib.fake_datagram_sent_port()), here, bytes(ffi.buffer(buffer, length))))
+        return found
+
+
+@pytest.fixture(name="port")
+def open_port(world: World, family: int) -> Port:
+    return Port(world, family)
+
+
+def test_a_peers_datagram_and_the_guests_answer(port: Port) -> None:
+    """The answer goes out of the port that was asked, from the address that was asked."""
+    port.peer_sends(b"question")
+    assert port.guest_gets() == [(PEER[port.family], PEER_PORT, PORT, b"question")]
+    port.guest_sends(b"answer", b"more!!")
+    peer, here = mapped16(PEER[port.family]), mapped16(HERE[port.family])
+    assert port.sent() == [(peer, PEER_PORT, here, b"answer"), (peer, PEER_PORT, here, b"more!!")]
+    assert lib.fake_sockets_open() == 1
+
+
+def test_two_peers_are_told_apart(port: Port) -> None:
+    port.peer_sends(b"a", port=1001)
+    port.peer_sends(b"b", port=1002)
+    assert [(source, data) for _, source, _, data in port.guest_gets()] == [(1001, b"a"), (1002, b"b")]
+    port.guest_sends(b"to b", port=1002)
+    assert [(to_port, data) for _, to_port, _, data in port.sent()] == [(1002, b"to b")]
+
+
+def test_the_hosts_loopback_is_shown_by_its_other_name_and_answered(port: Port) -> None:
+    port.peer_sends(b"x", source=LOOPBACK[port.family])
+    assert port.guest_gets()[0][0] == MAPPED[port.family]
+    port.guest_sends(b"y", to=MAPPED[port.family])
+    assert port.sent()[0][0] == mapped16(LOOPBACK[port.family])
+
+
+def test_such_a_flow_ends_by_silence_and_the_port_stays(port: Port) -> None:
+    port.peer_sends(b"x")
+    port.guest_gets()
+    port.world.advance(31)
+    assert not port.world.flows()
+    port.peer_sends(b"y")
+    assert len(port.guest_gets()) == 1
+
+
+def test_a_datagram_for_a_guest_without_buffers_is_dropped_and_counted(port: Port) -> None:
+    """Nobody spins on the port meanwhile."""
+    lib.script_set_room(0)
+    port.peer_sends(b"x")
+    assert not port.world.inbox and port.world.counter("drop_no_room") == 1
+    lib.script_give_room(1 << 20)

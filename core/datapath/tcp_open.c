@@ -71,7 +71,6 @@ void tcp_take_offer(struct engine *engine, struct flow *flow, const struct tcp_s
     struct tcp *tcp = &flow->tcp;
 
     tcp->snd_window = segment->window; /* that of a SYN is not scaled (RFC 7323, 2.2) */
-    tcp->window_max = segment->window;
     tcp->snd_wl1 = segment->seq;
     tcp->snd_wl2 = segment->ack;
     tcp->mss = segment->mss ? segment->mss : TCP_MSS_ASSUMED;

@@ -30,7 +30,7 @@ INCLUDES = [f"-I{folder}" for folder in (DATAPATH, HERE, SCRIPT)]
 
 # The rings meet the real kernel, the engine that of tests/script; neither needs the worker around them.
 RINGS = ("vring", "memory", "link_vhost", "pcap_ring", "pieces", "counters")
-NOT_THE_ENGINE = {"command", "isolation", "link_vhost", "memory", "pcap_ring", "up", "vring", "worker"}
+NOT_THE_ENGINE = {"command", "isolation", "link_stream", "link_vhost", "memory", "pcap_ring", "up", "vring", "worker"}
 FAKES = ("script", "fake_kernel", "fake_socket", "link_memory")
 
 LENGTHS = {"vring": 1400, "frame": 2000, "tcp": 1200}  # bytes of an input: room for some dozen steps

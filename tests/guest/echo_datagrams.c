@@ -5,6 +5,7 @@
  * Runs in the guest. Prints "echoed N" and ends with 0, or says what went wrong first and ends with 1: "send E", "receive E"
  * (numbers of errno), "other bytes", "silence".
  */
+#define _GNU_SOURCE /* addrinfo, in strict C11 */
 #include <errno.h>
 #include <netdb.h>
 #include <poll.h>
@@ -20,7 +21,10 @@ enum {
 
 static int fail(const char *what, int error)
 {
-    printf(error ? "%s %d\n" : "%s\n", what, error);
+    if (error)
+        printf("%s %d\n", what, error);
+    else
+        printf("%s\n", what);
     return 1;
 }
 

@@ -216,7 +216,7 @@ class World:
             if guest.startswith(mapped16(bytes(4))[:12]):
                 guest, remote = guest[12:], remote[12:]
             ends = Ends(guest, flow.guest_port, remote, flow.remote_port)
-            self.send(ends.tcp_head(4, flow.rcv_nxt, 0, 0))
+            self.send(ends.tcp_head(4 | 16, flow.rcv_nxt, flow.snd_nxt, 0))  # one that is in SYN checks the ACK
         self.settle()
         if self.flows():  # of datagrams: silence ends them
             self.advance(DATAGRAM_FLOW_SECONDS)

@@ -222,6 +222,13 @@ static int run_listen(struct worker *worker, struct request *request)
     return 0;
 }
 
+static int run_listen_clear(struct worker *worker, struct request *request)
+{
+    (void)request;
+    engine_listen_clear(&worker->engine);
+    return 0;
+}
+
 static int run_events(struct worker *worker, struct request *request)
 {
     worker->sink.level = (unsigned)request->command->value.value;
@@ -257,6 +264,7 @@ static const struct {
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_LISTEN] = {run_listen, sizeof(struct lg_cmd_listen), 1, LG_LISTEN_MAX},
+    [LG_CMD_LISTEN_CLEAR] = {run_listen_clear, sizeof(struct lg_cmd_header), 0, 0},
     [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0}, /* has a reply of its own: reply_flows() */
 };
 

@@ -74,6 +74,7 @@ struct lg_net_view {
 #define LG_CMD_STREAM_ATTACH 16 /* lg_cmd_header and one descriptor: a connected stream socket becomes the link */
 
 #define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
+#define LG_CMD_LISTEN_CLEAR 18 /* lg_cmd_header: closes all of them; connections go on, flows of their datagrams end */
 
 #define LG_MEM_SLOTS 64
 

@@ -227,6 +227,18 @@ int engine_listen(struct engine *engine, const struct listener *listener)
     return listener_add(&engine->listeners, engine->epoll_fd, listener);
 }
 
+void engine_listen_clear(struct engine *engine)
+{
+    uint32_t cursor = 0;
+
+    /* Whatever the guest answers there would go out of a socket that is gone. */
+    for (struct flow *flow; (flow = flow_next(&engine->flows, &cursor));) {
+        if (flow->key.protocol == IPPROTO_UDP && flow->datagram.peer.addr_length)
+            flow_close(engine, flow, CLOSE_shutdown);
+    }
+    listener_table_clear(&engine->listeners, engine->epoll_fd);
+}
+
 void engine_listener_event(struct engine *engine, uint64_t data, uint32_t events)
 {
     const struct listener *listener = listener_of(&engine->listeners, data);

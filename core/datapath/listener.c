@@ -25,6 +25,16 @@ int listener_table_init(struct listener_table *table, uint64_t source)
     return table->listener ? 0 : -ENOMEM;
 }
 
+void listener_table_clear(struct listener_table *table, int epoll_fd)
+{
+    for (uint32_t i = 0; i < table->count; i++) {
+        /* Others hold the same socket: closing ours alone would leave it in epoll (epoll(7), questions 1 and 6). */
+        sys_epoll_ctl(epoll_fd, EPOLL_CTL_DEL, table->listener[i].fd, 0, 0);
+        sys_close(table->listener[i].fd);
+    }
+    table->count = 0;
+}
+
 void listener_table_free(struct listener_table *table)
 {
     for (uint32_t i = 0; i < table->count; i++)

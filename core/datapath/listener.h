@@ -31,7 +31,8 @@ struct listener_table {
 };
 
 int listener_table_init(struct listener_table *table, uint64_t source); /* 0 or -ENOMEM */
-void listener_table_free(struct listener_table *table);                 /* closes all */
+void listener_table_clear(struct listener_table *table, int epoll_fd);  /* closes all */
+void listener_table_free(struct listener_table *table);                 /* and the table itself */
 
 /* Watches a socket from now on; it is the table's then. 0 or a negative errno. */
 int listener_add(struct listener_table *table, int epoll_fd, const struct listener *listener);

@@ -65,7 +65,7 @@ class Scene:
         self.listener.listen()
         pages = core_worker.SharedPages(capture=False)
         lines = log.Log("passt", options.pop("level", log.WARNING), json=False)
-        settings = {"log": lines, "view": VIEW, "one_off": False, "trace": False, "capture_fd": -1, **options}
+        settings = {"log": lines, "view": VIEW, "one_off": False, "trace": False, "capture_fd": -1, "vhost_user": True, **options}
         start = control.Start(link_fd=os.dup(self.listener.fileno()), **settings)
         self.control = control.Control(start, keeper.Ends(own, channels.cmd, channels.up, pages))
 

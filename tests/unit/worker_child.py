@@ -36,6 +36,9 @@ SHAPES: dict[int, tuple[str, range]] = {
     lib.LG_CMD_EVENTS: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_PCAP: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_FLOWS: ("struct lg_cmd_value", range(1)),
+    lib.LG_CMD_STREAM_ATTACH: ("struct lg_cmd_header", range(1, 2)),
+    lib.LG_CMD_LISTEN: ("struct lg_cmd_listen", range(1, lib.LG_LISTEN_MAX + 1)),
+    lib.LG_CMD_LISTEN_CLEAR: ("struct lg_cmd_header", range(1)),
 }
 
 
@@ -102,7 +105,7 @@ class Worker:
         """A whole record of this type; its reply."""
         self.seq += 1
         record = ffi.new(SHAPES[kind][0] + " *")
-        header = record if kind == lib.LG_CMD_LINK_RESET else record.header
+        header = record if SHAPES[kind][0] == "struct lg_cmd_header" else record.header
         header.type, header.seq = kind, self.seq
         for name, value in fields.items():
             setattr(record, name, value)

@@ -90,7 +90,7 @@ def listen(protocol: int, target: bytes, ports: Sequence[int], port: int = 0) ->
     """LG_CMD_LISTEN for as many sockets as there are ports of the guest, LG_LISTEN_MAX at most; they go along in order.
     `target` is 16 bytes; all zeros: the guest as it is seen."""
     command = _command(
-        "lg_cmd_listen", lib.LG_CMD_LISTEN, port, count=len(ports), protocol=protocol, port=list(ports)
+        "lg_cmd_listen", lib.LG_CMD_LISTEN, port, count=len(ports), protocol=protocol, guest_port=list(ports)
     )
     command.fill("target", target)
     return command

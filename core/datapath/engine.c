@@ -124,21 +124,31 @@ static void see_bytes(struct engine *engine, uint8_t *known, const uint8_t *now,
     engine->seen_changed = true;
 }
 
-static void see_addresses(struct engine *engine, const struct packet *packet)
+/* Where an address of the guest's is remembered; NULL: it is nobody's. */
+static uint8_t *place_of(struct engine *engine, const address *a)
 {
-    const address *source = &packet->source;
-    uint8_t *known;
+    if (address_is_unset(a) || address_is_multicast(a) || address_is_loopback(a))
+        return NULL;
+    if (address_is_ipv4(a))
+        return a->byte[12] ? engine->seen.addr4 : NULL; /* 0.0.0.0, before the guest has an address */
+    return address_is_link_local(a) ? engine->seen.link_local : engine->seen.addr6;
+}
 
-    if (address_is_unset(source) || address_is_multicast(source) || address_is_loopback(source))
-        return;
-    if (address_is_ipv4(source)) {
-        if (!source->byte[12])
-            return; /* 0.0.0.0, before the guest has an address */
-        known = engine->seen.addr4;
-    } else {
-        known = address_is_link_local(source) ? engine->seen.link_local : engine->seen.addr6;
-    }
-    see_bytes(engine, known, source->byte, sizeof(source->byte));
+static void see_address(struct engine *engine, const address *source)
+{
+    uint8_t *known = place_of(engine, source);
+
+    if (known)
+        see_bytes(engine, known, source->byte, sizeof(source->byte));
+}
+
+void engine_see_tentative(struct engine *engine, const address *target)
+{
+    static const address none;
+    uint8_t *known = place_of(engine, target);
+
+    if (known && !memcmp(known, none.byte, sizeof(none.byte)))
+        see_bytes(engine, known, target->byte, sizeof(target->byte));
 }
 
 /* ---- one frame ---- */
@@ -156,7 +166,7 @@ static void take_ip(struct engine *engine, const struct guest_frame *frame)
         count(engine, C_drop_protocol);
         return;
     }
-    see_addresses(engine, &packet);
+    see_address(engine, &packet.source);
     if (packet.protocol == IPPROTO_TCP)
         tcp_from_guest(engine, frame, &packet);
     else if (packet.protocol == IPPROTO_UDP)

@@ -173,6 +173,10 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame);
 void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 
+/* The guest asks whether anybody has this address, which it is about to take: a guest that only ever answers says nothing
+ * else of it. What it sends from counts more. */
+void engine_see_tentative(struct engine *engine, const address *target);
+
 /* The addresses of a packet from `source`, which the guest knows the peer by, to `destination`. */
 void engine_path(const struct engine *engine, const address *source, const address *destination,
                  struct packet_path *ret_path);

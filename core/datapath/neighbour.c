@@ -71,6 +71,8 @@ static void solicited(struct engine *engine, const struct guest_frame *frame, co
         ns[1])
         return;
     memcpy(target.byte, ns + 8, sizeof(target.byte));
+    if (address_is_unset(&packet->source))
+        engine_see_tentative(engine, &target);
     if (address_is_unset(&packet->source) || address_is_multicast(&target) || /* detection of duplicates */
         address_equal(&target, &packet->source) || !memcmp(target.byte, engine->view.guest6, sizeof(target)))
         return;

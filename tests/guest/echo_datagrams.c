@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * echo_datagrams ADDRESS PORT SIZE...: sends a UDP datagram of each size from one socket and waits for the same bytes.
+ * echo_datagrams -l PORT: sends each datagram back to whoever sent it, over either family, until it is killed.
  *
  * Runs in the guest. Prints "echoed N" and ends with 0, or says what went wrong first and ends with 1: "send E", "receive E"
  * (numbers of errno), "other bytes", "silence".
  */
 #define _GNU_SOURCE /* addrinfo, in strict C11 */
 #include <errno.h>
+#include <arpa/inet.h>
 #include <netdb.h>
 #include <poll.h>
 #include <stdio.h>
@@ -45,13 +47,32 @@ static int echo(int fd, size_t size)
     return (size_t)n == size && !memcmp(sent, received, size) ? 0 : fail("other bytes", 0);
 }
 
+static int serve(const char *port)
+{
+    static unsigned char bytes[BYTES_MAX];
+    struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons((unsigned short)atoi(port))};
+    int fd = socket(AF_INET6, SOCK_DGRAM, 0);
+
+    if (fd < 0 || bind(fd, (const struct sockaddr *)&any, sizeof(any)))
+        return fail("bind", errno);
+    for (;;) {
+        struct sockaddr_in6 from;
+        socklen_t length = sizeof(from);
+        ssize_t n = recvfrom(fd, bytes, sizeof(bytes), 0, (struct sockaddr *)&from, &length);
+        if (n < 0 || sendto(fd, bytes, (size_t)n, 0, (const struct sockaddr *)&from, length) < 0)
+            return fail("serve", errno);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
     struct addrinfo *to;
 
+    if (argc == 3 && !strcmp(argv[1], "-l"))
+        return serve(argv[2]);
     if (argc < 4 || getaddrinfo(argv[1], argv[2], &hints, &to))
-        return fail("usage: echo_datagrams ADDRESS PORT SIZE...", 0);
+        return fail("usage: echo_datagrams ADDRESS PORT SIZE... or -l PORT", 0);
     int fd = socket(to->ai_family, SOCK_DGRAM, 0);
     if (fd < 0 || connect(fd, to->ai_addr, to->ai_addrlen))
         return fail("connect", errno);

@@ -126,11 +126,12 @@ class Network:
         more_programs: Mapping[str, str] | None = None,
         more_modules: tuple[str, ...] = (),
         families: str = "inet inet6",
+        more_options: str = "",
     ) -> None:
         self.variant = variant
         self.server = server
         self._families = families
-        self.helper = variant.helper(variant.name, f"-1 {OPTIONS}")
+        self.helper = variant.helper(variant.name, f"-1 {OPTIONS} {more_options}")
         try:
             self.guest = Guest.boot(
                 variant.name,

@@ -237,6 +237,17 @@ def test_what_is_seen_of_the_guest_is_remembered(world: World) -> None:
     assert (bytes(seen.addr6), bytes(seen.link_local)) == (GUEST[6], GUEST_LINK_LOCAL)
 
 
+def test_an_address_that_the_guest_is_about_to_take_is_remembered_until_it_speaks(world: World) -> None:
+    """Detection of duplicates (RFC 4862, 5.4): a guest that only answers says nothing else of its address."""
+    tentative = segments.address("2001:db8::abcd")
+    asked(world, solicitation(tentative, source=bytes(16)))
+    assert bytes(world.seen.addr6) == tentative
+    asked(world, echo(6, PEER[6]))
+    assert bytes(world.seen.addr6) == GUEST[6]
+    asked(world, solicitation(tentative, source=bytes(16)))
+    assert bytes(world.seen.addr6) == GUEST[6]
+
+
 def test_fragments_are_counted_and_dropped(world: World) -> None:
     """Nobody here puts them together."""
     packet = bytearray(echo(4, GATEWAY[4]))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """stream: the life of a stream link's connections. Their bytes are the worker's; here it is only said whose turn it is.
 
-Called by control.py: serve() for as long as there may be clients, link_ended() when the worker says that a connection is
-over, resume() when the worker was replaced.
-Adversary: the client, which is the guest's monitor. It may vanish at any moment; the next one starts with an empty stream.
+Called by control.py: serve() for as long as there may be clients, link_ended() when the worker says that a connection
+is over, resume() when the worker was replaced.
+Adversary: the client, which is the guest's monitor. It may vanish at any moment; the next one starts with an empty
+stream.
 
 Invariants: the worker has one connection at most, and the next client is accepted only after it has let go of the last.
 A connection dies with its worker: where in a frame the stream stood is not known to anybody else.

@@ -17,7 +17,6 @@
 
 #include "engine.h"
 
-
 /* udp.c, ping.c */
 void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void ping_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);

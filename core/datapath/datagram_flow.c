@@ -31,7 +31,8 @@ static void set_hops(struct flow *flow, bool ipv6, uint8_t hops)
     if (!hops || flow->datagram.hops == hops || flow->fd < 0) /* a socket that others share has its own */
         return;
     flow->datagram.hops = hops;
-    sys_setsockopt(flow->fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_UNICAST_HOPS : IP_TTL, &value, sizeof(value));
+    sys_setsockopt(flow->fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_UNICAST_HOPS : IP_TTL, &value,
+                   sizeof(value));
     if (address_is_multicast(&flow->key.remote))
         sys_setsockopt(flow->fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_MULTICAST_HOPS : IP_MULTICAST_TTL,
                        &value, sizeof(value));
@@ -235,7 +236,7 @@ static bool receive(struct engine *engine, struct flow *flow)
     int n = sys_recvmmsg(flow->fd, message, DATAGRAM_RECEIVE_MAX, MSG_DONTWAIT);
     if (n < DATAGRAM_RECEIVE_MAX)
         flow->datagram.readable = false; /* what comes now is a new edge */
-    if (n < 0 && n != -EAGAIN) { /* an error of the path, which the error queue explains */
+    if (n < 0 && n != -EAGAIN) {         /* an error of the path, which the error queue explains */
         flow->datagram.errors = true;
         flow->datagram.readable = n != -EBADF && n != -ENOTCONN;
         return false;
@@ -258,8 +259,8 @@ static bool receive(struct engine *engine, struct flow *flow)
 /* One datagram of the inbox; 0 or -EAGAIN. */
 static int deliver(struct engine *engine, struct flow *flow, uint8_t *bytes, uint32_t length)
 {
-    int err = is_ping(&flow->key) ? ping_to_guest(engine, flow, bytes, length)
-                                  : udp_to_guest(engine, flow, bytes, length);
+    int err =
+        is_ping(&flow->key) ? ping_to_guest(engine, flow, bytes, length) : udp_to_guest(engine, flow, bytes, length);
 
     if (err == -EAGAIN || err == -ENOBUFS)
         return -EAGAIN;

@@ -33,7 +33,7 @@ enum datagram_limits {
     DATAGRAM_QUEUE_BYTES = 4 << 20, /* of the socket, as far as net.core.rmem_max allows: there is no tuning to end */
 
     DATAGRAM_ERRORS_PER_TURN = 8, /* taken from a socket's error queue */
-    DATAGRAM_QUOTED_MAX = 548,    /* of the packet in an ICMP error, with its headers: RFC 1812, 4.3.2.3, less our own */
+    DATAGRAM_QUOTED_MAX = 548, /* of the packet in an ICMP error, with its headers: RFC 1812, 4.3.2.3, less our own */
 };
 
 /* Of a flow that a peer began, at a port of the host that leads to the guest: that port's socket is not the flow's, but

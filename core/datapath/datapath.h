@@ -141,7 +141,7 @@ struct lg_cmd_listen {
     uint32_t count;
     uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP */
     uint8_t padding[3];
-    uint8_t target[16];           /* of the guest; unset: as it is seen */
+    uint8_t target[16];                 /* of the guest; unset: as it is seen */
     uint16_t guest_port[LG_LISTEN_MAX]; /* for each socket */
 };
 

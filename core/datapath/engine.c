@@ -51,7 +51,8 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->discard = options->peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
     engine->inbox.bytes = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
     engine->arrivals = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
-    if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) || (!options->peek_off && !engine->discard) || !engine->inbox.bytes || !engine->arrivals)
+    if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) ||
+        (!options->peek_off && !engine->discard) || !engine->inbox.bytes || !engine->arrivals)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);

@@ -16,7 +16,7 @@
 enum engine_limits {
     EVENTS_PER_WAIT = 64,
     ENGINE_LISTENER_FIRST = 1 << 16, /* what epoll carries for the first listener; below it are the loop's own */
-    BATCHES_PER_STEP = 8, /* then the sockets have their turn */
+    BATCHES_PER_STEP = 8,            /* then the sockets have their turn */
     UNREACHABLE_SLOTS = 64,
     ICMP_PER_SECOND = 100, /* errors that we send to the guest (RFC 4443, 2.4 (f)) */
 };
@@ -163,7 +163,7 @@ void flow_timer_fired(struct engine *engine, struct flow *flow);
 void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason);
 /* A new flow, in the place of one that was idle long enough if need be; NULL: the table is full, which is counted. */
 struct flow *flow_make(struct engine *engine, const struct flow_key *key);
-void flow_aged(struct engine *engine, struct flow *flow); /* a byte of it may have moved */
+void flow_aged(struct engine *engine, struct flow *flow);                             /* a byte of it may have moved */
 void flow_emit_refused(struct engine *engine, const struct flow_key *key, int error); /* no flow could be made */
 void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,
                uint64_t value);

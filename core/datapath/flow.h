@@ -23,7 +23,7 @@
 #include "timer.h"
 
 enum flow_limits {
-    FLOWS_MAX = 65536, /* more than one guest's ports towards one peer; the worker's descriptors end before */
+    FLOWS_MAX = 65536,          /* more than one guest's ports towards one peer; the worker's descriptors end before */
     FLOW_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full */
 };
 

@@ -105,7 +105,8 @@ static struct lg_event event_of(const struct flow_key *key, uint32_t kind, int e
     return event;
 }
 
-void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error, uint64_t value)
+void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,
+               uint64_t value)
 {
     if (!engine_shows_events(engine))
         return;

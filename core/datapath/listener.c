@@ -136,5 +136,6 @@ bool listener_key(const struct engine *engine, const struct listener *listener, 
                                  .guest_port = listener->port,
                                  .remote_port = port,
                                  .protocol = listener->protocol};
-    return !address_is_unset(&source) && !address_is_unset(&guest) && address_is_ipv4(&source) == address_is_ipv4(&guest);
+    return !address_is_unset(&source) && !address_is_unset(&guest) &&
+           address_is_ipv4(&source) == address_is_ipv4(&guest);
 }

@@ -30,7 +30,8 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
 void tcp_connected(struct engine *engine, struct flow *flow); /* connect() has ended, one way or the other */
 
 void tcp_start(struct engine *engine, struct flow *flow); /* a new flow: what does not depend on the guest */
-void tcp_take_offer(struct engine *engine, struct flow *flow, const struct tcp_segment *segment); /* its SYN's options */
+void tcp_take_offer(struct engine *engine, struct flow *flow,
+                    const struct tcp_segment *segment); /* its SYN's options */
 void tcp_socket_options(const struct engine *engine, int fd);
 
 /* tcp_accept.c */

@@ -30,7 +30,8 @@ static void take_connection(struct engine *engine, const struct listener *listen
     struct flow_key key;
     struct flow *flow = NULL;
 
-    if (engine->view.flags & LG_VIEW_TCP && listener_key(engine, listener, peer, &key) && !flow_find(&engine->flows, &key))
+    if (engine->view.flags & LG_VIEW_TCP && listener_key(engine, listener, peer, &key) &&
+        !flow_find(&engine->flows, &key))
         flow = flow_make(engine, &key);
     if (!flow) {
         turn_away(engine, fd);
@@ -61,7 +62,8 @@ void tcp_accept(struct engine *engine, const struct listener *listener)
             continue;
         if (fd < 0) {
             if (fd != -EAGAIN)
-                count(engine, C_tcp_accept_failed); /* no descriptor is left: the backlog keeps them for the next edge */
+                count(engine,
+                      C_tcp_accept_failed); /* no descriptor is left: the backlog keeps them for the next edge */
             return;
         }
         take_connection(engine, listener, fd, &peer);

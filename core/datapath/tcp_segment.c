@@ -174,7 +174,8 @@ int tcp_send_control(struct engine *engine, struct flow *flow, uint32_t seq, uin
     struct outgoing out = {.seq = seq, .ack = flow->tcp.rcv_nxt, .flags = flags | TCP_ACK};
     int err;
 
-    if (flow->tcp.inbound && flow->tcp.to_host == HALF_SYN) { /* nothing came from the guest that could be acknowledged */
+    if (flow->tcp.inbound &&
+        flow->tcp.to_host == HALF_SYN) { /* nothing came from the guest that could be acknowledged */
         out.flags = flags;
         out.ack = 0;
     }

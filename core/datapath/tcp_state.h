@@ -117,7 +117,6 @@ enum tcp_limits {
     /* Before 6.9 Linux has no SO_PEEK_OFF for TCP: what is in flight is read again into a buffer that nobody looks at.
      * That work grows with the square of what is in flight, hence the bound. */
     TCP_REREAD_MAX = 1 << 20,
-
 };
 
 struct tcp {

@@ -61,8 +61,7 @@ void up_send_owed(struct worker *worker)
     if (!engine->seen_changed && !worker->link_ended && !worker->up_blocked)
         return;
     engine->seen_changed = owed(worker, engine->seen_changed, LG_UP_SEEN, &engine->seen, sizeof(engine->seen));
-    worker->link_ended =
-        owed(worker, worker->link_ended, LG_UP_LINK_END, &worker->link_end, sizeof(worker->link_end));
+    worker->link_ended = owed(worker, worker->link_ended, LG_UP_LINK_END, &worker->link_end, sizeof(worker->link_end));
     bool blocked = engine->seen_changed || worker->link_ended;
     if (blocked == worker->up_blocked)
         return;

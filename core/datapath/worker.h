@@ -33,7 +33,7 @@ struct worker {
     bool guest_ready; /* the link may have frames */
     bool link_ended;  /* the stream's connection is over, and control has not heard of it */
     struct lg_link_end link_end;
-    bool up_blocked;  /* control's queue is full: EPOLLOUT is asked for */
+    bool up_blocked; /* control's queue is full: EPOLLOUT is asked for */
     bool end;
     unsigned faults_told; /* rings whose fault control has heard of */
     uint8_t up_buffer[LG_UP_BYTES_MAX];

@@ -7,8 +7,8 @@
  * (numbers of errno), "other bytes", "silence".
  */
 #define _GNU_SOURCE /* addrinfo, in strict C11 */
-#include <errno.h>
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netdb.h>
 #include <poll.h>
 #include <stdio.h>

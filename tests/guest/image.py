@@ -25,7 +25,7 @@ ROOT = HERE.parent.parent
 OUTPUT = ROOT / "build" / "guest"
 PROGRAMS = {"curl": "curl", "ethtool": "ethtool", "iperf3": "iperf3"}  # by name, with Debian's package
 DIGEST_LENGTH = 16
-C_PROGRAMS = ("client", "await_address", "hold_connections", "echo_datagrams")  # ours, from the .c files beside this one
+C_PROGRAMS = ("client", "await_address", "hold_connections", "echo_datagrams")  # from the .c files beside this one
 SCRIPTS = {"init": "init.sh", "bin/network-up": "network-up.sh", "bin/lease": "lease.sh"}
 
 # In load order; those that a kernel has built in are not found and left out.

@@ -82,8 +82,8 @@ struct fake_socket {
     int protocol;
     uint16_t own_port; /* that it was bound to */
     bool receive_errors, reuse_address, broadcast, receive_segments;
-    bool no_segments; /* refuses UDP_SEGMENT */
-    unsigned out_count; /* datagrams that the core sent */
+    bool no_segments;                 /* refuses UDP_SEGMENT */
+    unsigned out_count;               /* datagrams that the core sent */
     struct fake_datagrams *datagrams; /* what is queued; NULL: TCP */
 };
 
@@ -106,7 +106,8 @@ int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, 
 const uint8_t *fake_datagram_sent_to(void);
 uint16_t fake_datagram_sent_port(void);
 const uint8_t *fake_datagram_sent_from(void);
-int fake_datagram_arrive(int fd, const void *bytes, uint32_t length, uint16_t segment); /* segment: of UDP_GRO; 0 none */
+int fake_datagram_arrive(int fd, const void *bytes, uint32_t length,
+                         uint16_t segment); /* segment: of UDP_GRO; 0 none */
 int fake_datagram_error(int fd, const struct fake_path_error *error, const void *bytes, uint32_t length);
 int64_t fake_datagram_sent(int fd, void *bytes, uint32_t max); /* the oldest that was not looked at; -EAGAIN none */
 void fake_datagram_no_segments(int fd);

@@ -243,7 +243,8 @@ class Port:
         """Whom to, from which of the host's addresses, and what."""
         buffer, found = ffi.new("uint8_t[]", 1 << 16), []
         while (length := lib.fake_datagram_sent(self.fd, buffer, 1 << 16)) >= 0:
-            to, here = (bytes(ffi.buffer(raw, 16)) for raw in (lib.fake_datagram_sent_to(), lib.fake_datagram_sent_from()))
+            to = bytes(ffi.buffer(lib.fake_datagram_sent_to(), 16))
+            here = bytes(ffi.buffer(lib.fake_datagram_sent_from(), 16))
             found.append((to, int(lib.fake_datagram_sent_port()), here, bytes(ffi.buffer(buffer, length))))
         return found
 

@@ -79,7 +79,9 @@ class Datagrams:
         self.world.inbox.clear()
         return found
 
-    def path_error(self, error: int, origin: int, kind: int, code: int, info: int, offender: bytes, data: bytes) -> None:
+    def path_error(  # the fields of struct sock_extended_err, whom it came from, and the datagram that it is about
+        self, error: int, origin: int, kind: int, code: int, info: int, offender: bytes, data: bytes
+    ) -> None:
         told = ffi.new("struct fake_path_error *", (error, origin, kind, code, info, mapped(offender)))
         assert lib.fake_datagram_error(self.fd, told, data, len(data)) == 0
         self.world.settle()
@@ -89,8 +91,8 @@ class Datagrams:
         (packet,) = self.world.inbox
         self.world.inbox.clear()
         assert packet.protocol == (ICMP if self.family == 4 else ICMPV6) and packet.destination == self.guest
-        pseudo = b"" if self.family == 4 else pseudo_header(packet.source, packet.destination, ICMPV6, len(packet.payload))
-        assert checksum(pseudo + packet.payload) == 0
+        pseudo = pseudo_header(packet.source, packet.destination, ICMPV6, len(packet.payload))
+        assert checksum((pseudo if self.family == 6 else b"") + packet.payload) == 0
         return packet.source, packet.payload
 
 

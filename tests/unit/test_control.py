@@ -65,7 +65,8 @@ class Scene:
         self.listener.listen()
         pages = core_worker.SharedPages(capture=False)
         lines = log.Log("passt", options.pop("level", log.WARNING), json=False)
-        settings = {"log": lines, "view": VIEW, "one_off": False, "trace": False, "capture_fd": -1, "vhost_user": True, **options}
+        settings = {"log": lines, "view": VIEW, "one_off": False, "trace": False, "capture_fd": -1, **options}
+        settings.setdefault("vhost_user", True)
         start = control.Start(link_fd=os.dup(self.listener.fileno()), **settings)
         self.control = control.Control(start, keeper.Ends(own, channels.cmd, channels.up, pages))
 

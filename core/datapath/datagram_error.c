@@ -6,8 +6,10 @@
  * Adversary: anybody on the path, who may send errors as fast as he likes: so many are read in one turn, and no more are
  * told in a second than RFC 4443, 2.4 (f), suggests.
  */
-#include <linux/errqueue.h>
+
 #include <time.h> /* errqueue.h needs it */
+
+#include <linux/errqueue.h>
 
 #include <errno.h>
 #include <netinet/in.h>

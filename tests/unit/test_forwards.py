@@ -430,7 +430,7 @@ def test_descriptors_are_counted_before_anything_is_bound(port: int) -> None:
     with pytest.raises(forwards.ForwardError) as caught:
         forwards.bind(wanted, 19744, silent)
     assert str(caught.value) == (
-        "--tcp-ports and --udp-ports: 37303 ports need a socket each, and the limit on open files leaves 19744 for "
+        "--tcp-ports and --udp-ports: 37304 ports need a socket each, and the limit on open files leaves 19744 for "
         "them; forward fewer ports, or raise the hard limit (ulimit -Hn, or LimitNOFILE= of a systemd unit)"
     )
     with pytest.raises(forwards.ForwardError, match="leaves 0 for them"):

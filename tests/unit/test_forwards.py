@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import lockgate.plugin
-from lockgate.plugin import forwards
+from lockgate.plugin import forwards, port_holder
 from lockgate.plugin.contracts import forward_spec
 from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule, Scope
 
@@ -281,7 +281,7 @@ def test_each_rule_that_fails_has_one_line_and_nothing_is_kept(holder: socket.so
 def test_a_holder_that_cannot_be_seen_is_another_process(
     holder: socket.socket, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forwards.port_holder, "find", lambda *_: "")
+    monkeypatch.setattr(port_holder, "find", lambda *_: "")
     _, sentence = refused(rules(f"127.0.0.1/{port}"))
     assert f"TCP port {port} is held by another process; stop that" in sentence
 

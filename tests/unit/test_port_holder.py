@@ -80,7 +80,7 @@ def test_a_socket_of_our_own_is_found(protocol: int, family: int, kind: int, whe
 # ---- tables made up ----
 
 
-def test_the_listener_is_named_not_its_connections(self, proc: Path) -> None:
+def test_the_listener_is_named_not_its_connections(proc: Path) -> None:
     """Characters of a name that no terminal should see are replaced."""
     (proc / "net" / "tcp").write_text(
         HEAD + row(LOOPBACK4, 80, "01", inode=1) + row(ANY4, 81, inode=2) + row(ANY4, 80, inode=77)
@@ -88,7 +88,7 @@ def test_the_listener_is_named_not_its_connections(self, proc: Path) -> None:
     assert port_holder.find(TCP, 80, anything, str(proc)) == "server? (process 12)"
 
 
-def test_only_addresses_that_matter_count(self, proc: Path) -> None:
+def test_only_addresses_that_matter_count(proc: Path) -> None:
     """IPv4 as mapped into IPv6, from either table."""
     mapped = printed(ip("127.0.0.1"))
     (proc / "net" / "udp").write_text(HEAD + row(ANY4, 53, "07", inode=3))
@@ -97,19 +97,23 @@ def test_only_addresses_that_matter_count(self, proc: Path) -> None:
     assert found == "server? (process 12)"
 
 
-def test_a_process_that_is_hidden_is_told_by_its_user(self, proc: Path) -> None:
+def test_a_process_that_is_hidden_is_told_by_its_user(proc: Path) -> None:
     (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80, uid=33, inode=5))
     assert port_holder.find(TCP, 80, anything, str(proc)) == "a process of user 33, into which we may not look"
 
 
-def test_a_process_that_has_ended_is_still_told(self, proc: Path) -> None:
+def test_a_process_that_has_ended_is_still_told(proc: Path) -> None:
     (proc / "12" / "comm").unlink()
     (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80))
     assert port_holder.find(TCP, 80, anything, str(proc)) == "a process that has ended (process 12)"
 
 
-@pytest.mark.parametrize("table", ["", HEAD, HEAD + "   0: nonsense\n", HEAD + row(ANY4, 80, "06", inode=0)])
-def test_nobody_is_no_error(self, proc: Path, table: str) -> None:
+@pytest.mark.parametrize(
+    "table",
+    ["", HEAD, HEAD + "   0: nonsense\n", HEAD + row(ANY4, 80, "06", inode=0)],
+    ids=["empty", "none", "nonsense", "lingering"],
+)
+def test_nobody_is_no_error(proc: Path, table: str) -> None:
     """Nor is a connection that has outlived its process."""
     (proc / "net" / "tcp").write_text(table)
     assert port_holder.find(TCP, 80, anything, str(proc)) == ""

@@ -10,22 +10,18 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "datagram.h"
+#include "pages.h"
 #include "sys.h"
 #include "tcp.h"
+
+static const size_t INBOX_BYTES = (size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES;
 
 void engine_set_time(struct engine *engine, uint64_t now_ns)
 {
     engine->now_ns = now_ns;
     engine->now_ms = now_ns / 1000000;
-}
-
-static void *reserve_memory(size_t bytes)
-{
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return at == MAP_FAILED ? NULL : at;
 }
 
 int engine_init(struct engine *engine, uint64_t *counters, const struct engine_options *options,
@@ -48,9 +44,9 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->view.mtu = 1500;
     memset(engine->seen.mac, 0xff, sizeof(engine->seen.mac)); /* until the guest has spoken */
 
-    engine->discard = options->peek_off ? NULL : reserve_memory(TCP_REREAD_MAX);
-    engine->inbox.bytes = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
-    engine->arrivals = reserve_memory((size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
+    engine->discard = options->peek_off ? NULL : pages_reserve(TCP_REREAD_MAX);
+    engine->inbox.bytes = pages_reserve(INBOX_BYTES);
+    engine->arrivals = pages_reserve(INBOX_BYTES);
     if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) ||
         (!options->peek_off && !engine->discard) || !engine->inbox.bytes || !engine->arrivals)
         return -ENOMEM;
@@ -69,12 +65,9 @@ void engine_free(struct engine *engine)
     flow_table_free(&engine->flows);
     listener_table_free(&engine->listeners);
     hold_pool_free(&engine->holds);
-    if (engine->inbox.bytes)
-        munmap(engine->inbox.bytes, (size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
-    if (engine->arrivals)
-        munmap(engine->arrivals, (size_t)DATAGRAM_RECEIVE_MAX * DATAGRAM_RECEIVE_BYTES);
-    if (engine->discard)
-        munmap(engine->discard, TCP_REREAD_MAX);
+    pages_free(engine->inbox.bytes, INBOX_BYTES);
+    pages_free(engine->arrivals, INBOX_BYTES);
+    pages_free(engine->discard, TCP_REREAD_MAX);
 }
 
 void engine_path(const struct engine *engine, const address *source, const address *destination,

@@ -6,13 +6,8 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
-static void *reserve(size_t bytes)
-{
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return at == MAP_FAILED ? NULL : at;
-}
+#include "pages.h"
 
 static size_t bucket_count(uint32_t limit)
 {
@@ -28,8 +23,8 @@ int flow_table_init(struct flow_table *table, uint32_t limit, struct siphash_key
 
     *table = (struct flow_table){.limit = limit, .bucket_mask = (uint32_t)buckets - 1, .key = key};
     list_init(&table->by_age);
-    table->slot = reserve(limit * sizeof(struct flow));
-    table->bucket = reserve(buckets * sizeof(uint32_t));
+    table->slot = pages_reserve(limit * sizeof(struct flow));
+    table->bucket = pages_reserve(buckets * sizeof(uint32_t));
     if (table->slot && table->bucket)
         return 0;
     flow_table_free(table);
@@ -38,10 +33,8 @@ int flow_table_init(struct flow_table *table, uint32_t limit, struct siphash_key
 
 void flow_table_free(struct flow_table *table)
 {
-    if (table->slot)
-        munmap(table->slot, table->limit * sizeof(struct flow));
-    if (table->bucket)
-        munmap(table->bucket, ((size_t)table->bucket_mask + 1) * sizeof(uint32_t));
+    pages_free(table->slot, table->limit * sizeof(struct flow));
+    pages_free(table->bucket, ((size_t)table->bucket_mask + 1) * sizeof(uint32_t));
     table->slot = NULL;
     table->bucket = NULL;
 }

@@ -10,11 +10,11 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "counters.h"
 #include "packet.h"
+#include "pages.h"
 #include "sys.h"
 
 enum {
@@ -286,12 +286,6 @@ void link_stream_writable(struct link_stream *stream)
 
 /* ---- life ---- */
 
-static uint8_t *reserve_memory(size_t bytes)
-{
-    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return at == MAP_FAILED ? NULL : at;
-}
-
 int link_stream_init(struct link_stream *stream, uint64_t *counters, struct pcap_ring *pcap, int epoll_fd,
                      uint64_t source)
 {
@@ -303,8 +297,8 @@ int link_stream_init(struct link_stream *stream, uint64_t *counters, struct pcap
         .source = source,
         .fd = -1,
     };
-    stream->in = reserve_memory(STREAM_IN_BYTES); /* costs nothing until it is used */
-    stream->out = reserve_memory(STREAM_OUT_BYTES);
+    stream->in = pages_reserve(STREAM_IN_BYTES); /* costs nothing until it is used */
+    stream->out = pages_reserve(STREAM_OUT_BYTES);
     return stream->in && stream->out ? 0 : -ENOMEM;
 }
 

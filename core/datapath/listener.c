@@ -10,18 +10,16 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "engine.h"
 #include "host_address.h"
+#include "pages.h"
 #include "sys.h"
 
 int listener_table_init(struct listener_table *table, uint64_t source)
 {
-    void *at = mmap(NULL, LISTENERS_MAX * sizeof(struct listener), PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-    *table = (struct listener_table){.listener = at == MAP_FAILED ? NULL : at, .source = source};
+    *table =
+        (struct listener_table){.listener = pages_reserve(LISTENERS_MAX * sizeof(struct listener)), .source = source};
     return table->listener ? 0 : -ENOMEM;
 }
 
@@ -40,8 +38,7 @@ void listener_table_free(struct listener_table *table)
     for (uint32_t i = 0; i < table->count; i++)
         sys_close(table->listener[i].fd);
     table->count = 0;
-    if (table->listener)
-        munmap(table->listener, LISTENERS_MAX * sizeof(struct listener));
+    pages_free(table->listener, LISTENERS_MAX * sizeof(struct listener));
     table->listener = NULL;
 }
 

@@ -37,8 +37,8 @@ UDP = _socket.IPPROTO_UDP
 PROTOCOL_NAMES = {TCP: "TCP", UDP: "UDP"}
 
 PORT_MAX = 65535
-RULES_MAX = 255  # of both protocols together; their number is one byte in passt's own tools
-SOCKETS_MAX = 5 * 65536  # as many as passt's table of rules can have
+RULES_MAX = 255  # of both protocols together; this and the next are the limits of passt's table of rules
+SOCKETS_MAX = 5 * 65536
 _INTERFACE_MAX = 15  # bytes: IFNAMSIZ of <linux/if.h> counts the closing NUL
 
 _PORTS_EXPECTED = f"expected a port from 1 to {PORT_MAX}, or a range like 8000-8010"

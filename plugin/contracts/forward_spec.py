@@ -37,8 +37,8 @@ UDP = _socket.IPPROTO_UDP
 PROTOCOL_NAMES = {TCP: "TCP", UDP: "UDP"}
 
 PORT_MAX = 65535
-RULES_MAX = 255  # of both protocols together; their number is one byte in passt's own tools
-SOCKETS_MAX = 5 * 65536  # as many as passt's table of rules can have
+RULES_MAX = 255  # of both protocols together; this and the next are the limits of passt's table of rules
+SOCKETS_MAX = 5 * 65536
 _INTERFACE_MAX = 15  # bytes: IFNAMSIZ of <linux/if.h> counts the closing NUL
 
 _PORTS_EXPECTED = f"expected a port from 1 to {PORT_MAX}, or a range like 8000-8010"
@@ -209,20 +209,22 @@ class _Words:
         self.option = option
         self.text = text
 
-    def mistake(self, sentence: str) -> ForwardSpecError:
-        return ForwardSpecError(f"{self.option} {self.text}: {sentence}")
+    def mistake(self, sentence: str, part: str | None = None) -> ForwardSpecError:
+        """`part` is where it is, unless that is obvious."""
+        where = "" if part in (None, self.text) else f"{part or 'nothing'}: "
+        return ForwardSpecError(f"{self.option} {self.text}: {where}{sentence}")
 
     def address(self, text: str, expected: str) -> bytes:
         inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
         ip = address.parse(inner)
         if ip is None:
-            raise self.mistake(f"{text or 'nothing'}: {expected}")
+            raise self.mistake(expected, text)
         return ip
 
     def target(self, text: str, expected: str = "expected an address of the guest, IPv4 or IPv6") -> bytes:
         ip = self.address(text, expected)
         if address.is_unspecified(ip):
-            raise self.mistake(f"{text}: expected an address that a guest can have; without one, its own is used")
+            raise self.mistake("expected an address that a guest can have; without one, its own is used", text)
         return ip
 
     def ports(self, text: str, expected: str = _PORTS_EXPECTED) -> Range:
@@ -231,15 +233,15 @@ class _Words:
         first = _port(begin)
         last = _port(end) if dash else first
         if first is None or last is None:
-            raise self.mistake(f"{text or 'nothing'}: {expected}")
+            raise self.mistake(expected, text)
         if last < first:
-            raise self.mistake(f"{text}: expected the lower port first; write {last}-{first}")
+            raise self.mistake(f"expected the lower port first; write {last}-{first}", text)
         return first, last
 
     def usable_ports(self, text: str, expected: str = _PORTS_EXPECTED) -> Range:
         first, last = self.ports(text, expected)
         if first == 0:
-            raise self.mistake(f"{text}: port 0 cannot be forwarded; ports begin at 1")
+            raise self.mistake("port 0 cannot be forwarded; ports begin at 1", text)
         return first, last
 
 
@@ -263,7 +265,8 @@ class _Include:
         to_first, to_last = words.usable_ports(ports)
         if to_last - to_first != self.last - self.first:
             same = range_text(to_first, to_first + self.last - self.first)
-            raise words.mistake(f"{source}:{target}: expected two ranges of the same length, as in {source}:{same}")
+            hint = f"expected two ranges of the same length, as in {source}:{same}"
+            raise words.mistake(hint, f"{source}:{target}")
         self.to_first = to_first
 
 
@@ -298,7 +301,7 @@ class _Spec:
         host, percent, self.interface = text.partition("%")
         if percent and not _is_interface(self.interface):
             raise self.words.mistake(
-                f"{text}: expected the name of an interface after %, 1 to {_INTERFACE_MAX} bytes without blanks"
+                f"expected the name of an interface after %, 1 to {_INTERFACE_MAX} bytes without blanks", text
             )
         if host not in ("", "*"):
             self.listen = self.words.address(
@@ -316,8 +319,10 @@ class _Spec:
         elif source == "all":
             all_target = words.target(target) if colon else UNSET
             if self.all_target not in (None, all_target):
-                raise words.mistake(f"{chunk}: expected one target for all; leave out the other")
+                raise words.mistake("expected one target for all; leave out the other", chunk)
             self.all_target = all_target
+        elif address.parse(source) is not None:
+            raise words.mistake(f"expected a slash after an address to listen on, as in {source}/80", source)
         else:
             self.includes.append(_Include(words, source, target if colon else None))
 
@@ -359,7 +364,7 @@ class _Spec:
         )
         if not enabled:
             raise self.words.mistake(
-                f"{address.to_text(self.listen)}: {name} is switched off by {other}; leave out one of the two"
+                f"{name} is switched off by {other}; leave out one of the two", address.to_text(self.listen)
             )
         return self.listen, False
 
@@ -369,8 +374,9 @@ class _Spec:
             return
         name, example = ("IPv4", "0.0.0.0/") if address.is_ipv4(target) else ("IPv6", "[::]/")
         raise self.words.mistake(
-            f"{address.to_text(target)}: expected to listen on {name} only for this target; begin with an address "
-            f"of the host and a slash, {example} for any"
+            f"expected to listen on {name} only for this target; begin with an address of the host and a slash, "
+            f"{example} for any",
+            address.to_text(target),
         )
 
     def _runs(self, first: int, last: int) -> Iterator[Range]:

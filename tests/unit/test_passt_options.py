@@ -206,7 +206,7 @@ def test_the_usage_names_every_option_of_passt_and_none_of_pasta() -> None:
         (["--", "-m"], "-m: extra non-option argument"),
         (["-o", "10.0.0.1", "--hostname", "x"], "--outbound is not built"),
         (["-t", "y", "-o", "10.0.0.1"], "--outbound is not built"),
-        (["-u", "y", "-t", "x"], "--udp-ports y: y: expected a port"),
+        (["-u", "y", "-t", "x"], "--udp-ports y: expected a port"),
         (["-m", "x", "--fd", "y"], "Invalid --fd: y"),
         (["--bogus", "--fd", "y"], "Invalid --fd: y"),
         (["--help", "--fd", "y"], "Invalid --fd: y"),

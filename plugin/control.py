@@ -33,20 +33,21 @@ from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
-from lockgate.plugin.services import dhcp, ra  # noqa: E402
-from lockgate.plugin.services.frame import Ignored, mac_text  # noqa: E402
+from lockgate.plugin.services import dhcp, dhcpv6, ra  # noqa: E402
+from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E402
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lockgate.plugin.forwards import Listener
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
     from lockgate.plugin.netview import Assignments
+    from lockgate.plugin.services.frame import Answer
 
 EVENTS, EVENTS_AND_FRAMES = 1, 2  # of LG_CMD_EVENTS
 
@@ -55,6 +56,8 @@ _LINES_A_SECOND = 5
 
 _ETHERTYPE = slice(12, 14)
 _IPV4 = b"\x08\x00"
+_NEXT_HEADER = slice(20, 21)  # of IPv6
+_UDP = bytes((PROTOCOL_UDP,))
 
 
 class Start:
@@ -235,8 +238,7 @@ class Control:
     # ---- services ----
 
     def _answer(self, frame: bytes, port: int) -> None:
-        service = dhcp if frame[_ETHERTYPE] == _IPV4 else ra
-        answer = service.answer(frame, self._start.view)
+        answer = _service(frame)(frame, self._start.view)
         if isinstance(answer, Ignored):
             self.ignored[answer.value] = self.ignored.get(answer.value, 0) + 1
             self._events.emit("frame.ignored", reason=answer.value)
@@ -294,6 +296,13 @@ class Control:
             self._keeper.send(record)
         except OSError:
             pass  # it is ending us already
+
+
+def _service(frame: bytes) -> Callable[[bytes, Assignments], Answer | Ignored]:
+    """Who answers a punted frame: of IPv4 only DHCP is punted, of IPv6 only DHCPv6 and router solicitations."""
+    if frame[_ETHERTYPE] == _IPV4:
+        return dhcp.answer
+    return dhcpv6.answer if frame[_NEXT_HEADER] == _UDP else ra.answer
 
 
 # What is said of events to those who do not debug: level and sentence.

@@ -229,13 +229,23 @@ class Start:
         self.log.info(f"MTU: {view.advertised_mtu or 'not advertised'}")
         for rule in self.spec.forwards:
             self.log.info(f"Forward: {rule}")
-        self.log.info(f"Resolvers: {', '.join(map(to_text, view.dns4 + view.dns6)) or 'none'}")
-        if view.search:
-            self.log.info(f"Search domains: {', '.join(view.search)}")
+        self._announce_names()
         for note in view.notes:
             self.log.info(_sentence(note))
         if self.spec.socket_fd is None:
             self.log.info(_QEMU_HINTS[self.spec.link].format(self.link_name))
+
+    def _announce_names(self) -> None:
+        view, kept_back = self.view, ", not handed out"
+        resolvers = ", ".join(map(to_text, view.dns4 + view.dns6))
+        self.log.info(f"Resolvers: {resolvers or 'none'}{'' if view.dhcp_dns or not resolvers else kept_back}")
+        for match, answering in ((view.dns_match4, view.dns_host4), (view.dns_match6, view.dns_host6)):
+            if match != UNSET:
+                self.log.info(f"What the guest asks of resolver {to_text(match)} goes to {to_text(answering)}")
+        if view.search:
+            self.log.info(f"Search domains: {', '.join(view.search)}{'' if view.dhcp_search else kept_back}")
+        if view.hostname or view.fqdn:
+            self.log.info(f"Name of the guest: {', '.join(filter(None, (view.hostname, view.fqdn)))}")
 
     # ---- the process that stays ----
 

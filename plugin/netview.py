@@ -15,6 +15,9 @@ Where this differs from passt, on purpose:
   without DHCP. With no default route at all there is none here either, as --gateway can say.
 - An interface with a global IPv6 address but no link-local one gives the guest that address, and fe80::1 as router.
 - A resolver at the guest's own address is the host, like one at a loopback address.
+- What stands for such a resolver is the address of --dns-forward if there is one, since that alone is then redirected;
+  passt names the mapping, where only a resolver at 127.0.0.1 itself would answer.
+- A link-local resolver counts only on the interface that the guest's link-local packets take.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ from lockgate.plugin import address, hostnet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
+    from lockgate.plugin.resolvconf import ResolvConf
     from lockgate.plugin.spec import FamilySpec, NetworkSpec
 
 # datapath.h, LG_VIEW_*
@@ -57,7 +61,7 @@ LOCAL_LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\1"  # fe80::1
 class _Family:
     """What one family has; all of it unset if the family is switched off."""
 
-    __slots__ = ("dns", "gateway", "guest", "interface", "map_host", "prefix", "scope_id")
+    __slots__ = ("dns", "dns_host", "dns_match", "gateway", "guest", "interface", "map_host", "prefix", "scope_id")
 
     def __init__(self) -> None:
         self.interface = ""
@@ -67,6 +71,19 @@ class _Family:
         self.gateway = address.UNSET
         self.map_host = address.UNSET
         self.dns: tuple[bytes, ...] = ()
+        self.dns_match = address.UNSET
+        self.dns_host = address.UNSET
+
+
+class _Names:
+    """What is not of one family."""
+
+    __slots__ = ("dhcp_dns", "dhcp_search", "fqdn", "hostname", "search")
+
+    def __init__(self, spec: NetworkSpec, resolvers: ResolvConf) -> None:
+        self.hostname, self.fqdn = spec.hostname, spec.fqdn
+        self.search = resolvers.search if spec.search is None else spec.search
+        self.dhcp_dns, self.dhcp_search = not spec.no_dhcp_dns, not spec.no_dhcp_search
 
 
 class Assignments:
@@ -74,13 +91,21 @@ class Assignments:
 
     __slots__ = (
         "advertised_mtu",  # 0: none is advertised
-        "dns4",
+        "dhcp_dns",  # whether dns4 and dns6 are handed out, by DHCP, DHCPv6 or advertisements
+        "dhcp_search",  # the same of search
+        "dns4",  # the guest's resolvers
         "dns6",
+        "dns_host4",  # the host's resolver that answers what the guest asks at dns_match4, by TCP or UDP
+        "dns_host6",  # likewise; a link-local one is meant on scope_id
+        "dns_match4",  # whose ports 53 and 853 are redirected, before anything else is mapped; unset with dns_host4
+        "dns_match6",
         "flags",  # VIEW_*
+        "fqdn",  # the guest's name with its domain, without a dot at the end; empty: none
         "gateway4",
         "gateway6",
         "guest4",
         "guest6",
+        "hostname",  # the guest's; empty: none
         "interface4",  # of the host; empty in local mode
         "interface6",
         "map_host4",
@@ -104,7 +129,7 @@ class Assignments:
         family4: _Family,
         family6: _Family,
         our_link_local: bytes,
-        search: tuple[str, ...],
+        names: _Names,
         notes: tuple[str, ...],
         warnings: tuple[str, ...],
     ) -> None:
@@ -117,15 +142,16 @@ class Assignments:
         self.prefix4 = family4.prefix
         self.gateway4 = family4.gateway
         self.map_host4 = family4.map_host
-        self.dns4 = family4.dns
+        self.dns4, self.dns_match4, self.dns_host4 = family4.dns, family4.dns_match, family4.dns_host
         self.interface6 = family6.interface
         self.guest6 = family6.guest
         self.gateway6 = family6.gateway
         self.map_host6 = family6.map_host
-        self.dns6 = family6.dns
+        self.dns6, self.dns_match6, self.dns_host6 = family6.dns, family6.dns_match, family6.dns_host
         self.our_link_local = our_link_local
         self.scope_id = family6.scope_id
-        self.search = search
+        self.hostname, self.fqdn, self.search = names.hostname, names.fqdn, names.search
+        self.dhcp_dns, self.dhcp_search = names.dhcp_dns, names.dhcp_search
         self.notes = notes
         self.warnings = warnings
 
@@ -156,7 +182,10 @@ class Assignments:
             self.our_link_local,
             self.map_host4,
             self.map_host6,
-            *[address.UNSET] * 4,
+            self.dns_match4,
+            self.dns_host4,
+            self.dns_match6,
+            self.dns_host6,
         )
 
 
@@ -167,30 +196,33 @@ def assign(spec: NetworkSpec, host: hostnet.HostNet) -> Assignments:
     family4, family6, our_link_local = _Family(), _Family(), address.UNSET
     if spec.ipv4.enabled:
         family4 = _assign4(spec, host, notes)
-        _map_host(family4, spec.ipv4, host.resolvers.servers4)
+        _map_host(family4, spec.ipv4)
+        _assign_dns(family4, spec.ipv4, host.resolvers.servers4, warnings)
         missing = _missing4(family4)
         if missing and not spec.no_dhcp:
             warnings.append(f"no DHCP for the guest: {missing}")
     if spec.ipv6.enabled:
         family6, our_link_local = _assign6(spec, host, notes)
-        _map_host(family6, spec.ipv6, host.resolvers.servers6)
-    if not family4.dns and not family6.dns:
+        _map_host(family6, spec.ipv6)
+        _assign_dns(family6, spec.ipv6, _reachable6(family6, host.resolvers), warnings)
+    left_to_us = spec.ipv4.dns is None and spec.ipv6.dns is None and not spec.no_dhcp_dns
+    if left_to_us and not family4.dns and not family6.dns:
         warnings.append("the host has no resolver that the guest could use: the guest is given none")
     return Assignments(
-        flags=_flags(spec, bool(_missing4(family4))),
+        flags=_flags(spec, bool(_missing4(family4)), family6.guest != address.UNSET),
         mtu=spec.mtu,
         our_mac=spec.mac,
         family4=family4,
         family6=family6,
         our_link_local=our_link_local,
-        search=host.resolvers.search,
+        names=_Names(spec, host.resolvers),
         notes=tuple(notes),
         warnings=tuple(warnings),
     )
 
 
-def _flags(spec: NetworkSpec, dhcp_impossible: bool) -> int:
-    """Neighbour discovery and advertisements are part of ICMPv6: each needs what comes before it."""
+def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
+    """Neighbour discovery and advertisements are part of ICMPv6: each needs what comes before it. DHCPv6 is not."""
     ipv4, ipv6, icmp = spec.ipv4.enabled, spec.ipv6.enabled, not spec.no_icmp
     ndp = ipv6 and icmp and not spec.no_ndp
     chosen = (
@@ -202,6 +234,7 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool) -> int:
         (VIEW_NDP, ndp),
         (VIEW_DHCP, ipv4 and not spec.no_dhcp and not dhcp_impossible),
         (VIEW_RA, ndp and not spec.no_ra),
+        (VIEW_DHCPV6, ipv6 and not spec.no_dhcpv6 and has_address6),
         # "The gateway" is to a guest the router of its advertisements, whatever the host's own is called. An address
         # that the caller chose, or none, is taken at its word.
         (VIEW_MAP_ROUTER, ipv6 and spec.ipv6.map_host_loopback is None),
@@ -263,18 +296,40 @@ def _template(host: hostnet.HostNet, family: int, interface: str, notes: list[st
     return template
 
 
-def _map_host(family: _Family, wanted: FamilySpec, resolvers: Iterable[bytes]) -> None:
-    """The address that means the host itself, and with it, which resolvers the guest can be given.
-
-    A resolver that only the host can address, or that is shadowed by the mapping or by the guest's own address, is
-    reached through the mapping; without one, not at all.
-    """
+def _map_host(family: _Family, wanted: FamilySpec) -> None:
+    """The address that means the host itself."""
     family.map_host = family.gateway if wanted.map_host_loopback is None else wanted.map_host_loopback
-    given = []
-    for server in resolvers:
-        hidden = address.is_loopback(server) or server in (family.guest, family.map_host)
-        given.append(family.map_host if hidden else server)
-    family.dns = tuple(server for server in dict.fromkeys(given) if server != address.UNSET)
+
+
+def _reachable6(family: _Family, resolvers: ResolvConf) -> list[bytes]:
+    """Those of the host that are not link-local on another interface; in local mode there is none for link-local."""
+    here = ("", family.interface, str(family.scope_id)) if family.scope_id else ()
+    zoned = zip(resolvers.servers6, resolvers.zones6, strict=True)
+    return [server for server, zone in zoned if not address.is_link_local(server) or zone in here]
+
+
+def _assign_dns(family: _Family, wanted: FamilySpec, resolvers: Sequence[bytes], warnings: list[str]) -> None:
+    """The guest's resolvers, and the address whose questions a resolver of the host answers.
+
+    A resolver that only the host can address, or that is shadowed by the mapping or by the guest's own address, gets a
+    stand-in, which is redirected to the host's first resolver; without one, it is left out. A resolver that the caller
+    named is given as it is.
+    """
+    stand_in = _first_set(wanted.dns_forward, family.map_host)
+    shadowed = [address.is_loopback(one) or one in (family.guest, family.map_host) for one in resolvers]
+    match = wanted.dns_forward
+    if wanted.dns is not None:
+        family.dns = wanted.dns
+    else:
+        given = [stand_in if hidden else one for one, hidden in zip(resolvers, shadowed, strict=True)]
+        family.dns = tuple(one for one in dict.fromkeys(given) if one != address.UNSET)
+        match = stand_in if any(shadowed) else match
+    answering = _first_set(wanted.dns_host, *resolvers)
+    if match != address.UNSET and answering == address.UNSET:
+        shown = address.to_text(match)
+        warnings.append(f"--dns-forward {shown}: the host has no resolver of this family; --dns-host can name one")
+    elif match != address.UNSET:
+        family.dns_match, family.dns_host = match, answering
 
 
 def _first_set(*choices: bytes) -> bytes:

@@ -42,7 +42,16 @@ class Stop(Exception):
 class FamilySpec:
     """What the caller asked for in one of the two IP families."""
 
-    __slots__ = ("address", "enabled", "gateway", "map_host_loopback", "prefix_length")
+    __slots__ = (
+        "address",
+        "dns",
+        "dns_forward",
+        "dns_host",
+        "enabled",
+        "gateway",
+        "map_host_loopback",
+        "prefix_length",
+    )
 
     def __init__(
         self,
@@ -52,6 +61,9 @@ class FamilySpec:
         prefix_length: int = 0,
         gateway: bytes = UNSET,
         map_host_loopback: bytes | None = None,
+        dns: tuple[bytes, ...] | None = None,
+        dns_forward: bytes = UNSET,
+        dns_host: bytes = UNSET,
     ) -> None:
         self.enabled = enabled
         self.address = address  # the guest's
@@ -59,12 +71,17 @@ class FamilySpec:
         self.gateway = gateway
         # What the guest calls the host's loopback address. None: the gateway, whatever that will be. UNSET: nothing.
         self.map_host_loopback = map_host_loopback
+        self.dns = dns  # the guest's resolvers, as they are; None: the host's, as far as the guest can reach them
+        self.dns_forward = dns_forward  # what the guest asks here is answered by a resolver of the host
+        self.dns_host = dns_host  # that resolver; UNSET: the host's first
 
     def __repr__(self) -> str:
         mapped = self.map_host_loopback
+        dns = "host" if self.dns is None else [to_text(server) for server in self.dns]
         return (
             f"FamilySpec(enabled={self.enabled}, address={to_text(self.address)}/{self.prefix_length}, "
-            f"gateway={to_text(self.gateway)}, map_host_loopback={'gateway' if mapped is None else to_text(mapped)})"
+            f"gateway={to_text(self.gateway)}, map_host_loopback={'gateway' if mapped is None else to_text(mapped)}, "
+            f"dns={dns}, dns_forward={to_text(self.dns_forward)}, dns_host={to_text(self.dns_host)})"
         )
 
 
@@ -75,6 +92,8 @@ class NetworkSpec:
         "contract",
         "foreground",
         "forwards",
+        "fqdn",
+        "hostname",
         "interface",
         "ipv4",
         "ipv6",
@@ -85,6 +104,8 @@ class NetworkSpec:
         "mac",
         "mtu",
         "no_dhcp",
+        "no_dhcp_dns",
+        "no_dhcp_search",
         "no_dhcpv6",
         "no_icmp",
         "no_ndp",
@@ -94,6 +115,7 @@ class NetworkSpec:
         "one_off",
         "pcap_file",
         "pid_file",
+        "search",
         "socket_fd",
         "socket_path",
         "warnings",
@@ -116,6 +138,9 @@ class NetworkSpec:
         interface: str | None = None,
         mtu: int = MTU_DEFAULT,
         mac: bytes = MAC_DEFAULT,
+        hostname: str = "",
+        fqdn: str = "",
+        search: tuple[str, ...] | None = None,
     ) -> None:
         self.contract = contract
         self.link = link
@@ -138,6 +163,11 @@ class NetworkSpec:
         self.no_tcp = self.no_udp = self.no_icmp = False
         self.no_dhcp = self.no_dhcpv6 = self.no_ndp = self.no_ra = False
         self.forwards: tuple[ForwardRule, ...] = ()  # ports of the host that lead to the guest
+        self.hostname = hostname  # of the guest
+        self.fqdn = fqdn  # of the guest too: the name with its domain
+        self.search = search  # search domains of the guest; None: the host's
+        # Whether resolvers and search domains are kept back, whatever the way to hand them out.
+        self.no_dhcp_dns = self.no_dhcp_search = False
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
 
     def __repr__(self) -> str:

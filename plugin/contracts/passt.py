@@ -16,7 +16,7 @@ from __future__ import annotations
 import _socket
 import os
 
-from lockgate.plugin import address
+from lockgate.plugin import address, resolvconf
 from lockgate.plugin.contracts.getopt import Getopt, GetoptError
 from lockgate.plugin.contracts.passt_options import GROUPS, PASST, TABLE
 from lockgate.plugin.contracts.strtoul import strtoul
@@ -290,6 +290,45 @@ class _Request:
     def on_udp_ports(self, text: str) -> None:
         self._forwards.append(("--udp-ports", _socket.IPPROTO_UDP, text))
 
+    def on_hostname(self, text: str) -> None:
+        self.spec.hostname = _domain("--hostname", text)
+
+    def on_fqdn(self, text: str) -> None:
+        self.spec.fqdn = _domain("--fqdn", text)
+
+    def on_dns(self, text: str) -> None:
+        """One more resolver of its family, up to as many as resolvers use; none takes back all about resolvers."""
+        if text == "none":
+            for family in (self.spec.ipv4, self.spec.ipv6):
+                family.dns, family.dns_forward, family.dns_host = (), address.UNSET, address.UNSET
+            return
+        server = _host("--dns", text, "a resolver, IPv4 or IPv6, or none")
+        family = self._family(server)
+        family.dns = (*(family.dns or ()), server)[: resolvconf.SERVERS_MAX]
+
+    def on_dns_forward(self, text: str) -> None:
+        """Not a loopback address: packets to those never leave the guest."""
+        forward = _host("--dns-forward", text, "a resolver as the guest is to see it, no loopback address", False)
+        self._family(forward).dns_forward = forward
+
+    def on_dns_host(self, text: str) -> None:
+        server = _host("--dns-host", text, "a resolver that the host can reach, IPv4 or IPv6")
+        self._family(server).dns_host = server
+
+    def on_search(self, text: str) -> None:
+        """One more domain, or several with blanks between them, as QEMU joins its list."""
+        if text == "none":
+            self.spec.search = ()
+            return
+        domains = [word.rstrip(".") for word in text.split()]
+        if not domains or not all(map(resolvconf.is_domain, domains)):
+            raise _refusal(f"--search {text}: expected one or several domain names, or none")
+        wanted = list(dict.fromkeys([*(self.spec.search or ()), *domains]))
+        self.spec.search = resolvconf.limit_search(wanted)
+        if len(self.spec.search) < len(wanted):
+            most = f"{resolvconf.SEARCH_MAX} domains or {resolvconf.SEARCH_BYTES_MAX} bytes"
+            self.spec.warnings.append(f"--search {text}: what goes beyond {most} in all is left out")
+
     def _family(self, ip: bytes) -> FamilySpec:
         return self.spec.ipv4 if address.is_ipv4(ip) else self.spec.ipv6
 
@@ -318,6 +357,12 @@ _METHODS: dict[str, Callable[[_Request, str], None]] = {
     "no-map-gw": _Request.on_no_map_gw,
     "tcp-ports": _Request.on_tcp_ports,
     "udp-ports": _Request.on_udp_ports,
+    "hostname": _Request.on_hostname,
+    "fqdn": _Request.on_fqdn,
+    "dns": _Request.on_dns,
+    "dns-forward": _Request.on_dns_forward,
+    "dns-host": _Request.on_dns_host,
+    "search": _Request.on_search,
 }
 
 
@@ -333,6 +378,27 @@ def ephemeral_ports(path: str = EPHEMERAL_FILE) -> tuple[int, int]:
 
 def _is_nobodys(ip: bytes) -> bool:
     return address.is_unspecified(ip) or address.is_loopback(ip)
+
+
+def _host(option: str, text: str, expected: str, loopback: bool = True) -> bytes:
+    """An address that one host can have."""
+    ip = address.parse(text)
+    if ip is None or address.is_unspecified(ip) or address.is_multicast(ip) or ip == address.BROADCAST4:
+        raise _refusal(f"{option} {text}: expected the address of {expected}")
+    if address.is_loopback(ip) and not loopback:
+        raise _refusal(f"{option} {text}: expected the address of {expected}")
+    return ip
+
+
+def _domain(option: str, text: str) -> str:
+    """A name in the form that DHCP can carry; the dot that ends an absolute name says nothing here."""
+    name = text.removesuffix(".")
+    if not resolvconf.is_domain(name):
+        raise _refusal(
+            f"{option} {text}: expected a name of at most {resolvconf.DOMAIN_MAX} ASCII characters without blanks, "
+            f"at most {resolvconf.LABEL_MAX} between its dots"
+        )
+    return name
 
 
 def _prefix_length(digits: str, longest: int) -> int | None:

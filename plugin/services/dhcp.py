@@ -25,6 +25,9 @@ Where this differs from passt, on purpose:
 - A relayed request (giaddr set) gets no answer: it is for a host behind the guest, and the one address is the guest's.
 - The client identifier is returned (RFC 6842), and options in sname and file are read (RFC 2131 §4.1).
 - ciaddr is copied only into an ACK (RFC 2131 table 3), to which it is also addressed.
+
+As with passt, the guest's name comes unasked (options 12 and 81), and option 81 says nothing but that its name is in
+wire format: nobody here updates any DNS.
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ _PAD = 0
 _SUBNET_MASK = 1
 _ROUTER = 3
 _DNS = 6
+_HOSTNAME = 12
 _INTERFACE_MTU = 26
 _REQUESTED_ADDRESS = 50
 _LEASE_TIME = 51
@@ -81,9 +85,12 @@ _SERVER_ID = 54
 _PARAMETER_LIST = 55
 _CLIENT_ID = 61
 _RAPID_COMMIT = 80
+_FQDN = 81
 _SEARCH_LIST = 119
 _STATIC_ROUTES = 121
 _END = 255
+
+_FQDN_HEADER = b"\x04\xff\xff"  # flag E (wire format), and the two result codes of a server (RFC 4702 §2.2)
 
 
 class _Type(enum.IntEnum):
@@ -252,15 +259,19 @@ def _message_build(request: _Message, verdict: _Verdict, view: Assignments) -> b
 def _options_build(request: _Message, verdict: _Verdict, view: Assignments) -> bytes:
     """The options that make the reply what it is, then those of the parameter list in its order, then the others.
 
-    The search list gets what room is left. Otherwise an option that does not fit is skipped; only a very long client
-    identifier brings that about, and only its own client suffers.
+    The guest's names get what room is left, and then the search list does. Otherwise an option that does not fit is
+    skipped; only a very long client identifier brings that about, and only its own client suffers.
     """
     room = (_BOOTP_OPTIONS_MAX if verdict is _Verdict.BOOTP else _OPTIONS_MAX) - 1  # End
     options = _defining_options(request, verdict, view)
     if verdict is not _Verdict.NAK:
         have = _configuring_options(view)
-        left = room - sum(2 + len(value) for value in (*options.values(), *have.values())) - 2
-        search = domain_name.encode_compressed(view.search, min(left, 255))
+        left = room - sum(2 + len(value) for value in (*options.values(), *have.values()))
+        for code, value in _naming_options(view).items():
+            if len(value) < 256 and 2 + len(value) <= left:
+                have[code] = value
+                left -= 2 + len(value)
+        search = domain_name.encode_compressed(view.search if view.dhcp_search else (), min(left - 2, 255))
         if search:
             have[_SEARCH_LIST] = search
         wanted = [code for code in dict.fromkeys(request.options.get(_PARAMETER_LIST, b"")) if code in have]
@@ -290,7 +301,7 @@ def _configuring_options(view: Assignments) -> dict[int, bytes]:
     guest, gateway = view.guest4[12:], view.gateway4[12:]
     mask = (0xFFFFFFFF << (32 - view.prefix4) & 0xFFFFFFFF).to_bytes(4)
     have = {_SUBNET_MASK: mask, _ROUTER: gateway}
-    if view.dns4:
+    if view.dns4 and view.dhcp_dns:
         have[_DNS] = b"".join(server[12:] for server in view.dns4)
     if view.advertised_mtu:
         have[_INTERFACE_MTU] = view.advertised_mtu.to_bytes(2)
@@ -298,6 +309,15 @@ def _configuring_options(view: Assignments) -> dict[int, bytes]:
         # RFC 3442: width, significant octets of the destination, router. The gateway first, so that it is reachable
         # when the default route is set; that one takes the place of the router, which such a client must ignore.
         have[_STATIC_ROUTES] = bytes((32,)) + gateway + _UNSET + bytes((0,)) + gateway
+    return have
+
+
+def _naming_options(view: Assignments) -> dict[int, bytes]:
+    have: dict[int, bytes] = {}
+    if view.hostname:
+        have[_HOSTNAME] = view.hostname.encode("ascii")
+    if view.fqdn:
+        have[_FQDN] = _FQDN_HEADER + domain_name.encode(view.fqdn)
     return have
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Domain names in the form of RFC 1035 §3.1, as DHCP, DHCPv6 and router advertisements carry search lists.
 
-Called by dhcp.py and ra.py. Adversary: nobody; names come from resolv.conf or the command line and were checked there
-(resolvconf.is_domain). Invariant: a name is never cut in the middle; what does not fit is left out whole.
+Called by dhcp.py, dhcpv6.py and ra.py. Adversary: nobody; names come from resolv.conf or the command line and were
+checked there (resolvconf.is_domain). Invariant: a name is never cut in the middle; what does not fit is left out whole.
 """
 
 from __future__ import annotations
@@ -14,9 +14,20 @@ _POINTER_MAX = 0x3FFF
 
 
 def encode(domain: str) -> bytes:
-    """Uncompressed: what RFC 8106 §5.2 demands for DNSSL."""
+    """Uncompressed: what RFC 8106 §5.2 demands for DNSSL, RFC 8415 §10 for DHCPv6, and RFC 4702 §2.3.1 for FQDN."""
     labels = [label.encode("ascii") for label in domain.split(".")]
     return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+
+
+def encode_list(domains: Iterable[str], room: int) -> bytes:
+    """The first of `domains` that fit in `room` bytes, uncompressed; see encode_compressed for what is left out."""
+    encoded = b""
+    for domain in domains:
+        name = encode(domain)
+        if len(encoded) + len(name) > room:
+            break
+        encoded += name
+    return encoded
 
 
 def encode_compressed(domains: Iterable[str], room: int) -> bytes:

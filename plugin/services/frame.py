@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ethernet frames for the services of the control plane: IPv4, IPv6, UDP and ICMPv6, taken apart and put together.
 
-Called by dhcp.py and ra.py, with frames that the worker punted; what they answer goes back through the worker.
+Called by dhcp.py, dhcpv6.py and ra.py, with frames that the worker punted; what they answer goes back through it.
 Adversary: the guest, which writes every byte that `ip_parse` and `udp_parse` see.
 
 Invariants:
@@ -50,6 +50,10 @@ class Ignored(enum.Enum):
     OTHER_SERVER = "other_server"  # the client has chosen another DHCP server
     RELEASED = "released"  # nothing to say to DHCPRELEASE
     DECLINED = "declined"  # nor to DHCPDECLINE: there is no second address to offer
+    UNICAST = "unicast"  # to one server, where DHCPv6 clients must ask all
+    NO_SOURCE = "no_source"  # from an address to which nothing can be sent
+    MISSING_OPTION = "missing_option"  # without what a message of its kind must say
+    MISPLACED_OPTION = "misplaced_option"  # with what a message of its kind must not say
     FROM_AFAR = "from_afar"  # a router forwarded it: hop limit below 255
 
 

@@ -113,9 +113,9 @@ def _message_build(view: Assignments) -> bytes:
     message += _option(_OPTION_SOURCE_MAC, view.our_mac)
     if view.advertised_mtu >= _IPV6_MTU_MIN:
         message += _option(_OPTION_MTU, struct.pack("!HI", 0, view.advertised_mtu))
-    if view.dns6:
+    if view.dns6 and view.dhcp_dns:
         message += _option(_OPTION_RDNSS, struct.pack("!HI", 0, _INFINITE) + b"".join(view.dns6))
-    if view.search:
+    if view.search and view.dhcp_search:
         names = b"".join(map(domain_name.encode, view.search))
         message += _option(_OPTION_DNSSL, struct.pack("!HI", 0, _INFINITE) + names)
     return message

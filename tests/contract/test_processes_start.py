@@ -237,6 +237,19 @@ def test_start_up_is_told_and_quiet_is_quiet(start: Start, folder: Path) -> None
     assert warnings == []
 
 
+def test_names_and_resolvers_are_told(start: Start) -> None:
+    """What the guest is given, what is redirected and to where, and what is kept back."""
+    options = "-H vm --fqdn vm.example.org -D 192.0.2.53 --dns-forward 192.0.2.54 --dns-host 127.0.0.53".split()
+    helper = start(*options, "-S", "a.example b.example", "--no-dhcp-search")
+    helper.send(signal.SIGTERM)
+    assert helper.wait() == 0
+    told = helper.errors()
+    assert "Name of the guest: vm, vm.example.org" in told
+    assert "Resolvers: 192.0.2.53" in told
+    assert "resolver 192.0.2.54 goes to 127.0.0.53" in told
+    assert "Search domains: a.example, b.example, not handed out" in told
+
+
 def test_the_log_file_has_the_form_of_the_contract(start: Start, folder: Path) -> None:
     """A header with version, program and pid, private to its owner; then seconds, level and text."""
     path = folder / "log"

@@ -13,17 +13,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.dhcp6 import DUID_LL, DHCP6_Advertise, DHCP6_Solicit, DHCP6OptClientId, DHCP6OptIA_NA
 from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6ND_RS, IPv6
 from scapy.layers.l2 import Ether
 
 from lockgate.core import channel
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import ffi, lib
-from lockgate.plugin import control, hostnet, keeper, log, netview, resolvconf
+from lockgate.plugin import address, control, hostnet, keeper, log, netview, resolvconf
 from lockgate.plugin.spec import NetworkSpec
 
 VIEW = netview.assign(NetworkSpec(contract="passt"), hostnet.HostNet([], [], [], resolvconf.parse("")))
 GUEST_MAC = "02:00:00:00:00:01"
+GUEST = "fe80::ff:fe00:1"
 
 
 def owned(raw: Any) -> socket.socket:
@@ -127,14 +130,41 @@ def test_a_punted_request_is_answered_through_the_worker() -> None:
     play(part)
 
 
+def test_each_service_of_ipv6_answers_what_is_its_own() -> None:
+    """A SOLICIT to port 547 gets an ADVERTISE, a router solicitation an advertisement of the router."""
+    spec = NetworkSpec(contract="passt")
+    spec.ipv6.address = address.parse_ipv6("2001:db8::7") or b""
+    view = netview.assign(spec, hostnet.HostNet([], [], [], resolvconf.parse("")))
+    link = Ether(src=GUEST_MAC, dst="33:33:00:00:00:02")
+    identifier = DHCP6OptClientId(duid=DUID_LL(lladdr=GUEST_MAC))
+    solicit = DHCP6_Solicit(trid=7) / identifier / DHCP6OptIA_NA(iaid=1, T1=0, T2=0)
+    requests = {
+        DHCP6_Advertise: link / IPv6(src=GUEST, dst="ff02::1:2") / UDP(sport=546, dport=547) / solicit,
+        ICMPv6ND_RA: link / IPv6(src=GUEST, dst="ff02::2", hlim=255) / ICMPv6ND_RS(),
+    }
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        for expected, request in requests.items():
+            scene.worker.up.send(channel.pack_up(lib.LG_UP_PUNT, bytes(request)))
+            up = channel.parse_up(await receive(scene.worker.up))
+            assert up is not None and up.kind == lib.LG_UP_FRAME
+            reply = Ether(up.payload)
+            assert expected in reply and (reply.dst, reply[IPv6].dst) == (GUEST_MAC, GUEST)
+
+    play(part, view=view)
+
+
 def test_a_frame_that_deserves_no_answer_is_counted() -> None:
     """By its reason; the frames around it are answered as ever."""
 
     async def part(scene: Scene) -> None:
         await scene.worker.answer()
-        for payload in (b"", b"short", bytes(14), bytes(12) + b"\x08\x00" + bytes(40)):
+        ipv6 = bytes(12) + b"\x86\xdd"
+        payloads = (b"", b"short", bytes(14), bytes(12) + b"\x08\x00" + bytes(40), ipv6, ipv6 + bytes(6) + b"\x11")
+        for payload in payloads:
             scene.worker.up.send(channel.pack_up(lib.LG_UP_PUNT, payload))
-        while sum(scene.control.ignored.values()) < 4:
+        while sum(scene.control.ignored.values()) < len(payloads):
             await asyncio.sleep(0)
 
     play(part)

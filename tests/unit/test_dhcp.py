@@ -243,6 +243,43 @@ def test_no_resolvers_mean_no_option() -> None:
     assert 6 not in found and 119 not in found
 
 
+@pytest.mark.parametrize(("dns", "search"), [(False, True), (True, False), (False, False)])
+def test_resolvers_and_search_domains_have_a_switch_each(dns: bool, search: bool) -> None:
+    """--no-dhcp-dns, --no-dhcp-search."""
+    view = assignments()
+    view.dhcp_dns, view.dhcp_search = dns, search
+    found = options_of(answered(discover(("param_req_list", [6, 119])), view)[1])
+    assert (6 in found, 119 in found) == (dns, search)
+
+
+def test_the_guest_is_told_its_name() -> None:
+    """Option 12 as text, option 81 in wire format (RFC 4702: flag E, result codes of a server), each if known."""
+    view = assignments()
+    view.hostname = "vm"
+    found = options_of(answered(discover(), view)[1])
+    assert (found[12], 81 in found) == (b"vm", False)
+    view.hostname, view.fqdn = "", "vm.example.org"
+    found = options_of(answered(wanting(("param_req_list", [81, 3]), ("requested_addr", GUEST)), view)[1])
+    assert (found[81], 12 in found) == (b"\4\xff\xff\2vm\7example\3org\0", False)
+    assert list(found)[3:5] == [81, 3]
+
+
+def test_names_leave_room_for_what_the_guest_needs() -> None:
+    """The longest ones, asked for first: mask, router, resolvers and MTU are there, then the names that still fit."""
+    view = assignments()
+    view.hostname = ".".join(["h" * 62] * 4)
+    view.fqdn = view.hostname + ".x"
+    _, reply = answered(discover((61, b"i" * 9), ("param_req_list", [12, 81, 119])), view)
+    found = options_of(reply)
+    assert len(bytes(reply[UDP].payload)) <= 548
+    assert {1, 3, 6, 26, 51, 53, 54, 61} <= set(found)
+    assert (found[12], 81 in found) == (view.hostname.encode(), False)
+    view.hostname = ""
+    assert 81 not in options_of(answered(discover(), view)[1])  # one byte too long for any option
+    view.fqdn = view.fqdn[5:]
+    assert 81 in options_of(answered(discover(), view)[1])
+
+
 def test_a_router_outside_the_subnet_comes_with_routes() -> None:
     """Option 121: the router itself first, on the link; then the default route through it."""
     wide = assignments(own(WG0, "10.8.0.2/32"), route("0.0.0.0/0", (WG0, "")))

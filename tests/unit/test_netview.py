@@ -35,6 +35,10 @@ def names(addresses: tuple[bytes, ...]) -> list[str]:
     return [address.to_text(one) for one in addresses]
 
 
+def resolv_conf(*servers: str) -> str:
+    return "".join(f"nameserver {server}\n" for server in servers)
+
+
 def test_the_guest_gets_the_hosts_addresses_and_routers() -> None:
     """An ordinary dual-stack host, no options."""
     view = assignments()
@@ -44,6 +48,8 @@ def test_the_guest_gets_the_hosts_addresses_and_routers() -> None:
     assert (view.gateway6, view.our_link_local, view.map_host6) == (ip("fe80::a"), ip("fe80::a"), ip("fe80::a"))
     assert (names(view.dns4), names(view.dns6)) == (["192.0.2.53"], ["2001:db8::53"])
     assert view.search == ("example.org", "lab.example.org")
+    assert (view.hostname, view.fqdn, view.dhcp_dns, view.dhcp_search) == ("", "", True, True)
+    assert (view.dns_match4, view.dns_host4, view.dns_match6, view.dns_host6) == (address.UNSET,) * 4
     assert (view.mtu, view.advertised_mtu, view.our_mac.hex(":")) == (65520, 65520, "9a:55:9a:55:9a:55")
     assert (view.notes, view.warnings) == ((), ())
 
@@ -168,6 +174,9 @@ def test_further_default_routes_are_noted_unless_an_interface_was_named() -> Non
     assert netview.assign(passt(interface="eth0"), host(*records)).notes == ()
 
 
+ALL_OF_IPV6 = netview.VIEW_IPV6 | netview.VIEW_NDP | netview.VIEW_RA | netview.VIEW_DHCPV6 | netview.VIEW_MAP_ROUTER
+
+
 @pytest.mark.parametrize(
     ("options", "lost"),
     [
@@ -178,14 +187,21 @@ def test_further_default_routes_are_noted_unless_an_interface_was_named() -> Non
         ({"no_ndp": True}, netview.VIEW_NDP | netview.VIEW_RA),
         ({"no_ra": True}, netview.VIEW_RA),
         ({"no_dhcp": True}, netview.VIEW_DHCP),
+        ({"no_dhcpv6": True}, netview.VIEW_DHCPV6),
         ({"ipv4_enabled": False}, netview.VIEW_IPV4 | netview.VIEW_DHCP),
-        ({"ipv6_enabled": False}, netview.VIEW_IPV6 | netview.VIEW_NDP | netview.VIEW_RA | netview.VIEW_MAP_ROUTER),
+        ({"ipv6_enabled": False}, ALL_OF_IPV6),
     ],
 )
 def test_each_switch_turns_off_what_depends_on_it(options: dict[str, object], lost: int) -> None:
-    """Everything is on by default but DHCPv6."""
-    everything = 2 * netview.VIEW_RA - 1 | netview.VIEW_MAP_ROUTER
+    """Everything is on by default."""
+    everything = 2 * netview.VIEW_MAP_ROUTER - 1
     assert netview.assign(passt(**options), host(*ORDINARY)).flags == everything & ~lost
+
+
+def test_dhcpv6_needs_an_address_to_hand_out() -> None:
+    """On in local mode too, once --address gives one."""
+    assert not netview.assign(passt(), host()).dhcpv6
+    assert netview.assign(passt(ipv6_address=ip("2001:db8:1::3")), host()).dhcpv6
 
 
 def test_a_family_that_is_off_is_assigned_nothing() -> None:
@@ -213,9 +229,105 @@ def test_a_resolver_on_the_host_is_reached_through_the_mapping(
     servers: list[str], mapping: bytes | None, given: list[str]
 ) -> None:
     """A loopback resolver becomes the mapping address, and is dropped where there is none; others are handed out."""
-    text = "".join(f"nameserver {server}\n" for server in servers)
-    view = netview.assign(passt(ipv4_map_host_loopback=mapping), host(*ORDINARY, resolv_conf=text))
+    view = netview.assign(passt(ipv4_map_host_loopback=mapping), host(*ORDINARY, resolv_conf=resolv_conf(*servers)))
     assert names(view.dns4) == given
+
+
+@pytest.mark.parametrize(
+    ("servers", "options", "redirect"),
+    [
+        (["127.0.0.53"], {}, ("192.0.2.1", "127.0.0.53")),
+        (["127.0.0.53", "192.0.2.53"], {}, ("192.0.2.1", "127.0.0.53")),
+        (["192.0.2.53", "127.0.0.53"], {}, ("192.0.2.1", "192.0.2.53")),
+        (["192.0.2.1"], {}, ("192.0.2.1", "192.0.2.1")),
+        (["192.0.2.7"], {}, ("192.0.2.1", "192.0.2.7")),
+        (["127.0.0.53"], {"map_host_loopback": ip("10.9.9.9")}, ("10.9.9.9", "127.0.0.53")),
+        (["192.0.2.1"], {"map_host_loopback": ip("10.9.9.9")}, None),
+        (["192.0.2.53"], {}, None),
+        ([], {}, None),
+        (["127.0.0.53"], {"map_host_loopback": address.UNSET}, None),
+        (["192.0.2.1"], {"map_host_loopback": address.UNSET}, None),
+        (["127.0.0.53"], {"dns_host": ip("192.0.2.99")}, ("192.0.2.1", "192.0.2.99")),
+        (["192.0.2.53"], {"dns_host": ip("192.0.2.99")}, None),
+        (["192.0.2.53"], {"dns_forward": ip("10.9.9.53")}, ("10.9.9.53", "192.0.2.53")),
+        ([], {"dns_forward": ip("10.9.9.53"), "dns_host": ip("127.0.0.1")}, ("10.9.9.53", "127.0.0.1")),
+        (["127.0.0.53"], {"dns": (ip("192.0.2.1"),)}, None),
+        (["127.0.0.53"], {"dns": (), "dns_forward": ip("10.9.9.53")}, ("10.9.9.53", "127.0.0.53")),
+    ],
+)
+def test_one_address_is_redirected_to_a_resolver_of_the_host(
+    servers: list[str], options: dict[str, object], redirect: tuple[str, str] | None
+) -> None:
+    """That of --dns-forward, else the mapping if it stands for a resolver; to --dns-host, else the host's first."""
+    spec = passt(**{f"ipv4_{name}": value for name, value in options.items()})
+    view = netview.assign(spec, host(*ORDINARY, resolv_conf=resolv_conf(*servers)))
+    expected = (address.UNSET, address.UNSET) if redirect is None else (ip(redirect[0]), ip(redirect[1]))
+    assert (view.dns_match4, view.dns_host4) == expected
+    assert (view.dns_match6, view.dns_host6) == (address.UNSET, address.UNSET)
+
+
+@pytest.mark.parametrize("mapping", [None, address.UNSET])
+def test_a_forward_address_stands_for_hidden_resolvers(mapping: bytes | None) -> None:
+    """With and without a mapping: it is what the guest is given instead of a loopback resolver; others stay."""
+    spec = passt(ipv4_dns_forward=ip("10.9.9.53"), ipv4_map_host_loopback=mapping)
+    view = netview.assign(spec, host(*ORDINARY, resolv_conf=resolv_conf("127.0.0.53", "192.0.2.53")))
+    assert names(view.dns4) == ["10.9.9.53", "192.0.2.53"]
+    assert (view.dns_match4, view.dns_host4) == (ip("10.9.9.53"), ip("127.0.0.53"))
+
+
+def test_a_forward_address_that_nobody_answers_for_is_warned_of() -> None:
+    """And it is not redirected; --dns-host would help."""
+    view = netview.assign(passt(ipv4_dns_forward=ip("10.9.9.53")), host(*ORDINARY, resolv_conf="nameserver ::1"))
+    assert (view.dns_match4, view.dns_host4) == (address.UNSET, address.UNSET)
+    assert "--dns-forward 10.9.9.53" in view.warnings[0] and "--dns-host" in view.warnings[0]
+
+
+def test_resolvers_of_ipv6_are_redirected_for_themselves() -> None:
+    """A resolver at ::1 is the router of the advertisements to the guest."""
+    view = assignments(resolv_conf=resolv_conf("192.0.2.53", "::1", "2001:db8::53"))
+    assert (names(view.dns4), names(view.dns6)) == (["192.0.2.53"], ["fe80::a", "2001:db8::53"])
+    assert (view.dns_match4, view.dns_match6, view.dns_host6) == (address.UNSET, ip("fe80::a"), ip("::1"))
+
+
+@pytest.mark.parametrize(
+    ("server", "given"),
+    [
+        ("fe80::a%eth0", ["fe80::a"]),
+        ("fe80::53%eth0", ["fe80::53"]),
+        ("fe80::53%2", ["fe80::53"]),
+        ("fe80::53", ["fe80::53"]),
+        ("fe80::53%wlan0", []),
+        ("fe80::a%wlan0", []),
+        ("2001:db8::53%wlan0", ["2001:db8::53"]),
+    ],
+)
+def test_a_link_local_resolver_counts_on_the_interface_of_the_guest(server: str, given: list[str]) -> None:
+    """One on another interface could not be reached from here, and is neither given nor redirected to."""
+    view = assignments(resolv_conf=resolv_conf(server))
+    assert names(view.dns6) == given
+    assert view.dns_host6 == (ip("fe80::a") if server == "fe80::a%eth0" else address.UNSET)
+
+
+def test_a_link_local_resolver_means_nothing_in_local_mode() -> None:
+    """There is no interface on which it could lie."""
+    assert netview.assign(passt(), host(resolv_conf=resolv_conf("fe80::53%eth0", "fe80::54"))).dns6 == ()
+
+
+def test_named_resolvers_replace_the_hosts_of_their_family() -> None:
+    """As they are, even those that the guest cannot reach through us; the other family keeps the host's."""
+    wanted = (ip("127.0.0.1"), ip("192.0.2.1"), ip("192.0.2.1"))
+    view = netview.assign(passt(ipv4_dns=wanted), host(*ORDINARY, resolv_conf=RESOLV_CONF))
+    assert (view.dns4, names(view.dns6)) == (wanted, ["2001:db8::53"])
+
+
+def test_names_and_search_domains_are_taken_from_the_options() -> None:
+    """--hostname, --fqdn, --search; with --search none the host's domains do not count either."""
+    spec = passt(hostname="vm", fqdn="vm.example.net", search=("example.net",), no_dhcp_dns=True)
+    view = netview.assign(spec, host(*ORDINARY, resolv_conf=RESOLV_CONF))
+    assert (view.hostname, view.fqdn, view.search) == ("vm", "vm.example.net", ("example.net",))
+    assert (view.dhcp_dns, view.dhcp_search) == (False, True)
+    other = netview.assign(passt(search=(), no_dhcp_search=True), host(*ORDINARY, resolv_conf=RESOLV_CONF))
+    assert (other.search, other.dhcp_dns, other.dhcp_search) == ((), True, False)
 
 
 def test_a_guest_without_resolvers_is_warned_of() -> None:
@@ -223,6 +335,12 @@ def test_a_guest_without_resolvers_is_warned_of() -> None:
     assert "resolver" in netview.assign(passt(), host(*ORDINARY)).warnings[0]
     hidden = passt(ipv4_map_host_loopback=address.UNSET)
     assert "resolver" in netview.assign(hidden, host(*ORDINARY, resolv_conf="nameserver 127.0.0.1")).warnings[0]
+
+
+@pytest.mark.parametrize("options", [{"ipv4_dns": (), "ipv6_dns": ()}, {"no_dhcp_dns": True}])
+def test_who_asks_for_no_resolvers_is_not_warned(options: dict[str, object]) -> None:
+    """--dns none, --no-dhcp-dns."""
+    assert netview.assign(passt(**options), host(*ORDINARY)).warnings == ()
 
 
 LAYOUT_C = """

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import lockgate.plugin
-from lockgate.plugin import address, spec
+from lockgate.plugin import address, resolvconf, spec
 from lockgate.plugin.contracts import passt
 from lockgate.plugin.contracts.getopt import Option
 from lockgate.plugin.contracts.passt_options import GROUPS, PASST, PASTA, TABLE
@@ -71,7 +71,9 @@ def test_qemu_hands_over_a_descriptor(open_fd: int) -> None:
     """-netdev passt of QEMU: quiet, daemonised, with a PID file that it reads, on a socketpair."""
     got = parse(
         *"--quiet --mtu 1500 --address 10.0.2.15 --netmask 24 --mac-addr 52:54:00:12:34:56 --gateway 10.0.2.2".split(),
-        *"--interface lo --map-host-loopback 10.0.2.3 --no-udp --no-icmp --no-ra --ipv4-only".split(),
+        *"--interface lo --dns 10.0.2.53 --fqdn vm.example.org --no-dhcp-dns --no-dhcp-search".split(),
+        *"--map-host-loopback 10.0.2.3 --dns-forward 10.0.2.54 --dns-host 127.0.0.53".split(),
+        *["--no-udp", "--no-icmp", "--no-ra", "--ipv4-only", "--search", "a.example b.example"],
         *f"--pid /tmp/passt-XYZ.pid --fd {open_fd}".split(),
     )
     assert (got.contract, got.link, got.log_level, got.foreground) == ("passt", spec.VHOST_USER, spec.QUIET, False)
@@ -83,6 +85,10 @@ def test_qemu_hands_over_a_descriptor(open_fd: int) -> None:
     assert (got.ipv4.enabled, got.ipv6.enabled) == (True, False)
     assert (got.no_udp, got.no_icmp, got.no_ndp, got.no_ra) == (True, True, True, True)
     assert (got.no_tcp, got.no_dhcp, got.no_dhcpv6) == (False, False, False)
+    assert got.ipv4.dns == (ip("10.0.2.53"),)
+    assert (got.ipv4.dns_forward, got.ipv4.dns_host) == (ip("10.0.2.54"), ip("127.0.0.53"))
+    assert (got.fqdn, got.search) == ("vm.example.org", ("a.example", "b.example"))
+    assert (got.no_dhcp_dns, got.no_dhcp_search) == (True, True)
     assert got.warnings == []
 
 
@@ -91,11 +97,12 @@ def test_libvirt_names_a_socket() -> None:
     got = parse(
         *"--one-off --socket /run/libvirt/qemu/passt/1-vm-net0.socket".split(),
         *"--pid /run/libvirt/qemu/passt/1-vm-net0-passt.pid --mtu 9000 --interface lo".split(),
-        *"--log-file /tmp/passt.log --address 172.17.2.4 --netmask 24 --address 2001:db8::4".split(),
+        *"--log-file /tmp/passt.log --hostname vm --fqdn vm.example.org".split(),
+        *"--address 172.17.2.4 --netmask 24 --address 2001:db8::4".split(),
     )
     assert (got.one_off, got.socket_path) == (True, "/run/libvirt/qemu/passt/1-vm-net0.socket")
     assert (got.pid_file, got.log_file) == ("/run/libvirt/qemu/passt/1-vm-net0-passt.pid", "/tmp/passt.log")
-    assert (got.mtu, got.interface) == (9000, "lo")
+    assert (got.mtu, got.interface, got.hostname, got.fqdn) == (9000, "lo", "vm", "vm.example.org")
     assert (got.ipv4.address, got.ipv4.prefix_length) == (ip("172.17.2.4"), 24)
     assert got.ipv6.address == ip("2001:db8::4")
 
@@ -113,9 +120,11 @@ def test_nothing_asked_for_means_the_defaults() -> None:
     assert (got.log_level, got.log_file, got.log_size) == (spec.INFO, None, 1048576)
     assert (got.pid_file, got.pcap_file, got.interface) == (None, None, None)
     assert (got.mtu, got.mac) == (65520, bytes.fromhex("9a559a559a55"))
+    assert (got.hostname, got.fqdn, got.search, got.no_dhcp_dns, got.no_dhcp_search) == ("", "", None, False, False)
     for family in (got.ipv4, got.ipv6):
         assert (family.enabled, family.address, family.prefix_length) == (True, address.UNSET, 0)
         assert (family.gateway, family.map_host_loopback) == (address.UNSET, None)
+        assert (family.dns, family.dns_forward, family.dns_host) == (None, address.UNSET, address.UNSET)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +283,16 @@ def test_mtu_is_a_c_number(text: str, mtu: int) -> None:
             ["--map-host-loopback", host]
             for host in ("", "0.0.0.0", "127.0.0.1", "224.0.0.1", "::1", "ff02::1", "None")
         ),
+        *(
+            [option, host]
+            for option in ("-D", "--dns-forward", "--dns-host")
+            for host in ("", "0.0.0.0", "::", "224.0.0.1", "ff02::fb", "255.255.255.255", "fe80::1%eth0", "dns.example")
+        ),
+        *(["--dns-forward", host] for host in ("127.0.0.1", "127.0.0.53", "::1", "none")),
+        *(["--dns-host", "none"], ["-D", "10.0.0.53,10.0.0.54"], ["-D", "None"]),
+        *([option, name] for option in ("-H", "--fqdn", "-S") for name in ("", ".", "a..b", ".a", "é.org", "a\x7f")),
+        *([option, name] for option in ("-H", "--fqdn", "-S") for name in ("x" * 64, ".".join(["x" * 62] * 5))),
+        *(["-H", "my vm"], ["--fqdn", "vm example"], ["-S", " \t"], ["-S", "a.example b..example"]),
     ],
     ids=lambda words: f"{words[0]} {words[1][:20]!r}",
 )
@@ -449,10 +468,11 @@ def test_automatic_sockets_are_numbered_from_1_to_99() -> None:
 
 def test_a_spec_shows_its_addresses_as_text() -> None:
     """What a debug log shows."""
-    shown = repr(parse("-a", "10.0.0.5/24", "--no-map-gw"))
+    shown = repr(parse("-a", "10.0.0.5/24", "--no-map-gw", "-D", "10.0.0.53"))
     assert "address=10.0.0.5/24" in shown
     assert "link='vhost-user'" in shown
     assert "gateway=::" in shown
+    assert "dns=['10.0.0.53'], dns_forward=::" in shown
 
 
 # ---- any command line ----
@@ -490,6 +510,10 @@ def test_every_command_line_ends_in_a_checked_spec_or_in_one_sentence(words: lis
         assert len(family.address) == len(family.gateway) == 16
         assert 0 <= family.prefix_length <= longest
         assert not address.is_loopback(family.address) and not address.is_multicast(family.address)
+        assert family.dns is None or len(family.dns) <= 3
+        assert not address.is_loopback(family.dns_forward)
+    assert got.search is None or (len(got.search) <= 6 and all(map(resolvconf.is_domain, got.search)))
+    assert all(resolvconf.is_domain(name) for name in (got.hostname, got.fqdn) if name)
     assert got.ipv4.address == address.UNSET or address.is_ipv4(got.ipv4.address)
     assert not address.is_ipv4(got.ipv6.address)
 
@@ -520,5 +544,6 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path) -> None:
         "lockgate.plugin.contracts.passt",
         "lockgate.plugin.contracts.passt_options",
         "lockgate.plugin.contracts.strtoul",
+        "lockgate.plugin.resolvconf",
         "lockgate.plugin.spec",
     }

@@ -69,7 +69,7 @@ def test_a_solicitation_is_answered_to_its_source() -> None:
     assert (packet.src, packet.dst, packet[IPv6].src, packet[IPv6].dst) == (OUR_MAC, GUEST_MAC, ROUTER, GUEST)
     assert packet[IPv6].hlim == 255
     head = packet[ICMPv6ND_RA]
-    assert (head.chlim, head.M, head.O, head.prf, head.routerlifetime) == (255, 0, 0, 0, 65535)
+    assert (head.chlim, head.M, head.O, head.prf, head.routerlifetime) == (255, 1, 0, 0, 65535)
     assert (head.reachabletime, head.retranstimer) == (0, 0)
     prefix = packet[ICMPv6NDOptPrefixInfo]
     assert (prefix.prefix, prefix.prefixlen, prefix.L, prefix.A) == ("2001:db8::", 64, 1, 1)
@@ -107,7 +107,7 @@ def test_the_prefix_has_no_bits_behind_its_length() -> None:
 def test_local_mode_advertises_a_router_without_prefix() -> None:
     """The guest keeps its link-local address and reaches the host through fe80::1."""
     packet = answered(solicitation(), netview.assign(NetworkSpec(contract="passt"), host()))
-    assert packet[IPv6].src == "fe80::1"
+    assert (packet[IPv6].src, packet[ICMPv6ND_RA].M) == ("fe80::1", 0)
     assert options(packet) == [ICMPv6NDOptSrcLLAddr, ICMPv6NDOptMTU]
 
 
@@ -128,8 +128,17 @@ def test_an_mtu_that_ipv6_can_use_is_advertised(mtu: int, advertised: int | None
 def test_the_managed_flag_follows_dhcpv6() -> None:
     """A guest that is told to ask waits for an answer."""
     view = assignments()
-    view.flags |= VIEW_DHCPV6
-    assert answered(solicitation(), view)[ICMPv6ND_RA].M == 1
+    view.flags &= ~VIEW_DHCPV6
+    assert answered(solicitation(), view)[ICMPv6ND_RA].M == 0
+
+
+@pytest.mark.parametrize(("dns", "search"), [(False, True), (True, False), (False, False)])
+def test_resolvers_and_search_domains_have_a_switch_each(dns: bool, search: bool) -> None:
+    """--no-dhcp-dns, --no-dhcp-search."""
+    view = assignments()
+    view.dhcp_dns, view.dhcp_search = dns, search
+    found = options(answered(solicitation(), view))
+    assert (ICMPv6NDOptRDNSS in found, ICMPv6NDOptDNSSL in found) == (dns, search)
 
 
 def test_the_longest_advertisement_passes_any_ipv6_link() -> None:

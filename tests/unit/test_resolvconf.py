@@ -22,27 +22,36 @@ def servers(text: str) -> list[str]:
         "nameserver 192.0.2.53",
         "nameserver\t192.0.2.53",
         "  nameserver   192.0.2.53  ",
+        "\t nameserver \t 192.0.2.53\t",
         "nameserver 192.0.2.53 # the office",
+        "nameserver 192.0.2.53 ;the office",
         "nameserver ::ffff:192.0.2.53",
+        "nameserver 192.0.2.53\r",
     ],
 )
 def test_a_nameserver_line_may_have_any_blanks(line: str) -> None:
-    """Blanks and tabs before, between and behind the words make no difference."""
+    """Blanks and tabs before, between and behind the words make no difference, nor does a comment behind them."""
     assert servers(line) == ["192.0.2.53"]
 
 
 @pytest.mark.parametrize(
     "line",
-    ["", "nameserver", "#nameserver 192.0.2.53", "; nameserver 192.0.2.53", "nameserver 192.0.2", "options ndots:2"],
+    [
+        *("", "nameserver", "nameserver 192.0.2", "options ndots:2", "options nameserver 192.0.2.53"),
+        *("#nameserver 192.0.2.53", "; nameserver 192.0.2.53", "  # nameserver 192.0.2.53", "nameserver #192.0.2.53"),
+    ],
 )
 def test_a_line_that_names_no_server_is_passed_over(line: str) -> None:
     """Comments, other keywords and what is no address leave no trace."""
     assert servers(f"{line}\nnameserver 192.0.2.54\n") == ["192.0.2.54"]
 
 
-def test_a_zone_is_cut_off() -> None:
-    """The guest has other interfaces than the host."""
-    assert servers("nameserver fe80::1%eth0") == ["fe80::1"]
+def test_a_zone_is_kept_only_where_it_says_something() -> None:
+    """Each interface can have the same link-local address anew; of any other address the zone is cut off."""
+    parsed = resolvconf.parse("nameserver fe80::1%eth0\nnameserver 2001:db8::1%eth0\nnameserver fe80::1")
+    assert parsed.servers6 == (ip("fe80::1"), ip("2001:db8::1"), ip("fe80::1"))
+    assert parsed.zones6 == ("eth0", "", "")
+    assert servers("nameserver 169.254.1.1%eth0\nnameserver %eth0") == ["169.254.1.1"]
 
 
 def test_three_servers_of_each_family_are_kept() -> None:
@@ -64,6 +73,10 @@ def test_the_unspecified_address_means_the_host_itself() -> None:
         ("\tsearch\texample.org.\tlab", ("example.org", "lab")),
         ("search a.example\nsearch b.example c.example", ("b.example", "c.example")),
         ("domain a.example", ("a.example",)),
+        ("domain\ta.example # here\noptions ndots:1\nnameserver 192.0.2.53", ("a.example",)),
+        ("domain a.example\nsearch b.example c.example", ("b.example", "c.example")),
+        ("search a.example b.example # the office", ("a.example", "b.example")),
+        ("#search a.example\n;domain b.example", ()),
         ("search a.example\ndomain b.example ignored.example", ("b.example",)),
         ("search .", ()),
         ("search a.example a.example b.example", ("a.example", "b.example")),
@@ -85,5 +98,6 @@ def test_any_text_is_read(text: str | list[str]) -> None:
     """No text raises, and the limits hold for each."""
     parsed = resolvconf.parse("".join(text))
     assert len(parsed.servers4) <= 3 and len(parsed.servers6) <= 3 and len(parsed.search) <= 6
+    assert len(parsed.zones6) == len(parsed.servers6)
     assert sum(len(name) + 2 for name in parsed.search) <= resolvconf.SEARCH_BYTES_MAX
     assert all(map(resolvconf.is_domain, parsed.search))

@@ -95,8 +95,8 @@ def test_pings_of_others_leave_through_the_hosts_ping_sockets(network: Network) 
     """To an address of this machine that is not its loopback: the gateway would answer for that by itself."""
     if PING_GROUPS.read_text().split() == ["1", "0"]:
         pytest.skip(f"{PING_GROUPS} allows ping sockets to nobody")
-    shown = subprocess.run(["ip", "-j", "-4", "addr", "show", "scope", "global"], capture_output=True, check=True).stdout
-    own = [address["local"] for link in json.loads(shown) for address in link["addr_info"]]
+    shown = subprocess.run(["ip", "-j", "-4", "addr", "show", "scope", "global"], capture_output=True, check=True)
+    own = [address["local"] for link in json.loads(shown.stdout) for address in link["addr_info"]]
     if not own:
         pytest.skip("this machine has no IPv4 address but its loopback")
     result = network.run(f"ping -4 -c 2 -W 5 {own[0]}")

@@ -26,11 +26,11 @@ def record(kind: int, **fields: Any) -> bytes:
 
 
 def test_a_flow_is_told_by_its_two_ends() -> None:
-    """IPv4 and IPv6 as people write them, with the port."""
+    """IPv4 and IPv6 as people write them, with the port, and the protocol by its name."""
     ends = {"guest_addr": IPV4, "remote_addr": IPV6, "guest_port": 40000, "remote_port": 443}
-    assert events.from_worker(record(lib.LG_EVENT_FLOW_OPEN, flow=7, **ends)) == (
+    assert events.from_worker(record(lib.LG_EVENT_FLOW_OPEN, flow=7, protocol=17, **ends)) == (
         "flow.open",
-        {"flow": 7, "guest": "192.0.2.1:40000", "remote": "[fd00::1]:443"},
+        {"flow": 7, "protocol": "udp", "guest": "192.0.2.1:40000", "remote": "[fd00::1]:443"},
     )
 
 

@@ -272,17 +272,8 @@ static void take_error(struct engine *engine, struct flow *flow)
     tcp_abort(engine, flow, CLOSE_peer_reset, error);
 }
 
-void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
+static void note_arrival(struct tcp *tcp, uint32_t events)
 {
-    struct tcp *tcp = &flow->tcp;
-
-    if (tcp->to_host == HALF_SYN && !tcp->inbound) {
-        if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
-            return;
-        tcp_connected(engine, flow);
-        if (flow->done)
-            return;
-    }
     if (events & EPOLLPRI)
         tcp->urgent = true;
     if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
@@ -294,6 +285,20 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
             tcp->muted = true;
         tcp->readable = true;
     }
+}
+
+void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    if (tcp->to_host == HALF_SYN && !tcp->inbound) {
+        if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
+            return;
+        tcp_connected(engine, flow);
+        if (flow->done)
+            return;
+    }
+    note_arrival(tcp, events);
     if (events & EPOLLOUT && tcp->send_blocked) {
         tcp->send_blocked = false;
         tcp_room_ask(flow);

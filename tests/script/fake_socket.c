@@ -170,26 +170,6 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
     return socket->datagrams ? 0 : -EINPROGRESS;
 }
 
-static bool set_datagram_number(struct fake_socket *socket, int level, int name, int value)
-{
-    bool ipv4 = socket->family == AF_INET;
-
-    if (ipv4 ? level == IPPROTO_IP && name == IP_RECVERR : level == IPPROTO_IPV6 && name == IPV6_RECVERR)
-        socket->receive_errors = value;
-    else if (level == SOL_SOCKET && name == SO_REUSEADDR)
-        socket->reuse_address = value;
-    else if (level == SOL_SOCKET && name == SO_BROADCAST)
-        socket->broadcast = value;
-    else if (level == IPPROTO_UDP && name == UDP_GRO)
-        socket->receive_segments = value;
-    else if (ipv4 ? level == IPPROTO_IP && name == IP_MULTICAST_TTL
-                  : level == IPPROTO_IPV6 && name == IPV6_MULTICAST_HOPS)
-        return true;
-    else
-        return level == SOL_SOCKET && name == SO_RCVBUF;
-    return true;
-}
-
 int sys_accept(int fd, struct sockaddr *addr, socklen_t *length)
 {
     int err = fake_called(CALL_accept);
@@ -209,26 +189,48 @@ int sys_accept(int fd, struct sockaddr *addr, socklen_t *length)
     return accepted;
 }
 
-/* Options of one number each; false: not modelled. */
+/* Options of one number each: where the number is kept; NULL: nowhere, for nothing here depends on it. */
+struct number_option {
+    int family, level, name; /* family 0: both */
+    size_t bytes, offset;    /* of the member; 0: not kept */
+};
+
+#define KEPT(member) sizeof(((struct fake_socket *)0)->member), offsetof(struct fake_socket, member)
+
+static const struct number_option options[] = {
+    {0, IPPROTO_TCP, TCP_NODELAY, KEPT(nodelay)},
+    {0, SOL_SOCKET, SO_OOBINLINE, KEPT(oob_inline)},
+    {0, SOL_SOCKET, SO_KEEPALIVE, KEPT(keepalive)},
+    {AF_INET, IPPROTO_IP, IP_TTL, KEPT(hops)},
+    {AF_INET6, IPPROTO_IPV6, IPV6_UNICAST_HOPS, KEPT(hops)},
+    {AF_INET, IPPROTO_IP, IP_TOS, KEPT(traffic_class)},
+    {AF_INET6, IPPROTO_IPV6, IPV6_TCLASS, KEPT(traffic_class)},
+    {AF_INET, IPPROTO_IP, IP_RECVERR, KEPT(receive_errors)},
+    {AF_INET6, IPPROTO_IPV6, IPV6_RECVERR, KEPT(receive_errors)},
+    {0, SOL_SOCKET, SO_REUSEADDR, KEPT(reuse_address)},
+    {0, SOL_SOCKET, SO_BROADCAST, KEPT(broadcast)},
+    {0, IPPROTO_UDP, UDP_GRO, KEPT(receive_segments)},
+    {AF_INET, IPPROTO_IP, IP_MULTICAST_TTL, 0, 0},
+    {AF_INET6, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 0, 0},
+};
+
+/* False: not modelled. */
 static bool set_number(struct fake_socket *socket, int level, int name, int value)
 {
-    bool ipv4 = socket->family == AF_INET;
-
-    if (level == IPPROTO_TCP && name == TCP_NODELAY)
-        socket->nodelay = value;
-    else if (level == SOL_SOCKET && name == SO_OOBINLINE)
-        socket->oob_inline = value;
-    else if (level == SOL_SOCKET && name == SO_KEEPALIVE)
-        socket->keepalive = value;
-    else if (socket->datagrams && set_datagram_number(socket, level, name, value))
+    if (socket->datagrams && level == SOL_SOCKET && name == SO_RCVBUF)
+        return true; /* TCP's would end the kernel's tuning */
+    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
+        const struct number_option *option = &options[i];
+        if (option->level != level || option->name != name || (option->family && option->family != socket->family))
+            continue;
+        uint8_t *member = (uint8_t *)socket + option->offset;
+        if (option->bytes == sizeof(bool))
+            *(bool *)member = value;
+        else if (option->bytes)
+            memcpy(member, &value, sizeof(value));
         return true;
-    else if (ipv4 ? level == IPPROTO_IP && name == IP_TTL : level == IPPROTO_IPV6 && name == IPV6_UNICAST_HOPS)
-        socket->hops = value;
-    else if (ipv4 ? level == IPPROTO_IP && name == IP_TOS : level == IPPROTO_IPV6 && name == IPV6_TCLASS)
-        socket->traffic_class = value;
-    else
-        return false;
-    return true;
+    }
+    return false;
 }
 
 int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length)

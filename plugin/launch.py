@@ -64,7 +64,7 @@ USAGE = """\
 usage: lockgate --version
 
 lockgate gives a VM a network out of ordinary sockets. It is started by container runtimes and VM monitors, under the
-names passt, pasta and gvproxy. Ready now: `passt --vhost-user` (see `passt --help`).
+names passt, pasta and gvproxy. Ready now: `passt` (see `passt --help`).
 """
 
 
@@ -82,7 +82,7 @@ def main() -> None:
 def _command(name: str, arguments: list[str]) -> int:
     lib.lg_process_name(os.fsencode(name))
     if "pasta" in name or "gvproxy" in name:
-        return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt --vhost-user` is\n", 1)
+        return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt` is\n", 1)
     if "passt" in name:
         return _passt(name, arguments)
     if arguments == ["--version"]:

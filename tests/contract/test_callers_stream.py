@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 from running import PASST, PATIENCE, ended, tree
-from scapy.layers.dhcp import BOOTP, DHCP  # type: ignore[import-untyped]
-from scapy.layers.inet import IP, UDP  # type: ignore[import-untyped]
-from scapy.layers.l2 import ARP, Ether  # type: ignore[import-untyped]
+from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import ARP, Ether
 
 GUEST, GATEWAY = "10.77.0.15", "10.77.0.1"
 ADDRESSES = ("-a", GUEST, "-n", "24", "-g", GATEWAY, "-4")

@@ -309,15 +309,20 @@ def _service(frame: bytes) -> Callable[[bytes, Assignments], Answer | Ignored]:
 _SENTENCES = {
     "link.attach": ("info", "The guest's network is up"),
     "link.detach": ("info", "The guest's network is down: {reason}"),
-    "link.refused": ("warning", "vhost-user: {request} refused: {reason}"),
-    "link.failed": ("warning", "vhost-user: {reason}"),
+    "link.refused": ("warning", "The monitor's {request} was refused: {reason}"),
+    "link.failed": ("warning", "The link to the monitor: {reason}"),
     "ring.stopped": ("warning", "The guest broke ring {ring} ({reason}): no network until it resets the device"),
     "ping.refused": (
         "warning",
         "Pings of the guest cannot leave: {error}; the group of this process must be within net.ipv4.ping_group_range "
         '(sysctl -w net.ipv4.ping_group_range="0 2147483647"). The gateway itself answers',
     ),
-    "link.parked": ("warning", "vhost-user: ring {ring} does not run: {reason}"),
+    "flows.full": (
+        "warning",
+        "The guest has {limit} connections at once, all that the limit on open files allows: new ones are refused "
+        "(ulimit -n, or LimitNOFILE= of a systemd unit)",
+    ),
+    "link.parked": ("warning", "Ring {ring} does not run: {reason}"),
 }
 
 

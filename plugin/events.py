@@ -40,6 +40,7 @@ _EVENT_NAMES = {
     lib.LG_EVENT_RING_STOPPED: "ring.stopped",
     lib.LG_EVENT_FRAME_DROPPED: "frame.dropped",
     lib.LG_EVENT_NO_PING: "ping.refused",
+    lib.LG_EVENT_FLOWS_FULL: "flows.full",
 }
 
 
@@ -86,6 +87,8 @@ def _worker_fields(record: Any) -> dict[str, object]:
         return {"ring": int(record.value), "reason": _name(lib.lg_fault_name(record.reason), record.reason)}
     if kind == lib.LG_EVENT_FRAME_DROPPED:
         return {"reason": _name(lib.lg_counter_name(record.reason), record.reason)}
+    if kind == lib.LG_EVENT_FLOWS_FULL:
+        return {"limit": int(record.value)}
     if kind == lib.LG_EVENT_NO_PING:
         return {"error": os.strerror(abs(record.error))}
     fields["flow"] = int(record.flow)

@@ -24,7 +24,9 @@
 
 enum flow_limits {
     FLOWS_MAX = 65536,          /* more than one guest's ports towards one peer; the worker's descriptors end before */
-    FLOW_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full */
+    FLOW_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full ... */
+    FLOW_SHORT_EVICT_MS = 5000, /* ... and a question by datagram, answered or not, after so long */
+    FLOWS_FULL_TELL_MS = 60000, /* that it is full is told so often */
 };
 
 /* One flow as the guest sees it. No padding, since it is hashed and compared as bytes. */

@@ -49,6 +49,11 @@ void flow_close(struct engine *engine, struct flow *flow, enum close_reason reas
         datagram_close(engine, flow, reason, 0);
 }
 
+static uint64_t evict_after_ms(const struct flow *flow)
+{
+    return is_tcp(flow) || flow->datagram.stream ? FLOW_IDLE_EVICT_MS : FLOW_SHORT_EVICT_MS;
+}
+
 /* Makes room in a full table: the flow that was idle longest goes, if that was long enough. */
 static bool evict(struct engine *engine)
 {
@@ -57,7 +62,7 @@ static bool evict(struct engine *engine)
     if (node == &engine->flows.by_age.head)
         return false;
     struct flow *oldest = container_of(node, struct flow, age);
-    if (engine->now_ms - oldest->active_ms < FLOW_IDLE_EVICT_MS)
+    if (engine->now_ms - oldest->active_ms < evict_after_ms(oldest))
         return false;
     count(engine, C_tcp_evicted);
     /* A RST to the guest would have to wait for room: whoever still has the other end learns it from the next segment. */
@@ -69,6 +74,18 @@ static bool evict(struct engine *engine)
     return true;
 }
 
+/* At any level of events: to a person it looks as if the network had gone. */
+static void tell_full(struct engine *engine)
+{
+    struct lg_event event = {.kind = LG_EVENT_FLOWS_FULL, .value = engine->flows.limit};
+
+    count(engine, C_tcp_flow_limit);
+    if (engine->full_told_ms && engine->now_ms - engine->full_told_ms < FLOWS_FULL_TELL_MS)
+        return;
+    engine->full_told_ms = engine->now_ms;
+    engine->events->emit(engine->events, &event);
+}
+
 struct flow *flow_make(struct engine *engine, const struct flow_key *key)
 {
     struct flow *flow = flow_add(&engine->flows, key);
@@ -78,7 +95,7 @@ struct flow *flow_make(struct engine *engine, const struct flow_key *key)
     if (flow)
         engine->counters[C_flows] = engine->flows.count;
     else
-        count(engine, C_tcp_flow_limit);
+        tell_full(engine);
     return flow;
 }
 

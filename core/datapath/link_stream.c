@@ -75,7 +75,8 @@ static void receive(struct link_stream *stream)
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     ssize_t n = sys_recvmsg(stream->fd, &msg, MSG_DONTWAIT);
 
-    stream->unread = n == (ssize_t)iov.iov_len; /* what comes after a shorter read is a new edge */
+    /* What comes after a shorter read is a new edge, but not an end whose edge has been seen. */
+    stream->unread = n == (ssize_t)iov.iov_len || (n > 0 && stream->hung_up);
     if (n > 0)
         stream->in_end += (size_t)n;
     else if (n != -EAGAIN)
@@ -116,7 +117,7 @@ static unsigned stream_from_guest(struct link *link, struct guest_frame *frames,
     if (stream->fd < 0 || stream->ended)
         return 0;
     count = take_frames(stream, frames);
-    if (!count && !stream->ended) {
+    if (!count && stream->unread && !stream->ended) {
         receive(stream);
         count = take_frames(stream, frames);
     }
@@ -278,8 +279,14 @@ static const struct link_operations operations = {
     .wait_room = stream_wait_room,
 };
 
-void link_stream_writable(struct link_stream *stream)
+void link_stream_event(struct link_stream *stream, uint32_t events)
 {
+    if (events & ~(uint32_t)EPOLLOUT)
+        stream->unread = true;
+    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        stream->hung_up = true;
+    if (!(events & EPOLLOUT) || stream->fd < 0)
+        return;
     stream->blocked = false;
     stream_flush(&stream->link, 0);
 }
@@ -316,7 +323,8 @@ int link_stream_attach(struct link_stream *stream, int fd)
     sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &queue, sizeof(queue));
     stream->fd = fd;
     stream->interest = interest;
-    stream->blocked = stream->unread = stream->ended = stream->wrapped = false;
+    stream->unread = true;
+    stream->blocked = stream->hung_up = stream->ended = stream->wrapped = false;
     stream->in_start = stream->in_end = stream->out_start = stream->out_end = 0;
     stream->reserved_first = stream->reserved_end = 0;
     return 0;

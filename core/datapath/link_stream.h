@@ -37,7 +37,8 @@ struct link_stream {
     int fd;            /* -1: nobody is connected */
     uint32_t interest; /* what epoll was last told */
     bool blocked;      /* the socket's queue is full: nothing is sent until EPOLLOUT */
-    bool unread;       /* the last read may have left something */
+    bool unread;       /* an edge told of bytes, or of the end, that no read has come to the bottom of */
+    bool hung_up;      /* the end was announced: its edge has gone, and a read must find it */
     bool ended;        /* the connection is over: to be told and detached */
     int error;         /* then why: 0 the end of the stream, EPROTO a length that no frame has, or an errno */
     uint32_t length;   /* with EPROTO: that length */
@@ -64,6 +65,6 @@ int link_stream_init(struct link_stream *stream, uint64_t *counters, struct pcap
 int link_stream_attach(struct link_stream *stream, int fd);
 void link_stream_detach(struct link_stream *stream); /* closes it, if there is one */
 
-void link_stream_writable(struct link_stream *stream); /* EPOLLOUT */
+void link_stream_event(struct link_stream *stream, uint32_t events); /* of its socket */
 
 #endif

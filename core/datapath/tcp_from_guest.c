@@ -75,7 +75,8 @@ static void take_window(struct flow *flow, const struct tcp_segment *segment)
     tcp->snd_window = (uint32_t)segment->window << tcp->guest_scale;
     if (tcp->snd_window > tcp->window_max)
         tcp->window_max = tcp->snd_window;
-    tcp->snd_wl1 = segment->seq;
+    /* What comes ahead of a gap is not later than what will fill it: that is sent again, and with a window of its own. */
+    tcp->snd_wl1 = seq_after(segment->seq, tcp->rcv_nxt) ? tcp->rcv_nxt : segment->seq;
     tcp->snd_wl2 = segment->ack;
 }
 
@@ -247,7 +248,7 @@ void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
     struct flow *flow = flow_find(&engine->flows, &key);
 
     if (!flow) {
-        if ((segment.flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN)
+        if ((segment.flags & (TCP_SYN | TCP_FIN | TCP_ACK | TCP_RST)) == TCP_SYN) /* not the start and the end at once */
             tcp_open(engine, packet, &key, &segment);
         else
             tcp_send_reset_unknown(engine, packet, &segment);

@@ -37,10 +37,9 @@ int worker_attach_stream(struct worker *worker, int fd)
 
 static void stream_event(struct worker *worker, uint32_t events)
 {
-    if (events & EPOLLOUT) {
-        link_stream_writable(&worker->stream);
+    link_stream_event(&worker->stream, events);
+    if (events & EPOLLOUT)
         engine_link_room(&worker->engine);
-    }
     if (events & ~(uint32_t)EPOLLOUT)
         worker->guest_ready = true; /* an end shows itself behind the last frame */
 }

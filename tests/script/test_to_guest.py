@@ -274,6 +274,19 @@ def test_the_last_bytes_of_a_stream_do_not_wait_for_window_to_spare(conversation
     """)
 
 
+def test_a_window_that_came_ahead_of_a_gap_does_not_outlast_it(conversation: Conversation) -> None:
+    """Regression, found by fuzzing: the segments that would have filled the gap could not open the window again."""
+    conversation.opened("mss 1000,sackOK", window=4000)
+    conversation("""
+        +0 < P. 101:201(100) ack 1 win 0
+        +0 > . 1:1(0) ack 1 <sack 101:201>
+        +0 peer sends 3000
+        +0 > nothing
+        +0 < P. 1:101(100) ack 1 win 4000
+        +0 > data 1:3001 ack 201
+    """)
+
+
 def test_our_sequence_numbers_wrap_around(talk: Talk, world: World) -> None:
     """A connection whose initial number lies just below 2^32 goes on behind it, lost segments and FIN included."""
     probe = talk()("+0 < S 0:0(0)")

@@ -64,7 +64,7 @@ struct engine {
     uint8_t *arrivals; /* as large as the inbox: what came to a port of the host, and is delivered or dropped at once */
     bool no_ping_told;
     uint64_t full_told_ms; /* when it was told that the table is full; 0 never */
-    uint32_t icmp_left; /* errors of datagrams that may be told in the second that began at icmp_ms */
+    uint32_t icmp_left;    /* errors of datagrams that may be told in the second that began at icmp_ms */
     uint64_t icmp_ms;
     bool reorder; /* keep segments that come ahead of a gap */
     uint32_t ack_delay_ms;

@@ -248,7 +248,8 @@ void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
     struct flow *flow = flow_find(&engine->flows, &key);
 
     if (!flow) {
-        if ((segment.flags & (TCP_SYN | TCP_FIN | TCP_ACK | TCP_RST)) == TCP_SYN) /* not the start and the end at once */
+        if ((segment.flags & (TCP_SYN | TCP_FIN | TCP_ACK | TCP_RST)) ==
+            TCP_SYN) /* not the start and the end at once */
             tcp_open(engine, packet, &key, &segment);
         else
             tcp_send_reset_unknown(engine, packet, &segment);

@@ -309,8 +309,8 @@ def _service(frame: bytes) -> Callable[[bytes, Assignments], Answer | Ignored]:
 _SENTENCES = {
     "link.attach": ("info", "The guest's network is up"),
     "link.detach": ("info", "The guest's network is down: {reason}"),
-    "link.refused": ("warning", "The monitor's {request} was refused: {reason}"),
-    "link.failed": ("warning", "The link to the monitor: {reason}"),
+    "link.refused": ("warning", "Monitor: {request} refused: {reason}"),
+    "link.failed": ("warning", "Monitor: {reason}"),
     "ring.stopped": ("warning", "The guest broke ring {ring} ({reason}): no network until it resets the device"),
     "ping.refused": (
         "warning",
@@ -322,7 +322,7 @@ _SENTENCES = {
         "The guest has {limit} connections at once, all that the limit on open files allows: new ones are refused "
         "(ulimit -n, or LimitNOFILE= of a systemd unit)",
     ),
-    "link.parked": ("warning", "Ring {ring} does not run: {reason}"),
+    "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),
 }
 
 

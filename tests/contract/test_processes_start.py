@@ -281,7 +281,7 @@ def test_faults_of_a_front_end_are_told_at_a_limited_rate(start: Start) -> None:
         front_end.close()
     helper.send(signal.SIGTERM)
     assert helper.wait() == 0
-    refusals = [line for line in helper.errors().splitlines() if line.startswith("The monitor's ")]
+    refusals = [line for line in helper.errors().splitlines() if line.startswith("Monitor: ")]
     assert 1 <= len(refusals) < 50
 
 

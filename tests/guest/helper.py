@@ -16,7 +16,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import process_tree
@@ -43,9 +43,13 @@ def command_line(command: str, socket: Path, options: str, link: str = "--vhost-
     return [*shlex.split(command), *link.split(), "-s", str(socket), "-f", *shlex.split(options)]
 
 
-def listens(socket: Path) -> bool:
-    """Whether somebody listens on that Unix socket, by the kernel's table."""
-    for line in Path("/proc/net/unix").read_text().splitlines():
+def listens(socket: Path, pid: int | str = "self") -> bool:
+    """Whether somebody listens on that Unix socket, by the kernel's table of the network namespace of `pid`."""
+    try:
+        table = Path(f"/proc/{pid}/net/unix").read_text()
+    except OSError:  # a process that has ended is in no namespace
+        return False
+    for line in table.splitlines():
         fields = line.split()
         if fields[7:] == [str(socket)] and int(fields[3], 16) & LISTENING:
             return True
@@ -63,12 +67,13 @@ class Helper:
         environment: Mapping[str, str] | None = None,
         stderr_to_terminal: bool = False,
         link: str = "--vhost-user",
+        prefix: Sequence[str] = (),
     ) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{name}.helper.log"
         self._folder = tempfile.TemporaryDirectory(prefix="lockgate-")  # short: a socket's path has 107 bytes
         self.socket = Path(self._folder.name, "s")
-        self.arguments = command_line(command or default_command(), self.socket, options, link)
+        self.arguments = [*prefix, *command_line(command or default_command(), self.socket, options, link)]
         self.started = time.monotonic()
         with open(self.log, "wb") as log:
             self._process = subprocess.Popen(
@@ -89,7 +94,7 @@ class Helper:
 
     def wait_ready(self, timeout: float = 20) -> None:
         """Until the socket listens. The kernel tells nobody when it does, so its table is read again after each ms."""
-        while not listens(self.socket):
+        while not listens(self.socket, self.pid):
             if self._ended(0.001) is not None:
                 raise HelperFailed(f"{shlex.join(self.arguments)} ended at once:\n{self.errors()}")
             if time.monotonic() - self.started > timeout:

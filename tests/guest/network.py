@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -69,14 +69,14 @@ class Variant:
     sanitized: bool = False
     environment: dict[str, str] = field(default_factory=dict)
 
-    def helper(self, name: str, options: str) -> Helper:
-        """The helper of this variant, listening."""
+    def helper(self, name: str, options: str, prefix: Sequence[str] = ()) -> Helper:
+        """The helper of this variant, listening; started by the command `prefix`, which execs what follows it."""
         link = "" if self.kind.endswith("-stream") else "--vhost-user"
         if self.sanitized:
             environment = {**self.environment, **sanitizer_environment()}
-            started = Helper(name, options, SANITIZED_COMMAND, environment, link=link)
+            started = Helper(name, options, SANITIZED_COMMAND, environment, link=link, prefix=prefix)
         else:
-            started = Helper(name, options, None, self.environment, link=link)
+            started = Helper(name, options, None, self.environment, link=link, prefix=prefix)
         started.wait_ready()
         return started
 
@@ -127,11 +127,12 @@ class Network:
         more_modules: tuple[str, ...] = (),
         families: str = "inet inet6",
         more_options: str = "",
+        prefix: Sequence[str] = (),
     ) -> None:
         self.variant = variant
         self.server = server
         self._families = families
-        self.helper = variant.helper(variant.name, f"-1 {OPTIONS} {more_options}")
+        self.helper = variant.helper(variant.name, f"-1 {OPTIONS} {more_options}", prefix)
         try:
             self.guest = Guest.boot(
                 variant.name,

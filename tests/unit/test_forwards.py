@@ -322,7 +322,7 @@ def test_a_port_for_root_only_names_the_sysctl() -> None:
     """Bound as nobody: the file, its value, and how to change it."""
     start = int(Path(forwards.UNPRIVILEGED_FILE).read_text())
     if start < 2:
-        pytest.skip("here everybody may bind every port")
+        pytest.skip(f"{forwards.UNPRIVILEGED_FILE} lets everybody bind every port of this machine")
 
     def attempt() -> str:
         lines: list[str] = []

@@ -212,8 +212,10 @@ static int run_listen(struct worker *worker, struct request *request)
     if (listen->count != request->fd_count || (listen->protocol != IPPROTO_TCP && listen->protocol != IPPROTO_UDP))
         return -EINVAL;
     for (unsigned i = 0; i < listen->count; i++) {
-        struct listener listener = {.fd = request->fd[i], .protocol = listen->protocol, .port = listen->guest_port[i]};
-        memcpy(listener.target.byte, listen->target, sizeof(listener.target.byte));
+        struct listener listener = {.fd = request->fd[i],
+                                    .protocol = listen->protocol,
+                                    .port = listen->guest_port[i],
+                                    .target = address_from(listen->target)};
         int err = engine_listen(&worker->engine, &listener);
         if (err)
             return err;

@@ -56,8 +56,6 @@
     apply(tcp_resets_from_guest)                                                                                       \
     apply(tcp_resets_from_peer)                                                                                        \
     apply(tcp_resets_sent)        /* to the guest, for whatever reason */                                              \
-    apply(tcp_flow_limit)         /* a SYN was refused because the table was full */                                   \
-    apply(tcp_evicted)            /* an idle flow made room for a new one */                                           \
     apply(tcp_retransmits)                                                                                             \
     apply(tcp_timeouts)           /* the retransmission timer fired */                                                 \
     apply(tcp_fast_retransmits)                                                                                        \
@@ -84,6 +82,8 @@
     apply(datagrams_unsent)       /* that it did not take: full, or the path refused them */                           \
     apply(datagram_errors)        /* ICMP errors that the host heard of, told to the guest */                          \
     apply(flows)                  /* now in the table */                                                               \
+    apply(flows_refused)          /* because the table was full */                                                     \
+    apply(flows_evicted)          /* idle ones that made room for a new one */                                         \
     apply(pcap_dropped)
 /* clang-format on */
 

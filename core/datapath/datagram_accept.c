@@ -39,8 +39,7 @@ static void note_local(const struct msghdr *msg, struct datagram_peer *peer)
             peer->interface = IN6_IS_ADDR_LINKLOCAL(&info.ipi6_addr) ? info.ipi6_ifindex : 0;
         }
     }
-    address local;
-    memcpy(local.byte, peer->local, sizeof(local.byte));
+    address local = address_from(peer->local);
     if (address_is_multicast(&local)) /* nobody answers from a group's address */
         memset(peer->local, 0, sizeof(peer->local));
 }

@@ -81,13 +81,12 @@ static bool translate(const struct sock_extended_err *error, bool ipv4, struct i
 static address seen_offender(const struct engine *engine, const struct flow *flow, const address *offender)
 {
     bool ipv4 = address_is_ipv4(&flow->key.remote);
-    address source = *offender;
 
     if (address_is_loopback(offender)) /* the guest knows it by another name */
         return flow->key.remote;
     if (address_is_unset(offender) || address_is_ipv4(offender) != ipv4)
-        memcpy(source.byte, ipv4 ? engine->view.gateway4 : engine->view.our_link_local, sizeof(source.byte));
-    return source;
+        return address_from(ipv4 ? engine->view.gateway4 : engine->view.our_link_local);
+    return *offender;
 }
 
 static void tell(struct engine *engine, const struct flow *flow, const struct path_error *error)

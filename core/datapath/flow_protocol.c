@@ -64,7 +64,7 @@ static bool evict(struct engine *engine)
     struct flow *oldest = container_of(node, struct flow, age);
     if (engine->now_ms - oldest->active_ms < evict_after_ms(oldest))
         return false;
-    count(engine, C_tcp_evicted);
+    count(engine, C_flows_evicted);
     /* A RST to the guest would have to wait for room: whoever still has the other end learns it from the next segment. */
     if (is_tcp(oldest))
         tcp_abandon(engine, oldest);
@@ -79,7 +79,7 @@ static void tell_full(struct engine *engine)
 {
     struct lg_event event = {.kind = LG_EVENT_FLOWS_FULL, .value = engine->flows.limit};
 
-    count(engine, C_tcp_flow_limit);
+    count(engine, C_flows_refused);
     if (engine->full_told_ms && engine->now_ms - engine->full_told_ms < FLOWS_FULL_TELL_MS)
         return;
     engine->full_told_ms = engine->now_ms;

@@ -12,29 +12,22 @@ enum {
     DNS_TLS_PORT = 853, /* RFC 7858, 3.1; and over QUIC RFC 9250, 4.1.1 */
 };
 
-static bool is(const uint8_t *wanted, const address *a)
-{
-    return !memcmp(wanted, a->byte, sizeof(a->byte));
-}
-
 static address translated(const struct lg_net_view *view, const address *remote, uint16_t port)
 {
     static const address loopback4 = {.byte = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
     static const address loopback6 = {.byte = {[15] = 1}};
-    address to;
 
     if (port == DNS_PORT || port == DNS_TLS_PORT) {
-        const uint8_t *host = is(view->dns_match4, remote)   ? view->dns_host4
-                              : is(view->dns_match6, remote) ? view->dns_host6
-                                                             : NULL;
-        if (host) {
-            memcpy(to.byte, host, sizeof(to.byte));
-            return to;
-        }
+        const uint8_t *host = address_is(view->dns_match4, remote)   ? view->dns_host4
+                              : address_is(view->dns_match6, remote) ? view->dns_host6
+                                                                     : NULL;
+        if (host)
+            return address_from(host);
     }
-    if (is(view->map_host4, remote))
+    if (address_is(view->map_host4, remote))
         return loopback4;
-    if (is(view->map_host6, remote) || (view->flags & LG_VIEW_MAP_ROUTER && is(view->our_link_local, remote)))
+    if (address_is(view->map_host6, remote) ||
+        (view->flags & LG_VIEW_MAP_ROUTER && address_is(view->our_link_local, remote)))
         return loopback6;
     return *remote;
 }
@@ -80,11 +73,11 @@ socklen_t host_any(const address *remote, uint16_t port, struct sockaddr_storage
 
 address address_from_host(const struct sockaddr *addr)
 {
-    address a = {0};
+    static const address none;
 
     if (addr->sa_family == AF_INET)
-        a = address_from_ipv4((const uint8_t *)&((const struct sockaddr_in *)addr)->sin_addr);
-    else if (addr->sa_family == AF_INET6)
-        memcpy(a.byte, &((const struct sockaddr_in6 *)addr)->sin6_addr, sizeof(a.byte));
-    return a;
+        return address_from_ipv4((const uint8_t *)&((const struct sockaddr_in *)addr)->sin_addr);
+    if (addr->sa_family == AF_INET6)
+        return address_from((const uint8_t *)&((const struct sockaddr_in6 *)addr)->sin6_addr);
+    return none;
 }

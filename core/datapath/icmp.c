@@ -66,9 +66,7 @@ bool icmp_send_unreachable(struct engine *engine, const struct flow *flow, int e
     struct icmp_error icmp = icmp_unreachable(ipv4, error);
     unsigned header = quote_header(flow, message + ICMP_HEADER, TCP_HEADER);
     uint8_t *quoted = message + ICMP_HEADER + header;
-    address source;
-
-    memcpy(source.byte, ipv4 ? engine->view.gateway4 : engine->view.gateway6, sizeof(source.byte));
+    address source = address_from(ipv4 ? engine->view.gateway4 : engine->view.gateway6);
     if (address_is_unset(&source))
         return false;
     message[0] = icmp.type;

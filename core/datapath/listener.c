@@ -58,18 +58,6 @@ const struct listener *listener_of(const struct listener_table *table, uint64_t 
     return data >= table->source && data - table->source < table->count ? &table->listener[data - table->source] : NULL;
 }
 
-static address from_view(const uint8_t *bytes)
-{
-    address a;
-    memcpy(a.byte, bytes, sizeof(a.byte));
-    return a;
-}
-
-static bool is_same(const uint8_t *known, const address *a)
-{
-    return !memcmp(known, a->byte, sizeof(a->byte));
-}
-
 /* The host's loopback address itself, which the guest knows by another name. */
 static bool is_host(const address *a)
 {
@@ -83,8 +71,8 @@ static bool is_guests(const struct engine *engine, const address *a)
     const struct lg_net_view *view = &engine->view;
     const struct lg_seen *seen = &engine->seen;
 
-    return is_same(view->guest4, a) || is_same(view->guest6, a) || is_same(seen->addr4, a) || is_same(seen->addr6, a) ||
-           is_same(seen->link_local, a);
+    return address_is(view->guest4, a) || address_is(view->guest6, a) || address_is(seen->addr4, a) ||
+           address_is(seen->addr6, a) || address_is(seen->link_local, a);
 }
 
 /* Whom the guest sees: the peer itself, but for addresses that would mean the guest to the guest, or nobody. */
@@ -94,12 +82,12 @@ static address shown_source(const struct engine *engine, const address *peer)
     bool ipv4 = address_is_ipv4(peer);
 
     if (is_host(peer)) {
-        address mapped = from_view(ipv4 ? view->map_host4 : view->map_host6);
+        address mapped = address_from(ipv4 ? view->map_host4 : view->map_host6);
         if (!address_is_unset(&mapped))
             return mapped;
     }
     if (address_is_loopback(peer) || address_is_unset(peer) || (ipv4 && !peer->byte[12]) || is_guests(engine, peer))
-        return from_view(ipv4 ? view->gateway4 : view->our_link_local);
+        return address_from(ipv4 ? view->gateway4 : view->our_link_local);
     return *peer;
 }
 
@@ -111,10 +99,10 @@ static address guest_address(const struct engine *engine, const address *source)
     const uint8_t *seen_there = address_is_ipv4(source)         ? seen->addr4
                                 : address_is_link_local(source) ? seen->link_local
                                                                 : seen->addr6;
-    address guest = from_view(seen_there);
+    address guest = address_from(seen_there);
 
     if (address_is_unset(&guest))
-        guest = from_view(address_is_ipv4(source) ? view->guest4 : view->guest6);
+        guest = address_from(address_is_ipv4(source) ? view->guest4 : view->guest6);
     return guest;
 }
 

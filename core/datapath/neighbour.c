@@ -38,11 +38,11 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
     const uint8_t *sender_ip = arp + 14, *target_ip = arp + 24;
     address target = address_from_ipv4(target_ip);
     if (memcmp(arp, expected, sizeof(expected)) || !(engine->view.flags & LG_VIEW_IPV4) ||
-        !memcmp(sender_ip, target_ip, 4) ||                        /* an announcement */
-        !memcmp(target.byte, engine->view.guest4, sizeof(target))) /* a probe for the guest's own */
+        !memcmp(sender_ip, target_ip, 4) ||       /* an announcement */
+        address_is(engine->view.guest4, &target)) /* a probe for the guest's own */
         return;
     /* A probe for an address that the guest would like to have (RFC 5227, 2.1.1): only ours is taken. */
-    if (!memcmp(sender_ip, nobody, 4) && memcmp(target.byte, engine->view.gateway4, sizeof(target)))
+    if (!memcmp(sender_ip, nobody, 4) && !address_is(engine->view.gateway4, &target))
         return;
 
     memcpy(reply, arp + 8, ADDRESS_MAC);
@@ -64,17 +64,16 @@ static void solicited(struct engine *engine, const struct guest_frame *frame, co
 {
     const uint8_t *ns = frame->head + packet->l4_offset;
     uint8_t na[NA_BYTES] = {ICMPV6_NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, NA_FLAGS};
-    address target;
 
     /* RFC 4861, 7.1.1: what must hold for a solicitation to be looked at. */
     if (packet->l4_length < NS_BYTES || packet->l4_offset + NS_BYTES > frame->head_length || packet->hops != 255 ||
         ns[1])
         return;
-    memcpy(target.byte, ns + 8, sizeof(target.byte));
+    address target = address_from(ns + 8);
     if (address_is_unset(&packet->source))
         engine_see_tentative(engine, &target);
     if (address_is_unset(&packet->source) || address_is_multicast(&target) || /* detection of duplicates */
-        address_equal(&target, &packet->source) || !memcmp(target.byte, engine->view.guest6, sizeof(target)))
+        address_equal(&target, &packet->source) || address_is(engine->view.guest6, &target))
         return;
     memcpy(na + 8, target.byte, sizeof(target.byte));
     na[24] = OPTION_TARGET_LINK_ADDRESS;
@@ -106,16 +105,11 @@ static bool echo(struct engine *engine, const struct guest_frame *frame, const s
     return true;
 }
 
-static bool is(const uint8_t *ours, const address *a)
-{
-    return !memcmp(ours, a->byte, sizeof(a->byte));
-}
-
 void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
 {
     if (!(engine->view.flags & LG_VIEW_ICMP))
         count(engine, C_drop_protocol);
-    else if (!is(engine->view.gateway4, &packet->destination))
+    else if (!address_is(engine->view.gateway4, &packet->destination))
         ping_from_guest(engine, frame, packet);
     else if (!echo(engine, frame, packet, ICMPV4_ECHO_REQUEST, ICMPV4_ECHO_REPLY))
         count(engine, C_drop_protocol);
@@ -130,8 +124,8 @@ void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, co
     } else if (type == ICMPV6_ROUTER_SOLICITATION && engine->view.flags & LG_VIEW_RA) {
         engine->punt(engine, frame);
     } else if (type == ICMPV6_ECHO_REQUEST && engine->view.flags & LG_VIEW_ICMP &&
-               (is(engine->view.gateway6, &packet->destination) ||
-                is(engine->view.our_link_local, &packet->destination))) {
+               (address_is(engine->view.gateway6, &packet->destination) ||
+                address_is(engine->view.our_link_local, &packet->destination))) {
         if (!echo(engine, frame, packet, ICMPV6_ECHO_REQUEST, ICMPV6_ECHO_REPLY))
             count(engine, C_drop_protocol);
     } else if (type == ICMPV6_ECHO_REQUEST && engine->view.flags & LG_VIEW_ICMP) {

@@ -55,6 +55,18 @@ address address_from_ipv4(const uint8_t *bytes)
     return a;
 }
 
+address address_from(const uint8_t bytes[16])
+{
+    address a;
+    memcpy(a.byte, bytes, sizeof(a.byte));
+    return a;
+}
+
+bool address_is(const uint8_t bytes[16], const address *a)
+{
+    return !memcmp(bytes, a->byte, sizeof(a->byte));
+}
+
 static enum counter parse_ipv4(const struct guest_frame *frame, struct packet *packet)
 {
     const uint8_t *ip = frame->head + ETHERNET_HEADER;
@@ -117,8 +129,8 @@ static enum counter parse_ipv6(const struct guest_frame *frame, struct packet *p
     packet->traffic_class = (uint8_t)(ip[0] << 4 | ip[1] >> 4);
     packet->l4_offset = (uint16_t)at;
     packet->l4_length = left;
-    memcpy(packet->source.byte, ip + 8, 16);
-    memcpy(packet->destination.byte, ip + 24, 16);
+    packet->source = address_from(ip + 8);
+    packet->destination = address_from(ip + 24);
     if (address_is_ipv4(&packet->source) || address_is_ipv4(&packet->destination))
         return C_drop_address; /* never on a wire (RFC 6890, 2.2.3), and to us it would mean IPv4 */
     return 0;

@@ -99,6 +99,8 @@ bool address_is_loopback(const address *a);
 bool address_is_multicast(const address *a);  /* or IPv4 broadcast */
 bool address_is_link_local(const address *a); /* of IPv6 */
 address address_from_ipv4(const uint8_t *bytes);
+address address_from(const uint8_t bytes[16]);
+bool address_is(const uint8_t bytes[16], const address *a); /* the same one */
 
 /* The Ethernet type of a frame of at least ETHERNET_HEADER bytes. */
 static inline uint16_t frame_ethertype(const struct guest_frame *frame)

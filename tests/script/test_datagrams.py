@@ -339,7 +339,7 @@ def test_a_full_table_forgets_who_was_silent_longest(world: World, family: int) 
     world.settle()
     talk.queue(b"x", source_port=50100)
     world.settle()
-    assert len(world.flows()) == 8 and world.counter("tcp_flow_limit") == 1
+    assert len(world.flows()) == 8 and world.counter("flows_refused") == 1
     world.advance(29)
     assert len(world.flows()) == 8
 

@@ -23,7 +23,7 @@ def test_a_full_table_refuses_with_a_reset(talk: Talk, world: World) -> None:
         +0 < S  0:0(0) <mss 1460>
         +0 > R. 0:0(0) ack 1
     """)
-    assert world.counter("tcp_flow_limit") == 1 and world.counter("tcp_evicted") == 0
+    assert world.counter("flows_refused") == 1 and world.counter("flows_evicted") == 0
     flows[2]("+0 < R. 1:1(0) ack 1")
     refused.our_isn = None
     refused("""
@@ -52,7 +52,7 @@ def test_the_flow_that_was_idle_longest_makes_room(talk: Talk, world: World) -> 
         +0 > S. 0:0(0) ack 1
         +0 < .  1:1(0) ack 1
     """)
-    assert world.counter("tcp_evicted") == 1
+    assert world.counter("flows_evicted") == 1
     flows[1]("""
         +0 peer sees RST
         +0 flow gone
@@ -82,7 +82,7 @@ def test_an_evicted_flow_takes_what_it_held_with_it(talk: Talk, world: World) ->
         +0   link gives 5
         +0   > nothing
     """)
-    assert world.counter("tcp_evicted") == 1
+    assert world.counter("flows_evicted") == 1
     assert world.flow_of(first.ends) is None
     world.inbox.clear()
 

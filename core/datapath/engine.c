@@ -289,9 +289,11 @@ void engine_settle(struct engine *engine)
 
 uint64_t engine_next_ms(const struct engine *engine)
 {
-    uint64_t timer = wheel_next(&engine->wheel), flush = engine->link->flush_ms;
+    const struct link *link = engine->link;
+    uint64_t timer = wheel_next(&engine->wheel),
+             wanted = link->flush_ms < link->look_ms ? link->flush_ms : link->look_ms;
 
     if (!list_empty(&engine->ready))
         return engine->now_ms;
-    return timer < flush ? timer : flush;
+    return timer < wanted ? timer : wanted;
 }

@@ -85,8 +85,11 @@ struct link_operations {
 struct link {
     const struct link_operations *operations;
     uint64_t flush_ms; /* when flush() must be called again without any event; UINT64_MAX never */
-    bool csum;         /* the guest takes partial checksums (GUEST_CSUM) */
-    bool tso4;         /* and TCP super-segments (GUEST_TSO4) */
+    uint64_t look_ms;  /* when from_guest() must be: the guest was asked not to say that it has something before */
+    unsigned
+        answers; /* of the frames committed since the last flush(), those that the guest answers one by one, at once */
+    bool csum;   /* the guest takes partial checksums (GUEST_CSUM) */
+    bool tso4;   /* and TCP super-segments (GUEST_TSO4) */
     bool tso6;
 };
 

@@ -297,7 +297,7 @@ int link_stream_init(struct link_stream *stream, uint64_t *counters, struct pcap
                      uint64_t source)
 {
     *stream = (struct link_stream){
-        .link = {.operations = &operations, .flush_ms = UINT64_MAX},
+        .link = {.operations = &operations, .flush_ms = UINT64_MAX, .look_ms = UINT64_MAX},
         .counters = counters,
         .pcap = pcap,
         .epoll_fd = epoll_fd,

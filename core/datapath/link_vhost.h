@@ -32,8 +32,11 @@ enum link_vhost_limits {
 
     /* An interrupt costs a guest as much as a few frames, and few guests wait for that of a buffer which they gave away:
      * they look at the transmitq when they use it next, or when they look at the receiveq. So it waits for a moment. */
-    VHOST_CALL_DELAY_MS = 2,    /* for a guest that waits all the same: its send buffers are full, or it shuts down */
-    VHOST_CALL_BYTES_MAX = 4096 /* of frames whose buffers nobody waits for: the least that Linux allows a socket */
+    VHOST_CALL_DELAY_MS = 2,     /* for a guest that waits all the same: its send buffers are full, or it shuts down */
+    VHOST_CALL_BYTES_MAX = 4096, /* of frames whose buffers nobody waits for: the least that Linux allows a socket */
+    VHOST_ANSWERS_MS = 5,        /* for so long a guest's answers gather, one kick and one wake-up for all of them */
+    VHOST_CALL_QUIET_MS = 50     /* after so long without a frame, the next interrupt is one in many milliseconds: not
+                                    worth the wake-up of ours that sending it later would take */
 };
 
 struct vhost_reservation {
@@ -61,6 +64,7 @@ struct link_vhost {
     unsigned batch_count;
     size_t batch_bytes;
     size_t uncalled_bytes; /* of the frames for whose buffers the guest was not called yet */
+    uint64_t heard_ms;     /* when it last got a buffer of the transmitq back */
 
     /* to the guest: a queue of reservations, oldest first */
     struct vhost_reservation reserved[VHOST_RESERVED_MAX];

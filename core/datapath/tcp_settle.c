@@ -70,6 +70,7 @@ static void send_owed(struct engine *engine, struct flow *flow)
     /* A probe is a segment just before the window: the guest must answer it with its ACK and window. */
     if (tcp->probe_due && !tcp_send_control(engine, flow, tcp->snd_una - 1, 0)) {
         tcp->probe_due = false;
+        engine->link->answers++;
         count(engine, C_tcp_window_probes);
     }
     while (tcp->ack_due) {

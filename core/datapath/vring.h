@@ -138,6 +138,8 @@ void vring_set_call(struct vring *ring, int fd); /* takes fd over; -1: none */
 /* Asks the guest for a kick at the first chain beyond those that vring_waiting() has seen. True: such chains came while
  * we asked, go on instead of sleeping. */
 bool vring_ask_kick(struct vring *ring);
-void vring_spare_kick(struct vring *ring); /* we look by ourselves until the next vring_ask_kick() */
+bool vring_ask_kick_after(struct vring *ring,
+                          unsigned chains); /* not before so many; false: the guest cannot do that */
+void vring_spare_kick(struct vring *ring);  /* we look by ourselves until the next vring_ask_kick() */
 
 #endif

@@ -129,7 +129,7 @@ static int step(struct worker *worker)
     engine->counters[C_wakeup_events] += (unsigned)n;
     for (int i = 0; i < n; i++)
         take_event(worker, &events[i]);
-    if (worker->guest_ready)
+    if (worker->guest_ready || engine->now_ms >= engine->link->look_ms)
         worker->guest_ready = engine_from_guest(engine);
     engine_settle(engine);
     tell_faults(worker);

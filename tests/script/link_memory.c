@@ -279,8 +279,12 @@ static const struct link_operations operations = {
 void link_memory_init(struct link_memory *memory, const uint64_t *now_ms)
 {
     memset(memory, 0, sizeof(*memory));
-    memory->link =
-        (struct link){.operations = &operations, .flush_ms = UINT64_MAX, .csum = true, .tso4 = true, .tso6 = true};
+    memory->link = (struct link){.operations = &operations,
+                                 .flush_ms = UINT64_MAX,
+                                 .look_ms = UINT64_MAX,
+                                 .csum = true,
+                                 .tso4 = true,
+                                 .tso6 = true};
     memory->now_ms = now_ms;
     memory->piece_bytes = FRAME_BYTES_MAX;
     memory->batch_max = LINK_BATCH;

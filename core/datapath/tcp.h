@@ -27,7 +27,8 @@ void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
 /* tcp_open.c */
 void tcp_open(struct engine *engine, const struct packet *packet, const struct flow_key *key,
               const struct tcp_segment *segment);
-void tcp_connected(struct engine *engine, struct flow *flow); /* connect() has ended, one way or the other */
+void tcp_connected(struct engine *engine, struct flow *flow,
+                   uint32_t events); /* connect() has ended, one way or the other */
 
 void tcp_start(struct engine *engine, struct flow *flow); /* a new flow: what does not depend on the guest */
 void tcp_take_offer(struct engine *engine, struct flow *flow,

@@ -296,7 +296,7 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
     if (tcp->to_host == HALF_SYN && !tcp->inbound) {
         if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
             return;
-        tcp_connected(engine, flow);
+        tcp_connected(engine, flow, events);
         if (flow->done)
             return;
     }

@@ -164,12 +164,13 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
         tcp_abort(engine, flow, CLOSE_no_descriptor, -err);
 }
 
-void tcp_connected(struct engine *engine, struct flow *flow)
+void tcp_connected(struct engine *engine, struct flow *flow, uint32_t events)
 {
     int error = 0;
     socklen_t length = sizeof(error);
 
-    sys_getsockopt(flow->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (events & (EPOLLERR | EPOLLHUP)) /* what connect(2) has come to otherwise needs no question */
+        sys_getsockopt(flow->fd, SOL_SOCKET, SO_ERROR, &error, &length);
     if (error) {
         refuse(engine, flow, error);
         return;

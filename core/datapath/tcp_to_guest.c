@@ -191,7 +191,14 @@ static uint32_t window_at(const struct engine *engine, const struct tcp *tcp, ui
     return window;
 }
 
-/* Sender's silly window avoidance (RFC 9293, 3.8.6.2.1): after a window stall less window than this is not used. A
+/* Sender's silly window avoidance (RFC 9293, 3.8.6.2.1): a segment, or half of the most that the guest has ever offered,
+ * where its segments are that large: at an MTU of 65520 its first window has no room for two. */
+static uint32_t window_least(const struct tcp *tcp)
+{
+    return tcp->mss < tcp->window_max / 2 ? tcp->mss : tcp->window_max / 2;
+}
+
+/* After a window stall less than this is not used, for the sake of the guest's interrupts. A
  * receiver tells of at most half of its buffer at a time (3.8.6.2.2), so that it will tell of a quarter. One that has
  * shrunk its buffer meanwhile may not: then the timer lowers window_max. The last bytes of a stream, and its end behind
  * them, wait for nothing. */
@@ -199,7 +206,7 @@ static uint32_t window_step(const struct tcp *tcp)
 {
     uint32_t step = tcp->window_max / 4 < TCP_WINDOW_STEP ? tcp->window_max / 4 : TCP_WINDOW_STEP;
 
-    return step > tcp->mss && !tcp->peer_hup ? step : tcp->mss;
+    return step > window_least(tcp) && !tcp->peer_hup ? step : window_least(tcp);
 }
 
 /* How many new bytes may go now, `least` or more; 0 sets the stall. */
@@ -209,8 +216,8 @@ static uint32_t may_send(const struct engine *engine, struct flow *flow, uint32_
     bool in_flight = tcp->snd_nxt != tcp->snd_una;
     uint32_t window = window_at(engine, tcp, tcp->snd_nxt);
 
-    /* Less than a segment is used only when nothing else would make the guest open its window: what is in flight would. */
-    if (window < least && (in_flight || least > tcp->mss))
+    /* A crumb is used only when nothing else would make the guest open its window: what is in flight would. */
+    if (window < least && (in_flight || least > window_least(tcp)))
         window = 0;
     if (!window) {
         tcp->stall = STALL_window;
@@ -320,7 +327,7 @@ static void send_new(struct engine *engine, struct flow *flow, uint32_t least)
         }
         if (!(window = may_send(engine, flow, least)))
             return;
-        least = tcp->mss;
+        least = window_least(tcp);
         uint32_t wanted = tcp->read_hint < left ? tcp->read_hint : left;
         uint32_t unit = wanted < frame ? tcp->mss : frame;
         if (wanted > unit)
@@ -338,7 +345,7 @@ static void send_new(struct engine *engine, struct flow *flow, uint32_t least)
 void tcp_send_to_guest(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    uint32_t least = tcp->stall == STALL_window ? window_step(tcp) : tcp->mss;
+    uint32_t least = tcp->stall == STALL_window ? window_step(tcp) : window_least(tcp);
 
     tcp->stall = STALL_none;
     tcp->window_pending = false;

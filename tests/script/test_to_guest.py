@@ -228,6 +228,31 @@ def test_a_crumb_of_window_is_not_used_while_something_is_in_flight(conversation
     """)
 
 
+@pytest.mark.world(mtu=65520)
+def test_half_of_the_window_is_used_where_a_segment_is_larger(conversation: Conversation) -> None:
+    """A guest of MTU 65520 offers one segment at first: its answer and the end behind it go together all the same."""
+    conversation.opened("mss ours", window=64000)
+    conversation("""
+        +0 peer sends 145
+        +0 peer closes
+        +0 > P. 1:146(145) ack 1
+        +0 > F. 146:146(0) ack 1
+    """)
+
+
+@pytest.mark.world(mtu=65520)
+def test_less_than_half_of_the_window_is_not(conversation: Conversation) -> None:
+    conversation.opened("mss ours", window=64000)
+    conversation("""
+        +0 peer sends 33000
+        +0 > data 1:33001 ack 1
+        +0 peer sends 31000
+        +0 > nothing
+        +0 < . 1:1(0) ack 33001 win 64000
+        +0 > data 33001:64001 ack 1
+    """)
+
+
 def test_after_a_window_stall_less_than_a_quarter_of_the_buffer_is_not_used(conversation: Conversation) -> None:
     """A program that reads a little at a time would cost the guest an interrupt for each of its reads."""
     conversation.opened("mss 1000", window=40000)

@@ -47,8 +47,9 @@ VIEW_DHCPV6 = 256
 VIEW_MAP_ROUTER = 512
 
 # datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6,
-# our_link_local, map_host4, map_host6, dns_match4, dns_host4, dns_match6, dns_host6
-_NET_VIEW = struct.Struct("=IIII6s2x16s16s16s16s16s16s16s16s16s16s16s")
+# our_link_local, map_host4, map_host6, dns_match4, dns_host4, dns_match6, dns_host6, map_guest4, map_guest6, outbound4,
+# outbound6, outbound_if4, outbound_if6
+_NET_VIEW = struct.Struct("=IIII6s2x" + 17 * "16s")
 
 MTU_UNKNOWN = 1500  # of an Ethernet interface to which nobody advertises one
 
@@ -61,7 +62,20 @@ LOCAL_LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\1"  # fe80::1
 class _Family:
     """What one family has; all of it unset if the family is switched off."""
 
-    __slots__ = ("dns", "dns_host", "dns_match", "gateway", "guest", "interface", "map_host", "prefix", "scope_id")
+    __slots__ = (
+        "dns",
+        "dns_host",
+        "dns_match",
+        "gateway",
+        "guest",
+        "interface",
+        "map_guest",
+        "map_host",
+        "outbound",
+        "outbound_interface",
+        "prefix",
+        "scope_id",
+    )
 
     def __init__(self) -> None:
         self.interface = ""
@@ -69,7 +83,8 @@ class _Family:
         self.guest = address.UNSET
         self.prefix = 0
         self.gateway = address.UNSET
-        self.map_host = address.UNSET
+        self.map_host = self.map_guest = self.outbound = address.UNSET
+        self.outbound_interface = ""
         self.dns: tuple[bytes, ...] = ()
         self.dns_match = address.UNSET
         self.dns_host = address.UNSET
@@ -108,12 +123,18 @@ class Assignments:
         "hostname",  # the guest's; empty: none
         "interface4",  # of the host; empty in local mode
         "interface6",
+        "map_guest4",  # what means the host's own address, which the guest has too
+        "map_guest6",
         "map_host4",
         "map_host6",
         "mtu",  # never 0
         "notes",
         "our_link_local",
         "our_mac",
+        "outbound4",  # the address of the host that connections come from, and the interface that they leave by
+        "outbound6",
+        "outbound_if4",
+        "outbound_if6",
         "prefix4",
         "scope_id",  # the number of interface6; 0 in local mode
         "search",
@@ -141,12 +162,14 @@ class Assignments:
         self.guest4 = family4.guest
         self.prefix4 = family4.prefix
         self.gateway4 = family4.gateway
-        self.map_host4 = family4.map_host
+        self.map_host4, self.map_guest4 = family4.map_host, family4.map_guest
+        self.outbound4, self.outbound_if4 = family4.outbound, family4.outbound_interface
         self.dns4, self.dns_match4, self.dns_host4 = family4.dns, family4.dns_match, family4.dns_host
         self.interface6 = family6.interface
         self.guest6 = family6.guest
         self.gateway6 = family6.gateway
-        self.map_host6 = family6.map_host
+        self.map_host6, self.map_guest6 = family6.map_host, family6.map_guest
+        self.outbound6, self.outbound_if6 = family6.outbound, family6.outbound_interface
         self.dns6, self.dns_match6, self.dns_host6 = family6.dns, family6.dns_match, family6.dns_host
         self.our_link_local = our_link_local
         self.scope_id = family6.scope_id
@@ -186,6 +209,12 @@ class Assignments:
             self.dns_host4,
             self.dns_match6,
             self.dns_host6,
+            self.map_guest4,
+            self.map_guest6,
+            self.outbound4,
+            self.outbound6,
+            self.outbound_if4.encode(),
+            self.outbound_if6.encode(),
         )
 
 
@@ -196,14 +225,14 @@ def assign(spec: NetworkSpec, host: hostnet.HostNet) -> Assignments:
     family4, family6, our_link_local = _Family(), _Family(), address.UNSET
     if spec.ipv4.enabled:
         family4 = _assign4(spec, host, notes)
-        _map_host(family4, spec.ipv4)
+        _take_choices(family4, spec.ipv4)
         _assign_dns(family4, spec.ipv4, host.resolvers.servers4, warnings)
         missing = _missing4(family4)
         if missing and not spec.no_dhcp:
             warnings.append(f"no DHCP for the guest: {missing}")
     if spec.ipv6.enabled:
         family6, our_link_local = _assign6(spec, host, notes)
-        _map_host(family6, spec.ipv6)
+        _take_choices(family6, spec.ipv6)
         _assign_dns(family6, spec.ipv6, _reachable6(family6, host.resolvers), warnings)
     left_to_us = spec.ipv4.dns is None and spec.ipv6.dns is None and not spec.no_dhcp_dns
     if left_to_us and not family4.dns and not family6.dns:
@@ -245,8 +274,9 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
 def _assign4(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> _Family:
     wanted = spec.ipv4
     family = _Family()
-    template = _template(host, _socket.AF_INET, spec.interface or "", notes)
-    if template is None or (template.address == wanted.address == address.UNSET and not spec.interface):
+    named = spec.interface or wanted.outbound_interface
+    template = _template(host, _socket.AF_INET, named, notes)
+    if template is None or (template.address == wanted.address == address.UNSET and not named):
         family.guest, family.prefix, family.gateway = LOCAL_GUEST4, LOCAL_PREFIX4, LOCAL_GATEWAY4
     else:
         family.interface = template.interface
@@ -274,7 +304,7 @@ def _assign6(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> tupl
     """
     wanted = spec.ipv6
     family = _Family()
-    template = _template(host, _socket.AF_INET6, spec.interface or "", notes)
+    template = _template(host, _socket.AF_INET6, spec.interface or wanted.outbound_interface, notes)
     gateway, link_local = wanted.gateway, address.UNSET
     if template is not None and _first_set(wanted.address, template.address) != address.UNSET:
         family.interface, family.scope_id = template.interface, template.index
@@ -296,9 +326,11 @@ def _template(host: hostnet.HostNet, family: int, interface: str, notes: list[st
     return template
 
 
-def _map_host(family: _Family, wanted: FamilySpec) -> None:
-    """The address that means the host itself."""
+def _take_choices(family: _Family, wanted: FamilySpec) -> None:
+    """What means the host itself, and the ways out."""
     family.map_host = family.gateway if wanted.map_host_loopback is None else wanted.map_host_loopback
+    family.map_guest = wanted.map_guest
+    family.outbound, family.outbound_interface = wanted.outbound, wanted.outbound_interface
 
 
 def _reachable6(family: _Family, resolvers: ResolvConf) -> list[bytes]:
@@ -316,7 +348,8 @@ def _assign_dns(family: _Family, wanted: FamilySpec, resolvers: Sequence[bytes],
     named is given as it is.
     """
     stand_in = _first_set(wanted.dns_forward, family.map_host)
-    shadowed = [address.is_loopback(one) or one in (family.guest, family.map_host) for one in resolvers]
+    ours = (family.guest, family.map_host, family.map_guest)
+    shadowed = [address.is_loopback(one) or one in ours for one in resolvers]
     match = wanted.dns_forward
     if wanted.dns is not None:
         family.dns = wanted.dns

@@ -49,7 +49,10 @@ class FamilySpec:
         "dns_host",
         "enabled",
         "gateway",
+        "map_guest",
         "map_host_loopback",
+        "outbound",
+        "outbound_interface",
         "prefix_length",
     )
 
@@ -64,6 +67,9 @@ class FamilySpec:
         dns: tuple[bytes, ...] | None = None,
         dns_forward: bytes = UNSET,
         dns_host: bytes = UNSET,
+        map_guest: bytes = UNSET,
+        outbound: bytes = UNSET,
+        outbound_interface: str = "",
     ) -> None:
         self.enabled = enabled
         self.address = address  # the guest's
@@ -74,6 +80,9 @@ class FamilySpec:
         self.dns = dns  # the guest's resolvers, as they are; None: the host's, as far as the guest can reach them
         self.dns_forward = dns_forward  # what the guest asks here is answered by a resolver of the host
         self.dns_host = dns_host  # that resolver; UNSET: the host's first
+        self.map_guest = map_guest  # what the guest calls the host's own address, which it has too; UNSET: nothing
+        self.outbound = outbound  # the host's address that the guest's connections come from; UNSET: as routed
+        self.outbound_interface = outbound_interface  # and the interface that they leave by; empty: as routed
 
     def __repr__(self) -> str:
         mapped = self.map_host_loopback
@@ -81,7 +90,8 @@ class FamilySpec:
         return (
             f"FamilySpec(enabled={self.enabled}, address={to_text(self.address)}/{self.prefix_length}, "
             f"gateway={to_text(self.gateway)}, map_host_loopback={'gateway' if mapped is None else to_text(mapped)}, "
-            f"dns={dns}, dns_forward={to_text(self.dns_forward)}, dns_host={to_text(self.dns_host)})"
+            f"dns={dns}, dns_forward={to_text(self.dns_forward)}, dns_host={to_text(self.dns_host)}, "
+            f"map_guest={to_text(self.map_guest)}, outbound={to_text(self.outbound)}%{self.outbound_interface})"
         )
 
 

@@ -13,6 +13,7 @@
 
 #include "datagram.h"
 #include "host_address.h"
+#include "outbound.h"
 #include "sys.h"
 
 static const int one = 1;
@@ -53,15 +54,17 @@ static void set_options(int fd, const struct flow_key *key, bool ipv6)
         sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
 }
 
-/* The guest's own port, or identifier. Ports below 1024 are not for an unprivileged worker, and others may be taken: the
+/* From the guest's own port, or identifier. Ports below 1024 are not for an unprivileged worker, and others may be taken: the
  * kernel then chooses one, which only programs that insist on their port will mind. */
-static void bind_own_port(struct engine *engine, int fd, const struct flow_key *key)
+static int bind_own_port(struct engine *engine, int fd, const struct flow_key *key, const struct sockaddr_storage *to)
 {
-    struct sockaddr_storage any;
-    socklen_t length = host_any(&key->remote, key->guest_port, &any);
+    int err = outbound_bind(&engine->view, fd, to, key->guest_port);
 
-    if (sys_bind(fd, (const struct sockaddr *)&any, length) && !is_ping(key))
+    if (!err || err == -ENETUNREACH)
+        return err;
+    if (!is_ping(key))
         count(engine, C_udp_port_taken);
+    return outbound_bind(&engine->view, fd, to, 0);
 }
 
 /* Anybody's datagrams may have come between bind() and connect(). */
@@ -75,15 +78,18 @@ static void throw_away(int fd)
         ;
 }
 
-static int connect_socket(const struct engine *engine, int fd, const struct flow_key *key)
+static int connect_socket(struct engine *engine, int fd, const struct flow_key *key)
 {
-    struct sockaddr_storage addr;
-    socklen_t length = host_address(&engine->view, &key->remote, key->remote_port, &addr);
-    int err = sys_connect(fd, (const struct sockaddr *)&addr, length);
+    struct sockaddr_storage to;
+    socklen_t length = host_address(&engine->view, &key->remote, key->remote_port, &to);
+    int err = bind_own_port(engine, fd, key, &to);
 
+    if (err)
+        return err;
+    err = sys_connect(fd, (const struct sockaddr *)&to, length);
     if (err == -EACCES) { /* the broadcast address of some network of the host's */
         sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
-        err = sys_connect(fd, (const struct sockaddr *)&addr, length);
+        err = sys_connect(fd, (const struct sockaddr *)&to, length);
     }
     return err;
 }
@@ -112,7 +118,6 @@ static int open_socket(struct engine *engine, struct flow *flow, const struct pa
     }
     flow->fd = fd;
     set_options(fd, key, packet->ipv6);
-    bind_own_port(engine, fd, key);
     if ((err = connect_socket(engine, fd, key)))
         return err;
     throw_away(fd);

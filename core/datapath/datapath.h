@@ -51,6 +51,12 @@ struct lg_net_view {
     uint8_t dns_host4[16];      /* ... go to this resolver of the host's */
     uint8_t dns_match6[16];
     uint8_t dns_host6[16];
+    uint8_t map_guest4[16]; /* guest -> this address becomes guest4: the host's own address, which the guest has too */
+    uint8_t map_guest6[16];
+    uint8_t outbound4[16]; /* where the guest's sockets leave from; unset: as the host's routes say */
+    uint8_t outbound6[16];
+    uint8_t outbound_if4[16]; /* the name of the interface that they leave by, closed by a NUL; empty: as routed */
+    uint8_t outbound_if6[16];
 };
 
 /* ---- cmd: control -> worker ---- */

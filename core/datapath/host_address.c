@@ -29,10 +29,14 @@ static address translated(const struct lg_net_view *view, const address *remote,
     if (address_is(view->map_host6, remote) ||
         (view->flags & LG_VIEW_MAP_ROUTER && address_is(view->our_link_local, remote)))
         return loopback6;
+    if (address_is(view->map_guest4, remote))
+        return address_from(view->guest4);
+    if (address_is(view->map_guest6, remote))
+        return address_from(view->guest6);
     return *remote;
 }
 
-static socklen_t socket_address(const address *a, uint16_t port, uint32_t scope_id, struct sockaddr_storage *ret_addr)
+socklen_t address_to_host(const address *a, uint16_t port, uint32_t scope_id, struct sockaddr_storage *ret_addr)
 {
     memset(ret_addr, 0, sizeof(*ret_addr));
     if (address_is_ipv4(a)) {
@@ -56,19 +60,7 @@ socklen_t host_address(const struct lg_net_view *view, const address *remote, ui
 {
     address to = translated(view, remote, port);
 
-    return socket_address(&to, port, view->scope_id, ret_addr);
-}
-
-socklen_t host_any(const address *remote, uint16_t port, struct sockaddr_storage *ret_addr)
-{
-    static const address any6;
-    address any = any6;
-
-    if (address_is_ipv4(remote)) {
-        any = *remote;
-        memset(any.byte + 12, 0, 4);
-    }
-    return socket_address(&any, port, 0, ret_addr);
+    return address_to_host(&to, port, view->scope_id, ret_addr);
 }
 
 address address_from_host(const struct sockaddr *addr)

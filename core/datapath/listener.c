@@ -86,6 +86,11 @@ static address shown_source(const struct engine *engine, const address *peer)
         if (!address_is_unset(&mapped))
             return mapped;
     }
+    if (address_is(view->guest4, peer) || address_is(view->guest6, peer)) { /* the host's own address */
+        address mapped = address_from(ipv4 ? view->map_guest4 : view->map_guest6);
+        if (!address_is_unset(&mapped))
+            return mapped;
+    }
     if (address_is_loopback(peer) || address_is_unset(peer) || (ipv4 && !peer->byte[12]) || is_guests(engine, peer))
         return address_from(ipv4 ? view->gateway4 : view->our_link_local);
     return *peer;

@@ -12,6 +12,7 @@
 
 #include "host_address.h"
 #include "icmp.h"
+#include "outbound.h"
 #include "sys.h"
 #include "tcp.h"
 
@@ -153,7 +154,9 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
     flow->fd = fd;
     tcp_socket_options(engine, fd);
     carry_header_fields(fd, packet);
-    int err = sys_connect(fd, (const struct sockaddr *)&addr, length);
+    int err = outbound_bind(&engine->view, fd, &addr, 0);
+    if (!err)
+        err = sys_connect(fd, (const struct sockaddr *)&addr, length);
     if (err && err != -EINPROGRESS) {
         refuse(engine, flow, -err);
         return;

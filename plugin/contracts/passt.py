@@ -251,11 +251,20 @@ class _Request:
         self._family(gateway).gateway = gateway
 
     def on_interface(self, name: str) -> None:
-        try:
-            _socket.if_nametoindex(name)
-        except OSError:  # which carries no errno here
-            raise _refusal(f"--interface {name}: there is no such interface; `ip link` lists what there is") from None
-        self.spec.interface = name
+        self.spec.interface = _interface("--interface", name)
+
+    def on_outbound(self, text: str) -> None:
+        """An address that the host does not have (yet) is no mistake: it is tried at each connection."""
+        own = _host("--outbound", text, "this host, IPv4 or IPv6")
+        if own == address.LOOPBACK6:
+            raise _refusal(f"--outbound {text}: IPv6 that comes from there goes nowhere else; leave it out")
+        self._family(own).outbound = own
+
+    def on_outbound_if4(self, name: str) -> None:
+        self.spec.ipv4.outbound_interface = _interface("--outbound-if4", name)
+
+    def on_outbound_if6(self, name: str) -> None:
+        self.spec.ipv6.outbound_interface = _interface("--outbound-if6", name)
 
     def on_mtu(self, text: str) -> None:
         mtu = strtoul(text)
@@ -283,6 +292,13 @@ class _Request:
         for family in (self.spec.ipv4, self.spec.ipv6):
             if family.map_host_loopback is None:
                 family.map_host_loopback = address.UNSET
+
+    def on_map_guest_addr(self, text: str) -> None:
+        if text == "none":
+            self.spec.ipv4.map_guest = self.spec.ipv6.map_guest = address.UNSET
+            return
+        mapped = _host("--map-guest-addr", text, "a host as the guest is to see it, no loopback one; or none", False)
+        self._family(mapped).map_guest = mapped
 
     def on_tcp_ports(self, text: str) -> None:
         self._forwards.append(("--tcp-ports", _socket.IPPROTO_TCP, text))
@@ -355,6 +371,10 @@ _METHODS: dict[str, Callable[[_Request, str], None]] = {
     "mac-addr": _Request.on_mac_addr,
     "map-host-loopback": _Request.on_map_host_loopback,
     "no-map-gw": _Request.on_no_map_gw,
+    "map-guest-addr": _Request.on_map_guest_addr,
+    "outbound": _Request.on_outbound,
+    "outbound-if4": _Request.on_outbound_if4,
+    "outbound-if6": _Request.on_outbound_if6,
     "tcp-ports": _Request.on_tcp_ports,
     "udp-ports": _Request.on_udp_ports,
     "hostname": _Request.on_hostname,
@@ -388,6 +408,14 @@ def _host(option: str, text: str, expected: str, loopback: bool = True) -> bytes
     if address.is_loopback(ip) and not loopback:
         raise _refusal(f"{option} {text}: expected the address of {expected}")
     return ip
+
+
+def _interface(option: str, name: str) -> str:
+    try:
+        _socket.if_nametoindex(name)
+    except OSError:  # which carries no errno here
+        raise _refusal(f"{option} {name}: there is no such interface; `ip link` lists what there is") from None
+    return name
 
 
 def _domain(option: str, text: str) -> str:

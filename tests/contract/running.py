@@ -115,6 +115,7 @@ class Foreground:
         pass_fds: Sequence[int] = (),
         link: Sequence[str] | None = None,
         command: str = PASST,
+        stream: bool = False,
     ) -> None:
         self.socket = folder / "s"
         fifo = folder / "pid.fifo"
@@ -122,7 +123,7 @@ class Foreground:
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         link = ["-s", str(self.socket)] if link is None else link
         self.process = subprocess.Popen(
-            [*prefix, command, "--vhost-user", "-f", "-P", str(fifo), *link, *arguments],
+            [*prefix, command, *([] if stream else ["--vhost-user"]), "-f", "-P", str(fifo), *link, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -17,50 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from monitor import GATEWAY, GUEST, Monitor
 from running import PASST, PATIENCE, ended, tree
-from scapy.layers.dhcp import BOOTP, DHCP
-from scapy.layers.inet import IP, UDP
-from scapy.layers.l2 import ARP, Ether
 
-GUEST, GATEWAY = "10.77.0.15", "10.77.0.1"
 ADDRESSES = ("-a", GUEST, "-n", "24", "-g", GATEWAY, "-4")
-GUEST_MAC = "52:54:00:12:34:56"
 KRUN_REPLY_MAX = 576  # what the guest's own client reads at most
-
-
-class Monitor:
-    """A VM monitor's end of the stream."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self.socket = end
-        end.settimeout(PATIENCE)
-
-    def send(self, frame: bytes) -> None:
-        self.socket.sendall(struct.pack("!I", len(frame)) + frame)
-
-    def receive(self) -> bytes:
-        (length,) = struct.unpack("!I", self.socket.recv(4, socket.MSG_WAITALL))
-        assert 60 <= length <= 65535
-        return self.socket.recv(length, socket.MSG_WAITALL)
-
-    def resolves_gateway(self) -> str:
-        """The MAC address that answers for the gateway: the shortest proof that somebody is there."""
-        ask = ARP(op="who-has", hwsrc=GUEST_MAC, psrc=GUEST, pdst=GATEWAY)
-        self.send(bytes(Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / ask))
-        answer = Ether(self.receive())
-        assert answer[ARP].psrc == GATEWAY and len(answer) == 60
-        return str(answer[ARP].hwsrc)
-
-    def discovers(self, chaddr: bytes = bytes(6), source: str = "169.254.1.1") -> bytes:
-        """One DHCPDISCOVER with rapid commit, as muvm's guest sends it; the DHCP message that comes back."""
-        bootp = BOOTP(op=1, xid=0x01020304, flags=0x8000, chaddr=chaddr)
-        options = DHCP(options=[("message-type", "discover"), (80, b""), "end"])
-        message = (bytes(bootp / options)).ljust(300, b"\0")
-        head = Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / IP(src=source, dst="255.255.255.255")
-        self.send(bytes(head / UDP(sport=68, dport=67) / message))
-        answer = Ether(self.receive())
-        assert answer[UDP].dport == 68
-        return bytes(answer[UDP].payload)
 
 
 def dhcp_options(message: bytes) -> dict[int, bytes]:

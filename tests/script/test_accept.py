@@ -185,6 +185,14 @@ def test_a_port_may_lead_to_an_address_of_its_own(world: World, family: int) -> 
     assert (syn.packet.destination, syn.destination_port) == (target, 22)
 
 
+def test_the_hosts_own_address_has_the_name_that_the_caller_gave_it(world: World, family: int) -> None:
+    """--map-guest-addr: the guest has that address itself, and could not answer it."""
+    ffi.memmove(getattr(world.view, f"map_guest{family}"), mapped16(HERE[family]), 16)
+    host = Host(world, family)
+    host.peer_connects(GUEST[family])
+    assert host.segment().packet.source == HERE[family]
+
+
 def test_a_peer_that_the_guest_could_not_be_shown_is_reset(world: World) -> None:
     """No gateway, and the host's loopback has no name there."""
     ffi.memmove(world.view.map_host4, ANY, 16)

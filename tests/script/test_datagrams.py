@@ -132,6 +132,26 @@ def test_the_gateway_is_the_hosts_loopback(world: World, family: int) -> None:
     assert talk.gets() == [b"y"]
 
 
+def test_the_guests_own_address_is_the_hosts_under_another_name(world: World, family: int) -> None:
+    """--map-guest-addr: the guest would keep to itself what it sends to its own."""
+    ffi.memmove(getattr(world.view, f"map_guest{family}"), mapped(PEER[family]), 16)
+    talk = Datagrams(world, family)
+    talk.sends(b"x")
+    assert bytes(talk.socket.address) == mapped(GUEST[family])
+    talk.peer_sends(b"y")
+    assert talk.gets() == [b"y"]
+
+
+@pytest.mark.parametrize("errno_of_bind", [errno.EADDRNOTAVAIL, errno.ENODEV])
+def test_a_way_out_that_is_gone_is_not_replaced_by_another(world: World, family: int, errno_of_bind: int) -> None:
+    """Not by the kernel's choice, as a port that is taken would be."""
+    ffi.memmove(getattr(world.view, f"outbound{family}"), mapped(GUEST[family]), 16)
+    world.fail_next("bind", errno_of_bind)
+    talk = Datagrams(world, family)
+    talk.sends(b"x")
+    assert world.calls("connect") == 0 and len(world.inbox) == 1, "the guest is told that there is no route"
+
+
 @pytest.mark.parametrize("port", [53, 853, 54])
 def test_dns_goes_where_the_view_says(world: World, family: int, port: int) -> None:
     """Only its ports: everything else at that address is what it was."""

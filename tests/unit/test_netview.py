@@ -351,7 +351,8 @@ LAYOUT_C = """
 int main(void)
 {
     FIELD(version); FIELD(flags); FIELD(mtu); FIELD(our_mac); FIELD(guest4); FIELD(guest6); FIELD(gateway4);
-    FIELD(gateway6); FIELD(our_link_local); FIELD(map_host4); FIELD(map_host6);
+    FIELD(gateway6); FIELD(our_link_local); FIELD(map_host4); FIELD(map_host6); FIELD(map_guest4); FIELD(map_guest6);
+    FIELD(outbound4); FIELD(outbound6); FIELD(outbound_if4); FIELD(outbound_if6);
     printf("%zu ", sizeof(struct lg_net_view));
     printf("%d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6, LG_VIEW_TCP, LG_VIEW_UDP, LG_VIEW_ICMP,
            LG_VIEW_NDP, LG_VIEW_DHCP, LG_VIEW_RA, LG_VIEW_DHCPV6);
@@ -368,15 +369,20 @@ def test_the_packed_view_has_the_layout_of_the_header(tmp_path: Path) -> None:
     view = assignments()
     view.guest6, view.map_host6 = ip("2001:db8::a"), ip("2001:db8::b")  # different values, so that a swap shows
     view.gateway6, view.map_host4 = ip("2001:db8::c"), ip("192.0.2.99")
+    view.map_guest4, view.map_guest6 = ip("192.0.2.98"), ip("2001:db8::d")
+    view.outbound4, view.outbound6 = ip("192.0.2.97"), ip("2001:db8::e")
+    view.outbound_if4, view.outbound_if6 = "a" * 15, "eth6"
     packed = view.pack(7)
     integers = [struct.pack("=I", number) for number in (7, view.flags, view.mtu)]
     expected = [*integers, view.our_mac, view.guest4, view.guest6, view.gateway4, view.gateway6]
-    expected += [view.our_link_local, view.map_host4, view.map_host6]
-    fields = list(zip(numbers[0:22:2], numbers[1:22:2], strict=True))
+    expected += [view.our_link_local, view.map_host4, view.map_host6, view.map_guest4, view.map_guest6]
+    expected += [view.outbound4, view.outbound6, b"a" * 15 + b"\0", b"eth6".ljust(16, b"\0")]
+    count = 2 * len(expected)
+    fields = list(zip(numbers[0:count:2], numbers[1:count:2], strict=True))
     assert [packed[offset : offset + size] for offset, size in fields] == expected
-    assert len(packed) == numbers[22]
+    assert len(packed) == numbers[count]
     flags = ["IPV4", "IPV6", "TCP", "UDP", "ICMP", "NDP", "DHCP", "RA", "DHCPV6"]
-    assert [getattr(netview, f"VIEW_{name}") for name in flags] == numbers[23:]
+    assert [getattr(netview, f"VIEW_{name}") for name in flags] == numbers[count + 1 :]
 
 
 def test_nothing_heavy_is_imported_before_ready() -> None:

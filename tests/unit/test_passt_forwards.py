@@ -12,7 +12,7 @@ from lockgate.plugin.spec import NetworkSpec, Stop
 
 
 def parse(*words: str) -> NetworkSpec:
-    """The specification; with --vhost-user in front, because no other link is built yet."""
+    """The specification; with --vhost-user in front, which changes nothing else."""
     return passt.parse(["--vhost-user", *words], "passt")
 
 

@@ -25,7 +25,7 @@ PROGRAM = "/usr/bin/passt"
 
 
 def parse(*words: str) -> NetworkSpec:
-    """The specification; with --vhost-user in front, because no other link is built yet."""
+    """The specification; with --vhost-user in front, which changes nothing else."""
     return passt.parse(["--vhost-user", *words], PROGRAM)
 
 
@@ -206,15 +206,15 @@ def test_the_usage_names_every_option_of_passt_and_none_of_pasta() -> None:
     [
         (["-m", "x", "--help"], "--mtu x"),
         (["-m", "x", "--bogus"], "--mtu x"),
-        (["-o", "10.0.0.1", "-m", "x"], "--mtu x"),
+        (["--chroot-fallback", "-m", "x"], "--mtu x"),
         (["-t", "y", "-m", "x"], "--mtu x"),
         (["-m", "x", "word"], "--mtu x"),
-        (["-o", "10.0.0.1", "word"], "word: extra non-option argument"),
+        (["--chroot-fallback", "word"], "word: extra non-option argument"),
         (["-t", "y", "word"], "word: extra non-option argument"),
         (["word", "-m", "x"], "word: extra non-option argument"),
         (["--", "-m"], "-m: extra non-option argument"),
-        (["-o", "10.0.0.1", "--hostname", "x"], "--outbound is not built"),
-        (["-t", "y", "-o", "10.0.0.1"], "--outbound is not built"),
+        (["--chroot-fallback", "--hostname", "x"], "--chroot-fallback is not built"),
+        (["-t", "y", "--chroot-fallback"], "--chroot-fallback is not built"),
         (["-u", "y", "-t", "x"], "--udp-ports y: expected a port"),
         (["-m", "x", "--fd", "y"], "Invalid --fd: y"),
         (["--bogus", "--fd", "y"], "Invalid --fd: y"),
@@ -288,6 +288,13 @@ def test_mtu_is_a_c_number(text: str, mtu: int) -> None:
             for option in ("-D", "--dns-forward", "--dns-host")
             for host in ("", "0.0.0.0", "::", "224.0.0.1", "ff02::fb", "255.255.255.255", "fe80::1%eth0", "dns.example")
         ),
+        *([option, name] for option in ("--outbound-if4", "--outbound-if6") for name in ("", "nonexistent0", "i" * 40)),
+        *(
+            [option, host]
+            for option in ("-o", "--map-guest-addr")
+            for host in ("", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "::1", "255.255.255.255", "None", "10.0.0.1/8")
+        ),
+        *(["--map-guest-addr", "127.0.0.1"], ["-o", "none"]),
         *(["--dns-forward", host] for host in ("127.0.0.1", "127.0.0.53", "::1", "none")),
         *(["--dns-host", "none"], ["-D", "10.0.0.53,10.0.0.54"], ["-D", "None"]),
         *([option, name] for option in ("-H", "--fqdn", "-S") for name in ("", ".", "a..b", ".a", "é.org", "a\x7f")),
@@ -394,6 +401,16 @@ def test_what_stands_for_the_hosts_loopback(line: str, mapped4: str | None, mapp
     got = parse(*line.split())
     assert got.ipv4.map_host_loopback == (None if mapped4 is None else ip(mapped4))
     assert got.ipv6.map_host_loopback == (None if mapped6 is None else ip(mapped6))
+
+
+def test_ways_out_are_of_each_family() -> None:
+    """And --map-guest-addr none takes both back."""
+    got = parse(*"-o 10.0.0.1 -o fd00::1 -o 10.0.0.2 --outbound-if4 lo --map-guest-addr 10.9.9.9".split())
+    assert (got.ipv4.outbound, got.ipv6.outbound) == (ip("10.0.0.2"), ip("fd00::1"))
+    assert (got.ipv4.outbound_interface, got.ipv6.outbound_interface) == ("lo", "")
+    assert (got.ipv4.map_guest, got.ipv6.map_guest) == (ip("10.9.9.9"), address.UNSET)
+    none = parse(*"--map-guest-addr 10.9.9.9 --map-guest-addr fd00::9 --map-guest-addr none".split())
+    assert none.ipv4.map_guest == none.ipv6.map_guest == address.UNSET
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * outbound.c: the view's outbound interface and address, for sockets of every protocol. Without either, and without a
+ * port to keep, the kernel chooses when the socket connects, and nothing is called here.
+ */
+#include "outbound.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "host_address.h"
+#include "sys.h"
+
+/* The host's own address takes its packets over the loopback interface: bound to another, a socket would wait for its
+ * answers for ever. */
+static bool is_host_itself(const struct lg_net_view *view, const address *to)
+{
+    return address_is_loopback(to) || address_is(view->guest4, to) || address_is(view->guest6, to);
+}
+
+static int choose_interface(const struct lg_net_view *view, int fd, const address *to)
+{
+    const char *name = (const char *)(address_is_ipv4(to) ? view->outbound_if4 : view->outbound_if6);
+    size_t length = strnlen(name, sizeof(view->outbound_if4));
+
+    if (!length || is_host_itself(view, to))
+        return 0;
+    return sys_setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, (socklen_t)length);
+}
+
+/* Of the family of `to`. A loopback address reaches loopback addresses only, and others reach only others. */
+static address choose_address(const struct lg_net_view *view, const address *to)
+{
+    static const address none6;
+    static const address none4 = {.byte = {[10] = 0xff, [11] = 0xff}};
+    address from = address_from(address_is_ipv4(to) ? view->outbound4 : view->outbound6);
+
+    if (!address_is_unset(&from) && address_is_loopback(&from) == address_is_loopback(to))
+        return from;
+    return address_is_ipv4(to) ? none4 : none6;
+}
+
+int outbound_bind(const struct lg_net_view *view, int fd, const struct sockaddr_storage *to, uint16_t port)
+{
+    static const int one = 1;
+    const address destination = address_from_host((const struct sockaddr *)to);
+    const address from = choose_address(view, &destination);
+    const bool any = address_is_unset(&from) || (address_is_ipv4(&from) && !from.byte[12]);
+    struct sockaddr_storage own;
+    int err = choose_interface(view, fd, &destination);
+
+    if (err)
+        return -ENETUNREACH;
+    if (any && !port)
+        return 0;
+    if (!port) /* the kernel chooses one at connect(), where it need only differ towards the same peer (ip(7)) */
+        sys_setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+    socklen_t length = address_to_host(&from, port, view->scope_id, &own);
+    err = sys_bind(fd, (const struct sockaddr *)&own, length);
+    return err == -EADDRNOTAVAIL || err == -ENODEV ? -ENETUNREACH : err;
+}

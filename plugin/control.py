@@ -33,7 +33,7 @@ from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
-from lockgate.plugin.services import dhcp, dhcpv6, ra  # noqa: E402
+from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
@@ -165,6 +165,9 @@ class Control:
         if event in ("link.attach", "link.detach"):
             self._attached = event == "link.attach"
             self._schedule_advertisement()
+        if event == "link.attach":
+            for frame in neighbour.questions(self._start.view):
+                self._worker.send_frame(frame)
         if self._events.on or event not in _SENTENCES:
             return
         level, sentence = _SENTENCES[event]

@@ -17,6 +17,7 @@ from scapy.packet import Packet
 
 GUEST, GATEWAY = "10.77.0.15", "10.77.0.1"
 GUEST_MAC = "52:54:00:12:34:56"
+IS_AT = 2  # of an ARP reply
 
 
 class Monitor:
@@ -41,11 +42,23 @@ class Monitor:
             if layer in frame:
                 return frame
 
+    def hears_the_end(self) -> bool:
+        """Of the connection; frames that were on their way are read over."""
+        try:
+            while self.socket.recv(1 << 16):
+                pass
+        except ConnectionResetError:
+            pass
+        except TimeoutError:
+            return False
+        return True
+
     def resolves_gateway(self) -> str:
         """The MAC address that answers for the gateway: the shortest proof that somebody is there."""
         ask = ARP(op="who-has", hwsrc=GUEST_MAC, psrc=GUEST, pdst=GATEWAY)
         self.send(bytes(Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / ask))
-        answer = Ether(self.receive())
+        while (answer := self.receives(ARP))[ARP].op != IS_AT:
+            assert answer[ARP].pdst == GUEST, "what a new guest is asked by itself"
         assert answer[ARP].psrc == GATEWAY and len(answer) == 60
         return str(answer[ARP].hwsrc)
 
@@ -56,6 +69,6 @@ class Monitor:
         message = (bytes(bootp / options)).ljust(300, b"\0")
         head = Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / IP(src=source, dst="255.255.255.255")
         self.send(bytes(head / UDP(sport=68, dport=67) / message))
-        answer = Ether(self.receive())
+        answer = self.receives(UDP)
         assert answer[UDP].dport == 68
         return bytes(answer[UDP].payload)

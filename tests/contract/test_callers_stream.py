@@ -56,7 +56,8 @@ def test_muvm(pair: tuple[Monitor, socket.socket]) -> None:
     """`passt -q -f --fd N`: nobody waits for it, and the guest's request may be in the socket before it has started."""
     monitor, theirs = pair
     command = [PASST, "-q", "-f", "--fd", str(theirs.fileno()), *ADDRESSES]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]) as helper:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=quiet, pass_fds=[theirs.fileno()]) as helper, monitor.socket:
         theirs.close()
         assert leased(monitor.discovers())[26] == struct.pack("!H", 65520)
         monitor.resolves_gateway()
@@ -100,7 +101,7 @@ def test_qemus_own_netdev(tmp_path: Path) -> None:
     monitor.resolves_gateway()
     os.kill(pid, 15)
     assert ended(pidfd)
-    assert ours.recv(1) == b"", "no process of it holds the socket any more"
+    assert monitor.hears_the_end(), "no process of it holds the socket any more"
     os.close(pidfd)
     ours.close()
 
@@ -167,7 +168,7 @@ def test_a_length_that_no_frame_has_ends_the_connection_and_not_the_helper(liste
     monitor = connected(listening)
     monitor.socket.sendall(struct.pack("!I", length) + bytes(100))
     try:
-        assert monitor.socket.recv(1) == b""
+        assert monitor.hears_the_end()
     except ConnectionResetError:
         pass  # it had not read all
     monitor.socket.close()

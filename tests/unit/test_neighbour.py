@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plugin/services/neighbour.py, read back by scapy."""
+
+from __future__ import annotations
+
+import pytest
+from host_samples import ETH0, host, own, route
+from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
+from scapy.layers.l2 import ARP, Ether
+
+from lockgate.plugin import netview
+from lockgate.plugin.services import neighbour
+from lockgate.plugin.spec import NetworkSpec
+
+HOST = (
+    own(ETH0, "192.0.2.7/24"),
+    own(ETH0, "2001:db8::7:8/64"),
+    own(ETH0, "fe80::7/64"),
+    route("0.0.0.0/0", (ETH0, "192.0.2.1")),
+    route("::/0", (ETH0, "fe80::a")),
+)
+
+
+def asked(records: tuple[object, ...], **fields: object) -> list[Ether]:
+    spec = NetworkSpec(contract="passt")
+    for name, value in fields.items():
+        setattr(spec, name, value)
+    return [Ether(frame) for frame in neighbour.questions(netview.assign(spec, host(*records)))]
+
+
+def test_the_guest_is_asked_for_both_its_addresses() -> None:
+    """By the gateway, as any neighbour would; frames of 60 bytes at least."""
+    request, solicitation = asked(HOST)
+    assert (request.dst, request[ARP].op, request[ARP].psrc) == ("ff:ff:ff:ff:ff:ff", 1, "192.0.2.1")
+    assert (request[ARP].pdst, request[ARP].hwsrc, len(request)) == ("192.0.2.7", "9a:55:9a:55:9a:55", 60)
+    assert solicitation.dst == "33:33:ff:07:00:08"
+    packet = solicitation[IPv6]
+    assert (packet.src, packet.dst, packet.hlim) == ("fe80::a", "ff02::1:ff07:8", 255)
+    assert solicitation[ICMPv6ND_NS].tgt == "2001:db8::7:8"
+    assert solicitation[ICMPv6NDOptSrcLLAddr].lladdr == "9a:55:9a:55:9a:55"
+    sum_sent = solicitation[ICMPv6ND_NS].cksum
+    del solicitation[ICMPv6ND_NS].cksum
+    assert Ether(bytes(solicitation))[ICMPv6ND_NS].cksum == sum_sent
+
+
+@pytest.mark.parametrize("switch", ["no_icmp", "no_ndp"])
+def test_without_neighbour_discovery_there_is_no_solicitation(switch: str) -> None:
+    switches = {"no_icmp": True, "no_ndp": True} if switch == "no_icmp" else {"no_ndp": True}
+    (request,) = asked(HOST, **switches)
+    assert ARP in request
+
+
+def test_a_guest_without_an_address_is_not_asked_for_it() -> None:
+    """Local mode has none of IPv6 to assign."""
+    (request,) = asked(())
+    assert request[ARP].pdst == "169.254.2.1"

@@ -9,6 +9,7 @@ from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from lockgate.plugin import netview
+from lockgate.plugin.netlink import Address, Route
 from lockgate.plugin.services import neighbour
 from lockgate.plugin.spec import NetworkSpec
 
@@ -21,7 +22,7 @@ HOST = (
 )
 
 
-def asked(records: tuple[object, ...], **fields: object) -> list[Ether]:
+def asked(records: tuple[Address | Route, ...], **fields: object) -> list[Ether]:
     spec = NetworkSpec(contract="passt")
     for name, value in fields.items():
         setattr(spec, name, value)

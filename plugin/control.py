@@ -33,6 +33,8 @@ from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
+from lockgate.plugin.host_watch import HostWatch  # noqa: E402
+from lockgate.plugin.hostnet import InterfaceError  # noqa: E402
 from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
@@ -63,7 +65,7 @@ _UDP = bytes((PROTOCOL_UDP,))
 class Start:
     """What control is started with; frozen by convention."""
 
-    __slots__ = ("log", "view", "link", "vhost_user", "one_off", "trace", "capture_fd", "forwards")
+    __slots__ = ("log", "view", "link", "vhost_user", "one_off", "trace", "capture_fd", "forwards", "reassign")
 
     def __init__(
         self,
@@ -75,9 +77,11 @@ class Start:
         trace: bool,
         capture_fd: int,
         forwards: Sequence[Listener] = (),
+        reassign: Callable[[Assignments], Assignments] | None = None,
     ) -> None:
         self.log = log
-        self.view = view
+        self.view = view  # as assigned at the start
+        self.reassign = reassign  # looks at the host again, with what was assigned before; None: it is not followed
         self.link = socket.socket(fileno=link_fd)  # listening, or connected to the one front end
         self.vhost_user = vhost_user  # else a stream of frames
         self.one_off = one_off
@@ -103,6 +107,8 @@ class Control:
 
     def __init__(self, start: Start, ends: Ends) -> None:
         self._start = start
+        self._view, self._version = start.view, 1
+        self._watch = HostWatch() if start.reassign is not None else None
         self._log = start.log
         self._pages = ends.pages
         self._keeper = _owned(ends.keeper)
@@ -137,6 +143,8 @@ class Control:
         self._capturing = capture is not None
         loop.add_reader(self._keeper, self._on_keeper)
         await self._adopt(self._worker)
+        if self._watch is not None:
+            self._watch.start(self._look_at_host)
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -166,7 +174,7 @@ class Control:
             self._attached = event == "link.attach"
             self._schedule_advertisement()
         if event == "link.attach":
-            for frame in neighbour.questions(self._start.view):
+            for frame in neighbour.questions(self._view):
                 self._worker.send_frame(frame)
         if self._events.on or event not in _SENTENCES:
             return
@@ -187,7 +195,7 @@ class Control:
             self._fail(f"The worker refused its configuration: {refusal}")
 
     async def _configure(self, worker: WorkerChannels) -> None:
-        await worker.net_view(self._start.view.pack(1))
+        await worker.net_view(self._view.pack(self._version))
         await self._forward(worker)
         if self._events.on:
             await worker.events(EVENTS_AND_FRAMES if self._start.trace else EVENTS)
@@ -241,7 +249,7 @@ class Control:
     # ---- services ----
 
     def _answer(self, frame: bytes, port: int) -> None:
-        answer = _service(frame)(frame, self._start.view)
+        answer = _service(frame)(frame, self._view)
         if isinstance(answer, Ignored):
             self.ignored[answer.value] = self.ignored.get(answer.value, 0) + 1
             self._events.emit("frame.ignored", reason=answer.value)
@@ -254,16 +262,43 @@ class Control:
         if self._advertising is not None:
             self._advertising.cancel()
             self._advertising = None
-        if self._attached and self._start.view.ra:
+        if self._attached and self._view.ra:
             # The random module would cost a megabyte.
             share = int.from_bytes(os.urandom(4), "big") / (1 << 32)
             seconds = ra.UNSOLICITED_MIN + share * (ra.UNSOLICITED_MAX - ra.UNSOLICITED_MIN)
             self._advertising = asyncio.get_running_loop().call_later(seconds, self._advertise)
 
     def _advertise(self) -> None:
-        self._worker.send_frame(ra.advertise(self._start.view))
+        self._worker.send_frame(ra.advertise(self._view))
         self._events.emit("ra.sent")
         self._schedule_advertisement()
+
+    # ---- the host ----
+
+    def _look_at_host(self) -> None:
+        """Something has changed there; perhaps something that concerns the guest."""
+        assert self._start.reassign is not None
+        try:
+            view = self._start.reassign(self._view)
+        except (InterfaceError, OSError) as fault:
+            self.emit("network.lost", reason=str(fault))
+            return
+        changes = view.changes(self._view)
+        if not changes:
+            return
+        self._view, self._version = view, self._version + 1
+        self._spawn(self._tell_view(self._worker))
+        self.emit("network.change", **{name: _shown(value) for name, value in changes.items()})
+        if self._attached and view.ra:
+            self._advertise()
+
+    async def _tell_view(self, worker: WorkerChannels) -> None:
+        try:
+            await worker.net_view(self._view.pack(self._version))
+        except WorkerGone:
+            pass  # the next one is told everything
+        except WorkerError as refusal:
+            self._fail(f"The worker refused its configuration: {refusal}")
 
     # ---- faults ----
 
@@ -308,12 +343,23 @@ def _service(frame: bytes) -> Callable[[bytes, Assignments], Answer | Ignored]:
     return dhcpv6.answer if frame[_NEXT_HEADER] == _UDP else ra.answer
 
 
+def _shown(value: object) -> object:
+    """Of an assignment, for a person: an address or several, or what it is."""
+    if isinstance(value, tuple):
+        return ", ".join(str(_shown(one)) for one in value) or "none"
+    if isinstance(value, bytes):
+        return "none" if value == UNSET else to_text(value) if len(value) == len(UNSET) else mac_text(value)
+    return value
+
+
 # What is said of events to those who do not debug: level and sentence.
 _SENTENCES = {
     "link.attach": ("info", "The guest's network is up"),
     "link.detach": ("info", "The guest's network is down: {reason}"),
     "link.refused": ("warning", "Monitor: {request} refused: {reason}"),
     "link.failed": ("warning", "Monitor: {reason}"),
+    "network.change": ("info", "The host's network has changed, and the guest's assignments with it"),
+    "network.lost": ("warning", "The host's network cannot be followed: {reason}; the guest keeps what it has"),
     "ring.stopped": ("warning", "The guest broke ring {ring} ({reason}): no network until it resets the device"),
     "ping.refused": (
         "warning",

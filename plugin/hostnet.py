@@ -16,6 +16,9 @@ from lockgate.plugin import address, netlink, resolvconf
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import TypeVar
+
+    Record = TypeVar("Record", netlink.Address, netlink.Route)
 
 RESOLV_CONF = "/etc/resolv.conf"
 _RESOLV_CONF_MAX = 65536
@@ -43,6 +46,10 @@ class HostNet:
         self.addresses = addresses
         self.routes = routes
         self.resolvers = resolvers
+
+    @property
+    def tables(self) -> tuple[Sequence[netlink.Link], Sequence[netlink.Address], Sequence[netlink.Route]]:
+        return self.links, self.addresses, self.routes
 
 
 class Template:
@@ -78,6 +85,41 @@ class Template:
 def read_host(resolv_conf: str = RESOLV_CONF) -> HostNet:
     """Looks at the namespace of the calling thread. Raises OSError if the kernel does not let us; no resolv.conf is
     no error."""
+    return HostNet(*_read_tables(), resolvconf.parse(_read_text(resolv_conf) or ""))
+
+
+def read_again(before: HostNet, resolv_conf: str = RESOLV_CONF) -> HostNet:
+    """Looks once more. A family that has lost its network is as before: a host that moves from one to the next has
+    none for a moment, and the guest keeps its addresses meanwhile. So are resolvers while their file cannot be read."""
+    links, addresses, routes = _read_tables()
+    text = _read_text(resolv_conf)
+    for family in (_socket.AF_INET, _socket.AF_INET6):
+        if _has_network(links, addresses, routes, family) or not _has_network(*before.tables, family):
+            continue
+        names = {link.index for link in links}
+        links = [*links, *(link for link in before.links if link.index not in names)]
+        addresses = _of_family(before.addresses, family) + _of_others(addresses, family)
+        routes = _of_family(before.routes, family) + _of_others(routes, family)
+    resolvers = before.resolvers if text is None else resolvconf.parse(text)
+    return HostNet(links, addresses, routes, resolvers)
+
+
+def _has_network(
+    links: Sequence[netlink.Link], addresses: Sequence[netlink.Address], routes: Sequence[netlink.Route], family: int
+) -> bool:
+    template = choose_template(links, addresses, routes, family)
+    return template is not None and template.address != address.UNSET
+
+
+def _of_family(records: Sequence[Record], family: int) -> list[Record]:
+    return [record for record in records if record.family == family]
+
+
+def _of_others(records: Sequence[Record], family: int) -> list[Record]:
+    return [record for record in records if record.family != family]
+
+
+def _read_tables() -> tuple[list[netlink.Link], list[netlink.Address], list[netlink.Route]]:
     links = _dump(netlink.link_request(1)).links
     addresses = _dump(netlink.address_request(2)).addresses
     routes = [
@@ -86,7 +128,7 @@ def read_host(resolv_conf: str = RESOLV_CONF) -> HostNet:
         for route in _dump(netlink.route_request(seq, family)).routes
         if route.family == family  # an absent family is answered with the others
     ]
-    return HostNet(links, addresses, routes, resolvconf.parse(_read_text(resolv_conf)))
+    return links, addresses, routes
 
 
 def _dump(request: bytes) -> netlink.Dump:
@@ -97,15 +139,16 @@ def _dump(request: bytes) -> netlink.Dump:
         socket.close()
 
 
-def _read_text(path: str) -> str:
+def _read_text(path: str) -> str | None:
+    """None: it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ""
+        return None
     try:
         return os.read(fd, _RESOLV_CONF_MAX).decode("utf-8", "replace")
     except OSError:
-        return ""
+        return None
     finally:
         os.close(fd)
 
@@ -116,10 +159,12 @@ def choose_template(
     routes: Iterable[netlink.Route],
     family: int,
     wanted: str = "",
+    keep: bytes = address.UNSET,
 ) -> Template | None:
     """The interface `wanted`, or else the first with a default route, or else the first with any, or else None.
 
-    First means the kernel's order, in which the default route with the lowest metric leads.
+    Of its addresses, `keep` if it is (still) there: a host that makes itself a new address each day (RFC 8981) gives
+    its guest none. First means the kernel's order, in which the default route with the lowest metric leads.
     Raises InterfaceError if `wanted` does not exist.
     """
     names = {link.index: link.name for link in links}
@@ -134,9 +179,9 @@ def choose_template(
             (anything if route.prefix else defaults).append(hop)
     chosen = next(iter(defaults + anything), None)
     if chosen is None:
-        return _template(names, addresses, family, only, None, ()) if wanted else None
+        return _template(names, addresses, family, only, keep, None, ()) if wanted else None
     others = tuple(dict.fromkeys(names[hop.index] for hop in defaults if hop.index != chosen.index))
-    return _template(names, addresses, family, chosen.index, defaults[0] if defaults else None, others)
+    return _template(names, addresses, family, chosen.index, keep, defaults[0] if defaults else None, others)
 
 
 def _index_of(names: dict[int, str], wanted: str) -> int:
@@ -170,6 +215,7 @@ def _template(
     addresses: Iterable[netlink.Address],
     family: int,
     index: int,
+    keep: bytes,
     default: netlink.NextHop | None,
     others: tuple[str, ...],
 ) -> Template:
@@ -177,11 +223,13 @@ def _template(
     link_locals: list[netlink.Address] = []
     candidates: list[netlink.Address] = []
     for own in addresses:
-        if own.index != index or own.family != family or own.flags & unusable or address.is_loopback(own.address):
+        if own.index != index or own.family != family or address.is_loopback(own.address):
+            continue
+        if own.flags & unusable and own.address != keep:
             continue
         narrow = family == _socket.AF_INET6 and own.scope >= netlink.SCOPE_LINK
         (link_locals if narrow else candidates).append(own)
-    best = max(candidates, key=lambda own: own.prefix, default=None)  # the first among equals
+    best = max(candidates, key=lambda own: (own.address == keep, own.prefix), default=None)  # the first among equals
     return Template(
         names[index],
         index,

@@ -27,6 +27,7 @@ from lockgate.plugin.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from lockgate.plugin.hostnet import HostNet
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.spec import NetworkSpec
 
@@ -139,7 +140,7 @@ class Start:
         lib.lg_close_all_but([-1 if spec.socket_fd is None else spec.socket_fd], 1)
         self._open_log()
         self.pid_fd = _open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
-        self.view = self._read_network()
+        self.host, self.view = self._read_network()
         descriptors = core_worker.raise_descriptor_limit()
         self.forwards = self._bind_forwards(descriptors)
         self.flow_limit = core_worker.flow_limit(descriptors - len(self.forwards))
@@ -168,9 +169,10 @@ class Start:
         for warning in spec.warnings:
             self.log.warning(warning)
 
-    def _read_network(self) -> Assignments:
+    def _read_network(self) -> tuple[HostNet, Assignments]:
         try:
-            return netview.assign(self.spec, hostnet.read_host())
+            host = hostnet.read_host()
+            return host, netview.assign(self.spec, host)
         except hostnet.InterfaceError as fault:
             raise StartError(f"--interface: {fault}") from None
         except OSError as failure:
@@ -319,6 +321,7 @@ class Start:
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,
             forwards=self.forwards,
+            reassign=self._reassign,
         )
         mind = control.Control(start, ends)
         self._leave_root()
@@ -326,6 +329,11 @@ class Start:
         if refused < 0:
             self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")
         return control.run(mind)
+
+    def _reassign(self, before: Assignments) -> Assignments:
+        """In control, when something has changed on the host."""
+        self.host = hostnet.read_again(self.host)
+        return netview.follow(self.spec, self.host, before)
 
 
 # ---- the link ----

@@ -51,6 +51,9 @@ VIEW_MAP_ROUTER = 512
 # outbound6, outbound_if4, outbound_if6
 _NET_VIEW = struct.Struct("=IIII6s2x" + 17 * "16s")
 
+PREFIX6_BYTES = 8  # a /64: the only one with which SLAAC works (RFC 4862 §5.5.3 d, RFC 7421)
+WITHDRAWN_MAX = 4  # prefixes; a host that roams all day leaves none of them in use for so long
+
 MTU_UNKNOWN = 1500  # of an Ethernet interface to which nobody advertises one
 
 LOCAL_GUEST4 = address.IPV4_MAPPED + bytes((169, 254, 2, 1))
@@ -139,6 +142,7 @@ class Assignments:
         "scope_id",  # the number of interface6; 0 in local mode
         "search",
         "warnings",
+        "withdrawn6",  # prefixes of IPv6 that were the guest's before, the latest first
     )
 
     def __init__(
@@ -177,6 +181,12 @@ class Assignments:
         self.dhcp_dns, self.dhcp_search = names.dhcp_dns, names.dhcp_search
         self.notes = notes
         self.warnings = warnings
+        self.withdrawn6: tuple[bytes, ...] = ()
+
+    def changes(self, before: Assignments) -> dict[str, object]:
+        """What the guest has to learn, by name; empty if nothing is new to it or to the worker."""
+        told = (name for name in self.__slots__ if name not in ("notes", "warnings", "withdrawn6"))
+        return {name: getattr(self, name) for name in told if getattr(self, name) != getattr(before, name)}
 
     @property
     def dhcp(self) -> bool:
@@ -218,20 +228,34 @@ class Assignments:
         )
 
 
-def assign(spec: NetworkSpec, host: hostnet.HostNet) -> Assignments:
-    """Raises hostnet.InterfaceError."""
+def follow(spec: NetworkSpec, host: hostnet.HostNet, before: Assignments) -> Assignments:
+    """What is assigned now, to a guest that had something before: it keeps what still holds.
+
+    Raises hostnet.InterfaceError.
+    """
+    now = assign(spec, host, before.guest4, before.guest6)
+    former = dict.fromkeys((before.guest6[:PREFIX6_BYTES], *before.withdrawn6))
+    none = now.guest6[:PREFIX6_BYTES], address.UNSET[:PREFIX6_BYTES]
+    now.withdrawn6 = tuple(one for one in former if one not in none)[:WITHDRAWN_MAX]
+    return now
+
+
+def assign(
+    spec: NetworkSpec, host: hostnet.HostNet, keep4: bytes = address.UNSET, keep6: bytes = address.UNSET
+) -> Assignments:
+    """`keep4` and `keep6` are preferred among the host's addresses. Raises hostnet.InterfaceError."""
     notes: list[str] = []
     warnings: list[str] = []
     family4, family6, our_link_local = _Family(), _Family(), address.UNSET
     if spec.ipv4.enabled:
-        family4 = _assign4(spec, host, notes)
+        family4 = _assign4(spec, host, keep4, notes)
         _take_choices(family4, spec.ipv4)
         _assign_dns(family4, spec.ipv4, host.resolvers.servers4, warnings)
         missing = _missing4(family4)
         if missing and not spec.no_dhcp:
             warnings.append(f"no DHCP for the guest: {missing}")
     if spec.ipv6.enabled:
-        family6, our_link_local = _assign6(spec, host, notes)
+        family6, our_link_local = _assign6(spec, host, keep6, notes)
         _take_choices(family6, spec.ipv6)
         _assign_dns(family6, spec.ipv6, _reachable6(family6, host.resolvers), warnings)
     left_to_us = spec.ipv4.dns is None and spec.ipv6.dns is None and not spec.no_dhcp_dns
@@ -271,11 +295,11 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
     return sum(flag for flag, on in chosen if on)
 
 
-def _assign4(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> _Family:
+def _assign4(spec: NetworkSpec, host: hostnet.HostNet, keep: bytes, notes: list[str]) -> _Family:
     wanted = spec.ipv4
     family = _Family()
     named = spec.interface or wanted.outbound_interface
-    template = _template(host, _socket.AF_INET, named, notes)
+    template = _template(host, _socket.AF_INET, named, keep, notes)
     if template is None or (template.address == wanted.address == address.UNSET and not named):
         family.guest, family.prefix, family.gateway = LOCAL_GUEST4, LOCAL_PREFIX4, LOCAL_GATEWAY4
     else:
@@ -297,14 +321,14 @@ def _missing4(family: _Family) -> str:
     return ""
 
 
-def _assign6(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> tuple[_Family, bytes]:
+def _assign6(spec: NetworkSpec, host: hostnet.HostNet, keep: bytes, notes: list[str]) -> tuple[_Family, bytes]:
     """Also our link-local address: the router's if that is link-local, so that it is true outside too; then the host's.
 
     It is the router that the guest sees in our advertisements, and so stands in for a gateway that the host lacks.
     """
     wanted = spec.ipv6
     family = _Family()
-    template = _template(host, _socket.AF_INET6, spec.interface or wanted.outbound_interface, notes)
+    template = _template(host, _socket.AF_INET6, spec.interface or wanted.outbound_interface, keep, notes)
     gateway, link_local = wanted.gateway, address.UNSET
     if template is not None and _first_set(wanted.address, template.address) != address.UNSET:
         family.interface, family.scope_id = template.interface, template.index
@@ -317,8 +341,10 @@ def _assign6(spec: NetworkSpec, host: hostnet.HostNet, notes: list[str]) -> tupl
     return family, our_link_local
 
 
-def _template(host: hostnet.HostNet, family: int, interface: str, notes: list[str]) -> hostnet.Template | None:
-    template = hostnet.choose_template(host.links, host.addresses, host.routes, family, interface)
+def _template(
+    host: hostnet.HostNet, family: int, interface: str, keep: bytes, notes: list[str]
+) -> hostnet.Template | None:
+    template = hostnet.choose_template(*host.tables, family, interface, keep)
     if template is not None and template.others and not interface:
         name = "IPv4" if family == _socket.AF_INET else "IPv6"
         others = ", ".join(template.others)

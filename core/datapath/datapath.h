@@ -329,6 +329,9 @@ int lg_signals_open(void);
 /* Closes every descriptor from 3 up, but those named (-1 names none). 0 or -ENOMEM. */
 int lg_close_all_but(const int *keep, unsigned count);
 
+int lg_watch_open(void);                       /* an inotify descriptor that does not block, or a negative errno */
+int lg_watch_folder(int fd, const char *path); /* changes of names in it are told there; its number or -errno */
+
 void lg_release_memory(void); /* gives the free part of the C heap back to the kernel */
 
 /* cdef: end */

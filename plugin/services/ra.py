@@ -4,7 +4,8 @@
 Called by the control process: `answer` for each router solicitation that the worker punts, `advertise` at random
 intervals between UNSOLICITED_MIN and UNSOLICITED_MAX seconds. Adversary: the guest.
 
-The router is for ever, and so is what it advertises: lifetimes are infinite, or as long as their field allows.
+The router is for ever, and so is what it advertises: lifetimes are infinite, or as long as their field allows; only a
+prefix that the host has lost gets the end of its preference, and two hours for what is open (RFC 4862 §5.5.3).
 
 Where this differs from passt, on purpose: the prefix option holds the prefix, not the address of the guest (RFC 4861
 §4.6.2: bits beyond the prefix must be zero); search domains are advertised without a resolver too; an MTU below 1280
@@ -17,6 +18,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from lockgate.plugin import address
+from lockgate.plugin.netview import PREFIX6_BYTES
 from lockgate.plugin.services import domain_name
 from lockgate.plugin.services.frame import (
     HOP_LIMIT,
@@ -56,7 +58,8 @@ _OPTION_DNSSL = 31
 
 _PREFIX = struct.Struct("!BBIII")
 _ON_LINK_AUTONOMOUS = 0xC0
-_PREFIX_LENGTH = 64  # the only one with which SLAAC works (RFC 4862 §5.5.3 d, RFC 7421)
+_PREFIX_LENGTH = 8 * PREFIX6_BYTES
+_WITHDRAWN_VALID = 7200  # seconds; less is not believed (RFC 4862 §5.5.3 e), and what is open may go on for so long
 _IPV6_MTU_MIN = 1280
 
 
@@ -105,11 +108,14 @@ def _message_build(view: Assignments) -> bytes:
     flags = _MANAGED if view.dhcpv6 else 0
     message = _HEADER.pack(_ADVERTISEMENT, 0, 0, HOP_LIMIT, flags, _LIFETIME_LONGEST, 0, 0)
     if view.guest6 != address.UNSET:
-        prefix = view.guest6[: _PREFIX_LENGTH // 8].ljust(16, b"\0")
+        prefix = view.guest6[:PREFIX6_BYTES].ljust(16, b"\0")
         message += _option(
             _OPTION_PREFIX,
             _PREFIX.pack(_PREFIX_LENGTH, _ON_LINK_AUTONOMOUS, _INFINITE, _INFINITE, 0) + prefix,
         )
+    for withdrawn in view.withdrawn6:
+        lifetimes = _PREFIX.pack(_PREFIX_LENGTH, _ON_LINK_AUTONOMOUS, _WITHDRAWN_VALID, 0, 0)
+        message += _option(_OPTION_PREFIX, lifetimes + withdrawn.ljust(16, b"\0"))
     message += _option(_OPTION_SOURCE_MAC, view.our_mac)
     if view.advertised_mtu >= _IPV6_MTU_MIN:
         message += _option(_OPTION_MTU, struct.pack("!HI", 0, view.advertised_mtu))

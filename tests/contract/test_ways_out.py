@@ -135,7 +135,8 @@ def asks(monitor: Monitor, version: int, to: str, port: int = 5353) -> str:
     monitor.send(bytes(FRAME / network(version, to) / UDP(sport=port, dport=PORT) / b"who am I?"))
     answer = monitor.receives(UDP)
     assert answer[UDP].dport == port
-    return bytes(answer[UDP].payload.load).decode()
+    datagram = bytes(answer[UDP].original)  # scapy would read more into it, by its port
+    return datagram[8 : answer[UDP].len].decode()
 
 
 def connects(monitor: Monitor, version: int, to: str) -> None:

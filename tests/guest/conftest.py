@@ -14,12 +14,24 @@ from counters import Counters, NoCounters
 from data_server import DataServer
 from helper import LOGS
 from network import VARIANTS, Network, usable
+from resolver import ADDRESS, PORT, Resolver
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[DataServer]:
     """One server for all: its payload takes a second to make."""
     started = DataServer()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def names() -> Iterator[Resolver]:
+    """A resolver on this machine's loopback."""
+    try:
+        started = Resolver()
+    except OSError as error:
+        pytest.skip(f"the test's resolver cannot have port {PORT} of {ADDRESS}: {error.strerror}")
     yield started
     started.close()
 

@@ -91,7 +91,7 @@ class Guest:
     def boot(
         cls,
         name: str,
-        kind: str,
+        kind: str | machine.Machine,
         socket_path: Path,
         memory_mb: int = 768,
         mac: str | None = None,
@@ -100,8 +100,8 @@ class Guest:
         more_modules: tuple[str, ...] = (),
     ) -> Guest:
         """Starts a guest of that kind on the helper's socket and waits until it takes commands."""
-        found = machine.find(kind)
-        initramfs = image.build(kind, found.modules, more_programs, more_modules)
+        found = machine.find(kind) if isinstance(kind, str) else kind
+        initramfs = image.build(found.kind, found.modules, more_programs, more_modules)
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{name}.console.log"
         started = time.monotonic()

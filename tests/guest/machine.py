@@ -44,6 +44,7 @@ class Boot:
     log: Path
     folder: Path  # for the monitor's own files
     mac: str | None
+    netdev: tuple[str, ...] = ()  # instead of the kind's own words for the socket
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Machine:
 def find(kind: str) -> Machine:
     """The machine of that kind; MissingIngredient says what is not here."""
     peer = "-peer" in kind
-    root, run, environment = _peer() if peer else (Path("/"), [], {})
+    root, run, environment = peer_root() if peer else (Path("/"), [], {})
     if kind.startswith("uml"):
         return _uml(kind, root, run, environment)
     if kind.startswith("qemu"):
@@ -69,7 +70,8 @@ def find(kind: str) -> Machine:
     raise MissingIngredient(f"{kind}: expected one of {' '.join(KINDS)}")
 
 
-def _peer() -> tuple[Path, list[str], dict[str, str]]:
+def peer_root() -> tuple[Path, list[str], dict[str, str]]:
+    """The newer root file system, the command that runs others in it, and that command's environment."""
     root, run = os.environ.get("LOCKGATE_PEER_ROOT"), os.environ.get("LOCKGATE_PEER_RUN")
     if not root or not run:
         raise MissingIngredient("no newer peers: LOCKGATE_PEER_ROOT and LOCKGATE_PEER_RUN do not name them")
@@ -135,7 +137,7 @@ def _qemu(kind: str, root: Path, run: list[str], environment: dict[str, str]) ->
             *[*QEMU_PLAIN, "-m", f"{boot.memory_mb}M"],
             *["-accel", accelerator, "-cpu", "host" if accelerator == "kvm" else "max"],
             *["-object", memory, "-numa", "node,memdev=memory"],
-            *(_STREAM if stream else _VHOST_USER).format(boot.socket).split(),
+            *(boot.netdev or (_STREAM if stream else _VHOST_USER).format(boot.socket).split()),
             *["-device", device],
             *["-serial", f"file:{boot.log}"],
             *["-chardev", f"socket,id=channel,path={boot.channel_path},server=off", "-serial", "chardev:channel"],

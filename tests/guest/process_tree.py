@@ -7,8 +7,10 @@ Called by helper.py. Adversary: nobody. Invariants: only reads; a process that e
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
+GONE_SECONDS = 10
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -61,3 +63,21 @@ def pss_bytes(pid: int) -> int | None:
             return None
         total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     return total
+
+
+def await_gone(pids: list[int]) -> list[int]:
+    """Those of the processes that are still there when the time is over."""
+    descriptors = {}
+    for pid in pids:
+        try:
+            descriptors[os.pidfd_open(pid)] = pid
+        except ProcessLookupError:
+            pass
+    still = []
+    for descriptor, pid in descriptors.items():
+        watched = select.poll()
+        watched.register(descriptor, select.POLLIN)
+        if not watched.poll(GONE_SECONDS * 1000):
+            still.append(pid)
+        os.close(descriptor)
+    return still

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 from collections.abc import Iterator
 
@@ -17,8 +16,7 @@ from data_server import DataServer
 from guest import Guest
 from helper import Helper
 from network import GATEWAY, OPTIONS, VARIANTS, Variant, sanitizer_report, usable
-
-GONE_SECONDS = 10
+from process_tree import await_gone
 
 
 @pytest.fixture(params=[v for v in VARIANTS if v.name in ("uml", "uml-sanitized", "uml-peer")], ids=lambda v: v.name)
@@ -46,24 +44,6 @@ def fetched(guest: Guest, server: DataServer, size: int = 100_000) -> bool:
     """Whether the guest gets bytes from this machine, and the right ones."""
     out = guest.output(f"client -r 'GET {size}' {GATEWAY[4]} {server.port} </dev/null | sha256sum")
     return out.split()[0] == server.payload.sha256(size)
-
-
-def await_gone(pids: list[int]) -> list[int]:
-    """Those of the processes that are still there when the time is over."""
-    descriptors = {}
-    for pid in pids:
-        try:
-            descriptors[os.pidfd_open(pid)] = pid
-        except ProcessLookupError:
-            pass
-    still = []
-    for descriptor, pid in descriptors.items():
-        watched = select.poll()
-        watched.register(descriptor, select.POLLIN)
-        if not watched.poll(GONE_SECONDS * 1000):
-            still.append(pid)
-        os.close(descriptor)
-    return still
 
 
 def pid_of(helper: Helper, role: str) -> int:

@@ -14,26 +14,14 @@ from dataclasses import dataclass
 
 import pytest
 from data_server import DataServer
+from echo_server import LOOPBACK
+from free_ports import free_ports
 from network import GATEWAY, VARIANTS, Network, usable
 
-LOOPBACK = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 WEB, ECHO, NOBODY = 8080, 7007, 9999  # of the guest
 FILE_BYTES = 3_000_000
 PATIENCE = 10
-
-
-def free_ports(kind: int, count: int) -> list[int]:
-    """Of all addresses of both families."""
-    probes = [socket.socket(socket.AF_INET6, kind) for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            probe.bind(("::", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,7 @@ def forwarding(request: pytest.FixtureRequest, server: DataServer) -> Iterator[F
     assert network.addressed
     served = f"head -c {FILE_BYTES} /dev/urandom >/tmp/file && httpd -p {WEB} -h /tmp && sha256sum /tmp/file"
     digest = network.guest.output(served).split()[0]
-    network.guest.output(f"echo_datagrams -l {ECHO} >/dev/null 2>&1 & ")
+    network.guest.output(f"echo_datagrams -l {ECHO} >/dev/null 2>&1 & until netstat -uln | grep -q ':{ECHO} '; do :; done")
     yield Forwarding(network, web, echo, nobody, digest)
     network.close()
 

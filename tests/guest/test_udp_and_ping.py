@@ -8,42 +8,14 @@ from __future__ import annotations
 
 import errno
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
+from echo_server import LOOPBACK, EchoServer
 from network import GATEWAY, Network
 
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
-LOOPBACK = {4: (socket.AF_INET, "127.0.0.1"), 6: (socket.AF_INET6, "::1")}
 SIZES = [0, 1, 512, 1471, 1472, 1473, 9000, 65000, 65507]
-
-
-class EchoServer:
-    """Sends each datagram back to whoever it came from."""
-
-    def __init__(self, family: int) -> None:
-        kind, address = LOOPBACK[family]
-        self._socket = socket.socket(kind, socket.SOCK_DGRAM)
-        self._socket.bind((address, 0))
-        self.port = int(self._socket.getsockname()[1])
-        self.sources: set[int] = set()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            data, source = self._socket.recvfrom(1 << 16)
-            if data == b"the end":
-                return
-            self.sources.add(int(source[1]))
-            self._socket.sendto(data, source)
-
-    def close(self) -> None:
-        with socket.socket(self._socket.family, socket.SOCK_DGRAM) as last:
-            last.sendto(b"the end", self._socket.getsockname())
-        self._thread.join()
-        self._socket.close()
 
 
 @pytest.fixture(name="echo", params=[4, 6], ids=["ipv4", "ipv6"])

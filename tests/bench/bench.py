@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import datagrams
 import idle_flows
 import machine
 import picture
@@ -31,6 +32,7 @@ import report
 import request_response
 import servers
 import stalls
+import stream_link
 import system_calls
 import throughput
 from guest import GuestFailed
@@ -41,6 +43,8 @@ from measure import MACHINE, OURS, PEER, Family, Settings, Side, Values
 FAMILIES = (
     throughput.FLOOR,
     throughput.FAMILY,
+    stream_link.FAMILY,
+    datagrams.FAMILY,
     request_response.FAMILY,
     stalls.FAMILY,
     idle_flows.FAMILY,

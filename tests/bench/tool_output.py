@@ -30,6 +30,29 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class Datagrams:
+    """A run of `iperf3 -u -J`."""
+
+    received: int
+    loss: float  # the share of those that the receiver missed, by their numbers
+    sent_bits_per_second: float
+    received_bits_per_second: float
+
+    @classmethod
+    def parse(cls, output: str) -> Datagrams:
+        """All lost is a result too, and a run that sent nothing is none."""
+        told = json.loads(output)
+        end = told.get("end", {})
+        sent, received = end.get("sum_sent", {}), end.get("sum_received", {})
+        if "error" in told or not sent.get("packets"):
+            raise ValueError(f"iperf3 sent no datagram: {told.get('error', 'it names none')}")
+        expected = received["packets"]
+        arrived = expected - received["lost_packets"]
+        loss = received["lost_packets"] / expected if expected else 1.0
+        return cls(arrived, loss, sent["bits_per_second"], received["bits_per_second"])
+
+
+@dataclass(frozen=True)
 class Requests:
     """A run of wrk."""
 

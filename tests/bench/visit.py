@@ -9,7 +9,7 @@ are gone when it ends, however it ends.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +77,23 @@ def bind(pid: int, processor: int) -> None:
             os.sched_setaffinity(int(task.name), {processor})
 
 
+def command_for(command: str, kind: str) -> str:
+    """The helper's command for that kind of guest: what speaks vhost-user when it is asked to, speaks frames on a stream
+    when it is not."""
+    return command.replace(" --vhost-user", "") if kind.endswith("-stream") else command
+
+
 @contextmanager
-def visiting(side: Side, settings: Settings) -> Iterator[Visit]:
-    """Boots the guest behind that helper, with an IPv4 address by DHCP."""
-    name = f"bench-{side.name}"
+def visiting(
+    side: Side, settings: Settings, kind: str | None = None, more_files: Mapping[str, bytes] | None = None
+) -> Iterator[Visit]:
+    """Boots the guest behind that helper, with an IPv4 address by DHCP; of another kind than was chosen, if one is named."""
+    name, kind = f"bench-{side.name}", kind or settings.guest
     with ExitStack() as ends:
-        helper = Helper(name, command=side.command)
+        helper = Helper(name, command=command_for(side.command, kind))
         ends.callback(helper.close)
         helper.wait_ready()
-        guest = Guest.boot(name, settings.guest, helper.socket, MEMORY_MB, more_programs=CLIENTS)
+        guest = Guest.boot(name, kind, helper.socket, MEMORY_MB, more_programs=CLIENTS, more_files=more_files)
         ends.callback(guest.kill)
         if settings.processor is not None:
             bind(guest.pid, settings.processor)

@@ -98,10 +98,11 @@ class Guest:
         timeout: float = 60,
         more_programs: Mapping[str, str] | None = None,
         more_modules: tuple[str, ...] = (),
+        more_files: Mapping[str, bytes] | None = None,
     ) -> Guest:
         """Starts a guest of that kind on the helper's socket and waits until it takes commands."""
         found = machine.find(kind) if isinstance(kind, str) else kind
-        initramfs = image.build(found.kind, found.modules, more_programs, more_modules)
+        initramfs = image.build(found.kind, found.modules, more_programs, more_modules, more_files)
         LOGS.mkdir(parents=True, exist_ok=True)
         log = LOGS / f"{name}.console.log"
         started = time.monotonic()

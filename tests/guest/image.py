@@ -99,15 +99,21 @@ def _ingredients(modules: Path, programs: Mapping[str, str], wanted: tuple[str, 
     return files
 
 
-def build(kind: str, modules: Path, more: Mapping[str, str] | None = None, more_modules: tuple[str, ...] = ()) -> Path:
-    """The image for one kind of kernel, whose modules lie under `modules`; `more` programs, each with its package, and
-    `more_modules` in the order in which they can be loaded."""
-    more = more or {}
-    files = _ingredients(modules, {**PROGRAMS, **more}, more_modules)
+def build(
+    kind: str,
+    modules: Path,
+    more: Mapping[str, str] | None = None,
+    more_modules: tuple[str, ...] = (),
+    more_files: Mapping[str, bytes] | None = None,
+) -> Path:
+    """The image for one kind of kernel, whose modules lie under `modules`; `more` programs, each with its package,
+    `more_modules` in the order in which they can be loaded, and `more_files` by their place."""
+    more, more_files = more or {}, more_files or {}
+    files = {**_ingredients(modules, {**PROGRAMS, **more}, more_modules), **more_files}
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name} {len(content)}\n".encode() + content)
-    name = "-".join([kind, *sorted(more), *more_modules])
+    name = "-".join([kind, *sorted(more), *more_modules, *(["files"] if more_files else [])])
     image = OUTPUT / f"{name}-{digest.hexdigest()[:DIGEST_LENGTH]}.cpio"
     if image.exists():
         return image

@@ -128,6 +128,7 @@ class Network:
         families: str = "inet inet6",
         more_options: str = "",
         prefix: Sequence[str] = (),
+        more_files: Mapping[str, bytes] | None = None,
     ) -> None:
         self.variant = variant
         self.server = server
@@ -140,6 +141,7 @@ class Network:
                 self.helper.socket,
                 more_programs=more_programs,
                 more_modules=more_modules,
+                more_files=more_files,
             )
         except BaseException:
             self.helper.close()

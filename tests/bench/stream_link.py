@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bulk TCP over QEMU's stream socket of frames, which is what a helper costs where no memory is shared.
+
+Called by the runner. Adversary: nobody.
+Invariants: always in QEMU, because nothing else has this link: the one that was chosen, or the one beside the chosen
+User-mode Linux. Without KVM the guest is the bottleneck, so that the helper's CPU says more than the throughput.
+"""
+
+from __future__ import annotations
+
+import servers
+import throughput
+from measure import Family, Measure, Settings, Side, Values
+from throughput import Case
+from visit import visiting
+
+CASES = [Case(mtu, 1, direction) for mtu in throughput.MTUS for direction in throughput.DIRECTIONS]
+RATE_AIM = 0.97
+CPU_AIMS = {"from_guest": 0.85, "to_guest": 1.0}
+
+
+def kind(chosen: str) -> str:
+    """Of machine.KINDS, the one with this link."""
+    return "qemu-peer-stream" if "-peer" in chosen else "qemu-stream"
+
+
+def measures(_settings: Settings) -> list[Measure]:
+    """Two for each case."""
+    rates = [
+        Measure(f"stream.throughput.{case.key}", "Throughput, stream link", case.title, "Gbit/s", True, RATE_AIM)
+        for case in CASES
+    ]
+    costs = [
+        Measure(
+            f"stream.cpu_per_gb.{case.key}",
+            "Helper CPU for each gigabyte, stream link",
+            case.title,
+            "s/GB",
+            aim=CPU_AIMS[case.direction],
+            floor=f"floor.{case.direction}",
+        )
+        for case in CASES
+    ]
+    return rates + costs
+
+
+def run(side: Side, settings: Settings, values: Values) -> None:
+    """All cases in one visit."""
+    with visiting(side, settings, kind(settings.guest)) as visit, servers.iperf3() as port:
+        for case in CASES:
+            throughput.set_mtu(visit, case.mtu)
+            before = visit.helper.cpu_seconds()
+            done = throughput.transfer(visit, port, case, settings.seconds)
+            used = visit.helper.cpu_seconds() - before
+            values[f"stream.throughput.{case.key}"] = done.gigabits_per_second
+            values[f"stream.cpu_per_gb.{case.key}"] = used / done.gigabytes
+
+
+FAMILY = Family("stream", "stream link", measures, run)

@@ -27,6 +27,7 @@ import datagrams
 import idle_flows
 import machine
 import picture
+import quic
 import readiness
 import report
 import request_response
@@ -45,6 +46,7 @@ FAMILIES = (
     throughput.FAMILY,
     stream_link.FAMILY,
     datagrams.FAMILY,
+    quic.FAMILY,
     request_response.FAMILY,
     stalls.FAMILY,
     idle_flows.FAMILY,

@@ -51,6 +51,10 @@ class Side:
         """The helper's own command line."""
         return shlex.split(self.command)[len(self.runner) :]
 
+    def command_for(self, kind: str) -> str:
+        """For that kind of guest: what does not speak vhost-user speaks frames on a stream."""
+        return self.command.replace(" --vhost-user", "") if kind.endswith("-stream") else self.command
+
 
 @dataclass(frozen=True)
 class Settings:

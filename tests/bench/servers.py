@@ -8,12 +8,13 @@ even if we are killed (the kernel's parent-death signal, through setpriv).
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,7 +43,8 @@ class ServerFailed(Exception):
     """A server did not come up."""
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of TCP on 127.0.0.1; nothing holds it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -57,7 +59,7 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def _running(arguments: list[str], port: int) -> Iterator[int]:
+def running(arguments: list[str], port: int, environment: Mapping[str, str] | None = None) -> Iterator[int]:
     """The kernel tells nobody when somebody listens, so its table is read again every few milliseconds."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -65,6 +67,7 @@ def _running(arguments: list[str], port: int) -> Iterator[int]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env={**os.environ, **(environment or {})},
             start_new_session=True,  # a person's Ctrl-C is for us: we end the servers after the guest
         )
         try:
@@ -83,24 +86,24 @@ def _running(arguments: list[str], port: int) -> Iterator[int]:
 @contextmanager
 def iperf3() -> Iterator[int]:
     """A throughput server; the port."""
-    port = _free_port()
-    with _running([str(program_path("iperf3", "iperf3")), "-s", "-B", "127.0.0.1", "-p", str(port)], port):
+    port = free_port()
+    with running([str(program_path("iperf3", "iperf3")), "-s", "-B", "127.0.0.1", "-p", str(port)], port):
         yield port
 
 
 @contextmanager
 def sockperf() -> Iterator[int]:
     """A server that answers each message over TCP; the port."""
-    port = _free_port()
+    port = free_port()
     program = str(program_path("sockperf", "sockperf"))
-    with _running([program, "server", "--tcp", "-i", "127.0.0.1", "-p", str(port)], port):
+    with running([program, "server", "--tcp", "-i", "127.0.0.1", "-p", str(port)], port):
         yield port
 
 
 @contextmanager
 def nginx(connections: int = 1024) -> Iterator[int]:
     """A web server: `/` is three bytes, /FILE_NAME a large file. The port."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="lockgate-") as folder:
         Path(folder).chmod(0o755)  # started by root, nginx goes on as another user
         configuration = Path(folder, "nginx.conf")
@@ -109,7 +112,7 @@ def nginx(connections: int = 1024) -> Iterator[int]:
         )
         with open(Path(folder, FILE_NAME), "wb") as file:
             file.truncate(FILE_BYTES)
-        with _running([str(_nginx_program()), "-c", str(configuration)], port):
+        with running([str(_nginx_program()), "-c", str(configuration)], port):
             yield port
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What iperf3, sockperf, wrk and perf print, as numbers.
+"""What iperf3, curl, sockperf, wrk and perf print, as numbers.
 
 Called by the families of measures. Adversary: nobody.
 Invariants: pure; a run that did not do what was asked raises ValueError and is no measurement.
@@ -66,6 +66,14 @@ class Requests:
         if count is None or rate is None or int(count[1]) == 0 or "Socket errors" in output or "Non-2xx" in output:
             raise ValueError(f"wrk did not get its answers: {output!r}")
         return cls(int(count[1]), float(rate[1]))
+
+
+def downloaded_bits_per_second(output: str, size: int) -> float:
+    """Of curl's "%{size_download} %{speed_download}", where all of so many bytes have to have come."""
+    told = re.fullmatch(r"(\d+) (\d+)\s*", output)
+    if told is None or int(told[1]) != size:
+        raise ValueError(f"curl did not get its {size} bytes: {output!r}")
+    return int(told[2]) * 8.0
 
 
 def sockperf_percentile(output: str, percentile: int) -> float:

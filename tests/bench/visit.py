@@ -77,20 +77,14 @@ def bind(pid: int, processor: int) -> None:
             os.sched_setaffinity(int(task.name), {processor})
 
 
-def command_for(command: str, kind: str) -> str:
-    """The helper's command for that kind of guest: what speaks vhost-user when it is asked to, speaks frames on a stream
-    when it is not."""
-    return command.replace(" --vhost-user", "") if kind.endswith("-stream") else command
-
-
 @contextmanager
 def visiting(
     side: Side, settings: Settings, kind: str | None = None, more_files: Mapping[str, bytes] | None = None
 ) -> Iterator[Visit]:
-    """Boots the guest behind that helper, with an IPv4 address by DHCP; of another kind than was chosen, if one is named."""
+    """Boots the guest behind that helper, of the chosen kind or another, with an IPv4 address by DHCP."""
     name, kind = f"bench-{side.name}", kind or settings.guest
     with ExitStack() as ends:
-        helper = Helper(name, command=command_for(side.command, kind))
+        helper = Helper(name, command=side.command_for(kind))
         ends.callback(helper.close)
         helper.wait_ready()
         guest = Guest.boot(name, kind, helper.socket, MEMORY_MB, more_programs=CLIENTS, more_files=more_files)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tool_output import Requests, Transfer, perf_counts, sockperf_percentile
+from tool_output import Datagrams, Requests, Transfer, downloaded_bits_per_second, perf_counts, sockperf_percentile
 
 WRK = """Running 1s test @ http://192.0.2.1:5998/
   1 threads and 8 connections
@@ -37,6 +37,24 @@ def test_a_transfer_is_what_the_receiver_got() -> None:
     received = {"bytes": 2_500_000_000, "bits_per_second": 1e10}
     output = json.dumps({"end": {"sum_sent": {"bytes": 9, "bits_per_second": 9}, "sum_received": received}})
     assert Transfer.parse(output) == Transfer(2.5, 10.0)
+
+
+def test_datagrams_are_counted_by_the_receiver() -> None:
+    sent = {"packets": 1000, "bits_per_second": 8e6}
+    received = {"packets": 900, "lost_packets": 90, "bits_per_second": 6e6}
+    output = json.dumps({"end": {"sum_sent": sent, "sum_received": received}})
+    assert Datagrams.parse(output) == Datagrams(810, 0.1, 8e6, 6e6)
+
+
+def test_datagrams_of_which_none_came_are_all_lost() -> None:
+    received = {"packets": 0, "lost_packets": 0, "bits_per_second": 0.0}
+    output = json.dumps({"end": {"sum_sent": {"packets": 9, "bits_per_second": 8e6}, "sum_received": received}})
+    assert Datagrams.parse(output).loss == 1.0
+
+
+def test_a_run_that_sent_no_datagram_is_no_measurement() -> None:
+    with pytest.raises(ValueError, match="control socket has closed"):
+        Datagrams.parse(json.dumps({"end": {}, "error": "control socket has closed"}))
 
 
 @pytest.mark.parametrize(
@@ -79,3 +97,13 @@ def test_a_percentile_is_found_by_its_number() -> None:
 def test_events_that_were_not_counted_have_no_count() -> None:
     """0 would be a claim."""
     assert perf_counts(PERF) == {"raw_syscalls:sys_enter": 42, "syscalls:sys_enter_write": 17}
+
+
+def test_a_whole_download_tells_its_speed() -> None:
+    assert downloaded_bits_per_second("1000 250\n", 1000) == 2000.0
+
+
+@pytest.mark.parametrize("output", ["999 250", "curl: (55) sendmsg() returned -1", ""])
+def test_a_download_that_ended_early_is_no_measurement(output: str) -> None:
+    with pytest.raises(ValueError, match="did not get its 1000 bytes"):
+        downloaded_bits_per_second(output, 1000)

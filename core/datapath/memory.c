@@ -109,7 +109,8 @@ void dirty_log_mark(struct dirty_log *log, uint64_t guest_addr, size_t length)
     for (uint64_t page = guest_addr / DIRTY_LOG_PAGE; page <= (guest_addr + length - 1) / DIRTY_LOG_PAGE; page++) {
         if (page / 8 >= log->size)
             return; /* the table is shorter than the memory: the front end's own mistake, and its own migration */
-        __atomic_fetch_or(&log->table[page / 8], (uint8_t)(1u << (page % 8)), __ATOMIC_RELAXED);
+        /* Release: who sees the mark, and clears it, copies a page that has what was written before. */
+        __atomic_fetch_or(&log->table[page / 8], (uint8_t)(1u << (page % 8)), __ATOMIC_RELEASE);
         log->dirtied = true;
     }
 }

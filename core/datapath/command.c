@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "sys.h"
+#include "tcp.h"
 #include "worker.h"
 
 union command {
@@ -21,9 +22,12 @@ union command {
     struct lg_cmd_vring vring;
     struct lg_cmd_log log;
     struct lg_cmd_listen listen;
+    struct lg_cmd_seen seen;
+    struct lg_cmd_flow flow;
 };
 
 _Static_assert(LG_LISTEN_MAX == LG_MEM_SLOTS, "a request has room for the descriptors of either");
+_Static_assert(LG_FROZEN_PAGE <= LG_MEM_SLOTS, "and so has a reply");
 
 struct request {
     const union command *command;
@@ -231,6 +235,52 @@ static int run_listen_clear(struct worker *worker, struct request *request)
     return 0;
 }
 
+static int run_seen(struct worker *worker, struct request *request)
+{
+    worker->engine.seen = request->command->seen.seen;
+    worker->engine.seen_changed = true;
+    return 0;
+}
+
+/* The frozen flow of that id, or each of them. -ENOENT: there is none of that id. */
+static int for_frozen(struct worker *worker, uint64_t id, void (*act)(struct engine *engine, struct flow *flow))
+{
+    struct engine *engine = &worker->engine;
+    uint32_t cursor = 0;
+
+    if (id) {
+        struct flow *flow = flow_from_handle(&engine->flows, id);
+        if (!flow || !flow->frozen)
+            return -ENOENT;
+        act(engine, flow);
+        return 0;
+    }
+    for (struct flow *flow; (flow = flow_next(&engine->flows, &cursor));) {
+        if (flow->frozen)
+            act(engine, flow);
+    }
+    return 0;
+}
+
+static int run_thaw(struct worker *worker, struct request *request)
+{
+    return for_frozen(worker, request->command->value.value, tcp_thaw);
+}
+
+static int run_forget(struct worker *worker, struct request *request)
+{
+    return for_frozen(worker, request->command->value.value, tcp_forget);
+}
+
+static int run_adopt(struct worker *worker, struct request *request)
+{
+    int err = tcp_adopt(&worker->engine, &request->command->flow.flow, request->fd[0]);
+
+    if (!err)
+        take_fd(request, 0);
+    return err;
+}
+
 static int run_events(struct worker *worker, struct request *request)
 {
     worker->sink.level = (unsigned)request->command->value.value;
@@ -267,10 +317,16 @@ static const struct {
     [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_LISTEN] = {run_listen, sizeof(struct lg_cmd_listen), 1, LG_LISTEN_MAX},
     [LG_CMD_LISTEN_CLEAR] = {run_listen_clear, sizeof(struct lg_cmd_header), 0, 0},
-    [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0}, /* has a reply of its own: reply_flows() */
+    [LG_CMD_SEEN] = {run_seen, sizeof(struct lg_cmd_seen), 0, 0},
+    [LG_CMD_FLOWS_THAW] = {run_thaw, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_FLOWS_FORGET] = {run_forget, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_FLOW_ADOPT] = {run_adopt, sizeof(struct lg_cmd_flow), 1, 1},
+    /* These have replies of their own: reply_page(). */
+    [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_FLOWS_FREEZE] = {NULL, sizeof(struct lg_cmd_value), 0, 0},
 };
 
-/* ---- the flow snapshot, whose reply is longer than the others ---- */
+/* ---- snapshots of flows, whose replies are longer than the others ---- */
 
 static void describe(const struct flow *flow, struct lg_flow_info *info)
 {
@@ -296,6 +352,26 @@ static void describe(const struct flow *flow, struct lg_flow_info *info)
     memcpy(info->remote_addr, flow->key.remote.byte, sizeof(info->remote_addr));
 }
 
+static void send_reply(struct worker *worker, void *record, size_t length, const int *fds, unsigned fd_count)
+{
+    union {
+        char bytes[CMSG_SPACE(LG_MEM_SLOTS * sizeof(int))];
+        struct cmsghdr align;
+    } control = {{0}};
+    struct iovec iov = {.iov_base = record, .iov_len = length};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+
+    if (fd_count) {
+        msg.msg_control = control.bytes;
+        msg.msg_controllen = CMSG_SPACE(fd_count * sizeof(int));
+        struct cmsghdr *rights = CMSG_FIRSTHDR(&msg);
+        *rights = (struct cmsghdr){
+            .cmsg_len = CMSG_LEN(fd_count * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(rights), fds, fd_count * sizeof(int));
+    }
+    sys_sendmsg(worker->cmd_fd, &msg, MSG_NOSIGNAL);
+}
+
 static void reply_flows(struct worker *worker, const struct lg_cmd_value *command)
 {
     struct flow_table *table = &worker->engine.flows;
@@ -305,9 +381,33 @@ static void reply_flows(struct worker *worker, const struct lg_cmd_value *comman
     for (struct flow *flow; page.count < LG_FLOW_PAGE && (flow = flow_next(table, &cursor));)
         describe(flow, &page.flow[page.count++]);
     page.reply.value = page.count == LG_FLOW_PAGE ? cursor : 0;
-    struct iovec iov = {.iov_base = &page, .iov_len = sizeof(page)};
-    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-    sys_sendmsg(worker->cmd_fd, &msg, MSG_NOSIGNAL);
+    send_reply(worker, &page, sizeof(page), NULL, 0);
+}
+
+static void reply_frozen(struct worker *worker, const struct lg_cmd_value *command)
+{
+    struct engine *engine = &worker->engine;
+    struct lg_frozen_page page = {.reply = {.type = command->header.type, .seq = command->header.seq}};
+    uint32_t cursor = (uint32_t)command->value;
+    int fd[LG_FROZEN_PAGE];
+
+    for (struct flow *flow; page.count < LG_FROZEN_PAGE && (flow = flow_next(&engine->flows, &cursor));) {
+        fd[page.count] = flow->fd;
+        page.count += tcp_freeze(engine, flow, &page.flow[page.count]);
+    }
+    page.reply.value = page.count == LG_FROZEN_PAGE ? cursor : 0;
+    send_reply(worker, &page, sizeof(page), fd, page.count);
+}
+
+static bool reply_page(struct worker *worker, const struct lg_cmd_value *command)
+{
+    if (command->header.type == LG_CMD_FLOWS)
+        reply_flows(worker, command);
+    else if (command->header.type == LG_CMD_FLOWS_FREEZE)
+        reply_frozen(worker, command);
+    else
+        return false;
+    return true;
 }
 
 /* ---- one command ---- */
@@ -362,15 +462,11 @@ bool command_run(struct worker *worker)
     collect_fds(&msg, &request);
     request.fds_lost = msg.msg_flags & MSG_CTRUNC;
     int result = check_shape(&request, (size_t)n);
-    if (!result && command.header.type == LG_CMD_FLOWS) {
-        reply_flows(worker, &command.value);
-    } else {
+    if (result || !reply_page(worker, &command.value)) {
         struct lg_reply reply = {.type = command.header.type, .seq = command.header.seq};
         reply.result = result ? result : commands[command.header.type].run(worker, &request);
         reply.value = request.value;
-        struct iovec answer = {.iov_base = &reply, .iov_len = sizeof(reply)};
-        struct msghdr out = {.msg_iov = &answer, .msg_iovlen = 1};
-        sys_sendmsg(worker->cmd_fd, &out, MSG_NOSIGNAL);
+        send_reply(worker, &reply, sizeof(reply), NULL, 0);
     }
     for (unsigned i = 0; i < request.fd_count; i++) {
         if (request.fd[i] >= 0)

@@ -67,6 +67,8 @@
     apply(tcp_hold_full)          /* bytes that the kernel did not take found no place: the guest repeats them */       \
     apply(tcp_bytes_to_guest)     /* payload, sent for the first time */                                               \
     apply(tcp_bytes_from_guest)   /* payload that the peer's queue took */                                             \
+    apply(tcp_frozen)             /* to be moved to another host */                                                    \
+    apply(tcp_adopted)            /* moved here from another host */                                                   \
     apply(stall_window)                                                                                                \
     apply(stall_link)                                                                                                  \
     apply(interest_changes)       /* EPOLL_CTL_MOD */                                                                  \

@@ -82,6 +82,12 @@ struct lg_net_view {
 #define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
 #define LG_CMD_LISTEN_CLEAR 18 /* lg_cmd_header: closes all of them; connections go on, flows of their datagrams end */
 
+#define LG_CMD_SEEN 19 /* lg_cmd_seen: what another worker, elsewhere, has seen of the guest that comes here */
+#define LG_CMD_FLOWS_FREEZE 20 /* lg_cmd_value: cursor; reply is lg_frozen_page and the sockets of its flows, in order */
+#define LG_CMD_FLOWS_THAW 21   /* lg_cmd_value: id of a frozen flow, 0 all of them: they go on where they stood */
+#define LG_CMD_FLOWS_FORGET 22 /* lg_cmd_value: the same; their sockets are closed, and the guest is not told */
+#define LG_CMD_FLOW_ADOPT 23   /* lg_cmd_flow and its connected socket */
+
 #define LG_MEM_SLOTS 64
 
 struct lg_cmd_header {
@@ -186,6 +192,45 @@ struct lg_flow_page {
     struct lg_flow_info flow[LG_FLOW_PAGE];
 };
 
+/* ---- a guest that moves to another host, its TCP connections with it ---- */
+
+/* What is known of the guest's end of a connection, whose two directions are both open. The peer's end is in the socket:
+ * the first byte of its receive queue has sequence number snd_una, the last of its send queue is the one before rcv_nxt. */
+struct lg_tcp_flow {
+    uint64_t id;             /* of a frozen flow */
+    uint8_t guest_addr[16];  /* what the guest's socket is bound to */
+    uint8_t remote_addr[16]; /* as the guest addresses it */
+    uint16_t guest_port;
+    uint16_t remote_port;
+    uint16_t mss;         /* payload of a segment to the guest */
+    uint8_t guest_scale;  /* of the windows that the guest tells */
+    uint8_t our_scale;    /* of those that it is told */
+    uint8_t inbound;      /* 1: the peer opened it */
+    uint8_t sack_allowed; /* 1: both sides offered it */
+    uint8_t padding[2];
+    uint32_t snd_una; /* what the guest has acknowledged */
+    uint32_t snd_nxt; /* what was sent to it */
+    uint32_t snd_window;
+    uint32_t rcv_nxt;   /* what the socket took */
+    uint32_t rcv_acked; /* of that, what the guest was told */
+    uint32_t rcv_edge;  /* of the window that it was told */
+    uint32_t reserved;
+};
+
+struct lg_cmd_flow {
+    struct lg_cmd_header header;
+    struct lg_tcp_flow flow;
+};
+
+#define LG_FROZEN_PAGE 64 /* with a descriptor each: LG_LISTEN_MAX, which one record carries */
+
+struct lg_frozen_page {
+    struct lg_reply reply; /* reply.value: the next cursor, 0 at the end */
+    uint32_t count;
+    uint32_t reserved;
+    struct lg_tcp_flow flow[LG_FROZEN_PAGE];
+};
+
 /* ---- up: worker <-> control ---- */
 
 #define LG_UP_PUNT 1  /* worker -> control: an Ethernet frame that control answers (DHCP, RS) */
@@ -209,6 +254,11 @@ struct lg_seen {
     uint8_t addr4[16];
     uint8_t addr6[16];
     uint8_t link_local[16];
+};
+
+struct lg_cmd_seen {
+    struct lg_cmd_header header;
+    struct lg_seen seen;
 };
 
 struct lg_link_end {

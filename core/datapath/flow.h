@@ -46,6 +46,7 @@ struct flow {
     uint32_t generation; /* counts the flows that this slot has held */
     int fd;              /* -1: closed already */
     bool done;           /* it has ended: its settling will free it */
+    bool frozen;         /* TCP: it is being moved to another host, and nothing here touches it (tcp_migrate.c) */
     uint32_t interest;   /* what epoll was last told */
     struct node ready;   /* on the list of flows that will be settled */
     struct node waiting; /* on the link's list of flows that wait for room */

@@ -23,7 +23,7 @@ void flow_settle(struct engine *engine, struct flow *flow)
 
 void flow_event(struct engine *engine, struct flow *flow, uint32_t events)
 {
-    if (flow->done)
+    if (flow->done || flow->frozen)
         return;
     if (is_tcp(flow)) {
         tcp_event(engine, flow, events);

@@ -11,6 +11,7 @@
  *   tcp_segment.c     writing segments
  *   tcp_timer.c       retransmission and persist timers (RFC 6298; RFC 9293, 3.8.6.1)
  *   tcp_close.c       the halves' transitions, resets, the end
+ *   tcp_migrate.c     connections that move to another host with their guest, or come from one
  *   tcp_settle.c      after a batch: everything that a flow owes, in order; its stall, interest and timer
  *
  * A flow that was touched is put on the engine's ready list by flow_touch(); tcp_settle() does the rest. Nothing but
@@ -85,6 +86,13 @@ void tcp_abort(struct engine *engine, struct flow *flow, enum close_reason reaso
 void tcp_reset_by_guest(struct engine *engine, struct flow *flow);                             /* RST to the peer */
 void tcp_abandon(struct engine *engine, struct flow *flow); /* to make room: RST to the peer, nothing to the guest */
 void tcp_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
+
+/* tcp_migrate.c */
+bool tcp_freeze(struct engine *engine, struct flow *flow, struct lg_tcp_flow *ret_state); /* false: it cannot move */
+void tcp_thaw(struct engine *engine, struct flow *flow);
+void tcp_forget(struct engine *engine, struct flow *flow);
+/* 0, or a negative errno: the socket stays the caller's. */
+int tcp_adopt(struct engine *engine, const struct lg_tcp_flow *state, int fd);
 
 /* tcp_settle.c */
 void tcp_settle(struct engine *engine, struct flow *flow);

@@ -255,7 +255,7 @@ void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
             tcp_send_reset_unknown(engine, packet, &segment);
         return;
     }
-    if (flow->done)
+    if (flow->done || flow->frozen)
         return;
     take_segment(engine, flow, frame, &segment);
     flow_touch(engine, flow);

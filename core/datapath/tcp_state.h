@@ -62,7 +62,8 @@ enum stall {
     apply(guest_protocol) /* the guest broke the rules of TCP */                                                       \
     apply(no_descriptor) /* the host gave no socket */                                                                 \
     apply(idle)          /* a flow of datagrams that had none for its time */                                          \
-    apply(shutdown)
+    apply(shutdown)                                                                                                    \
+    apply(moved)         /* the guest has taken it to another host */
 
 enum close_reason {
 #define CLOSE_ENUM(name) CLOSE_##name,

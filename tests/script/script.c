@@ -434,6 +434,52 @@ bool script_flow(uint32_t *cursor, struct script_flow *ret_flow)
     return true;
 }
 
+/* ---- a guest that moves ---- */
+
+unsigned script_freeze(struct lg_tcp_flow *ret_states, unsigned max)
+{
+    uint32_t cursor = 0;
+    unsigned frozen = 0;
+
+    for (struct flow *flow; frozen < max && (flow = flow_next(&world.engine.flows, &cursor));)
+        frozen += tcp_freeze(&world.engine, flow, &ret_states[frozen]);
+    return frozen;
+}
+
+static void for_frozen(void (*act)(struct engine *engine, struct flow *flow))
+{
+    uint32_t cursor = 0;
+
+    for (struct flow *flow; (flow = flow_next(&world.engine.flows, &cursor));)
+        if (flow->frozen)
+            act(&world.engine, flow);
+}
+
+void script_thaw(void)
+{
+    for_frozen(tcp_thaw);
+}
+
+void script_forget(void)
+{
+    for_frozen(tcp_forget);
+}
+
+int script_take(uint64_t id)
+{
+    struct flow *flow = flow_from_handle(&world.engine.flows, id);
+    int fd = flow->fd;
+
+    flow->fd = -1;
+    tcp_forget(&world.engine, flow);
+    return fd;
+}
+
+int script_adopt(const struct lg_tcp_flow *state, int fd)
+{
+    return tcp_adopt(&world.engine, state, fd);
+}
+
 uint64_t script_counter(unsigned counter)
 {
     return counter < C_COUNT ? world.counters[counter] : 0;

@@ -93,6 +93,14 @@ struct script_flow {
     uint16_t guest_port, remote_port;
 };
 bool script_flow(uint32_t *cursor, struct script_flow *ret_flow); /* the next of all; false: no more */
+
+/* A guest that moves: its flows are frozen, and then go on, here or, with the same sockets, as those of a new worker. */
+unsigned script_freeze(struct lg_tcp_flow *ret_states, unsigned max);
+void script_thaw(void);
+void script_forget(void);
+int script_take(uint64_t id); /* the socket of a frozen flow, which is forgotten without it */
+int script_adopt(const struct lg_tcp_flow *state, int fd);
+
 uint64_t script_counter(unsigned counter);
 unsigned script_events(void);
 const struct lg_event *script_event(unsigned index);

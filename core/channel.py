@@ -11,6 +11,8 @@ something is shown.
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, fields
+
 from lockgate.core._datapath import ffi, lib
 
 TYPE_CHECKING = False
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any
 
-REPLY_BYTES_MAX: int = ffi.sizeof("struct lg_flow_page")
+_REPLIES = {int(ffi.sizeof(f"struct {name}")) for name in ("lg_reply", "lg_flow_page", "lg_frozen_page")}
+REPLY_BYTES_MAX = max(_REPLIES)
+REPLY_FDS_MAX: int = lib.LG_FROZEN_PAGE
 
 _UP_SIZE: int = ffi.sizeof("struct lg_up")
 UP_RECORD_MAX = _UP_SIZE + lib.LG_UP_BYTES_MAX
@@ -56,8 +60,8 @@ def bare(kind: int, port: int = 0) -> Command:
     return Command(kind, ffi.new("struct lg_cmd_header *", {"type": kind, "port": port}))
 
 
-def _command(structure: str, kind: int, port: int, **fields: Any) -> Command:
-    return Command(kind, ffi.new(f"struct {structure} *", {"header": {"type": kind, "port": port}, **fields}))
+def _command(structure: str, kind: int, port: int, **content: Any) -> Command:
+    return Command(kind, ffi.new(f"struct {structure} *", {"header": {"type": kind, "port": port}, **content}))
 
 
 def value(kind: int, number: int, port: int = 0) -> Command:
@@ -77,9 +81,9 @@ def memory(kind: int, regions: Iterable[tuple[int, int, int, int]], port: int = 
     return _command("lg_cmd_mem", kind, port, count=len(listed), region=listed)
 
 
-def vring(port: int = 0, **fields: int) -> Command:
+def vring(port: int = 0, **content: int) -> Command:
     """LG_CMD_VRING_START; the fields of lg_cmd_vring."""
-    return _command("lg_cmd_vring", lib.LG_CMD_VRING_START, port, **fields)
+    return _command("lg_cmd_vring", lib.LG_CMD_VRING_START, port, **content)
 
 
 def dirty_log(size: int, offset: int, port: int = 0) -> Command:
@@ -96,24 +100,74 @@ def listen(protocol: int, target: bytes, ports: Sequence[int], port: int = 0) ->
     return command
 
 
+@dataclass(frozen=True, slots=True)
+class TcpFlow:
+    """What a worker knows of the guest's end of a connection: an lg_tcp_flow, field by field."""
+
+    guest_addr: bytes
+    remote_addr: bytes
+    guest_port: int
+    remote_port: int
+    mss: int
+    guest_scale: int
+    our_scale: int
+    inbound: int
+    sack_allowed: int
+    snd_una: int
+    snd_nxt: int
+    snd_window: int
+    rcv_nxt: int
+    rcv_acked: int
+    rcv_edge: int
+    irs: int
+    id: int = 0  # of a frozen flow, for its worker
+
+
+def flow_adopt(flow: TcpFlow, port: int = 0) -> Command:
+    """LG_CMD_FLOW_ADOPT; the socket goes along."""
+    return _command("lg_cmd_flow", lib.LG_CMD_FLOW_ADOPT, port, flow=asdict(flow))
+
+
+def seen(payload: bytes, port: int = 0) -> Command:
+    """LG_CMD_SEEN; `payload` is a whole lg_seen."""
+    command = _command("lg_cmd_seen", lib.LG_CMD_SEEN, port)
+    command.fill("seen", payload)
+    return command
+
+
+def parse_frozen(record: bytes, descriptors: int) -> list[TcpFlow] | None:
+    """The flows of an lg_frozen_page; None: it is none, or not as many sockets came with it."""
+    if len(record) != ffi.sizeof("struct lg_frozen_page"):
+        return None
+    page = copied("lg_frozen_page", record)
+    if page.count > lib.LG_FROZEN_PAGE or page.count != descriptors:
+        return None
+    return [_tcp_flow(page.flow[at]) for at in range(page.count)]
+
+
+def _tcp_flow(raw: Any) -> TcpFlow:
+    content: dict[str, Any] = {field.name: getattr(raw, field.name) for field in fields(TcpFlow)}
+    content |= {"guest_addr": bytes(raw.guest_addr), "remote_addr": bytes(raw.remote_addr)}
+    return TcpFlow(**content)
+
+
 class Reply:
     """What the worker answered. `result` is 0 or a negative errno."""
 
-    __slots__ = ("kind", "seq", "result", "value", "record")
+    __slots__ = ("kind", "seq", "result", "value", "record", "fds")
 
-    def __init__(self, record: bytes) -> None:
+    def __init__(self, record: bytes, fds: Sequence[int] = ()) -> None:
         reply = copied("lg_reply", record)
         self.kind = int(reply.type)
         self.seq = int(reply.seq)
         self.result = int(reply.result)
         self.value = int(reply.value)
-        self.record = record  # of LG_CMD_FLOWS: the whole page
+        self.record = record  # of LG_CMD_FLOWS and LG_CMD_FLOWS_FREEZE: the whole page
+        self.fds = fds  # of LG_CMD_FLOWS_FREEZE: whoever asked for them closes them
 
 
-def parse_reply(record: bytes) -> Reply | None:
-    if len(record) not in (ffi.sizeof("struct lg_reply"), REPLY_BYTES_MAX):
-        return None
-    return Reply(record)
+def parse_reply(record: bytes, fds: Sequence[int] = ()) -> Reply | None:
+    return Reply(record, fds) if len(record) in _REPLIES else None
 
 
 class Up:
@@ -139,6 +193,12 @@ def parse_up(record: bytes) -> Up | None:
 def pack_up(kind: int, payload: bytes, port: int = 0) -> bytes:
     head = ffi.new("struct lg_up *", {"type": kind, "port": port, "length": len(payload)})
     return bytes(ffi.buffer(head)) + payload
+
+
+def pack_seen(mac: bytes, addr4: bytes, addr6: bytes, link_local: bytes) -> bytes:
+    """An lg_seen."""
+    record = ffi.new("struct lg_seen *", {"mac": mac, "addr4": addr4, "addr6": addr6, "link_local": link_local})
+    return bytes(ffi.buffer(record))
 
 
 class Seen:

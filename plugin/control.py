@@ -35,6 +35,9 @@ from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
 from lockgate.plugin.host_watch import HostWatch  # noqa: E402
 from lockgate.plugin.hostnet import InterfaceError  # noqa: E402
+from lockgate.plugin.migration import stream as migration_stream  # noqa: E402
+from lockgate.plugin.migration.move import Mover  # noqa: E402
+from lockgate.plugin.migration.repair import RepairHelper  # noqa: E402
 from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
@@ -65,7 +68,20 @@ _UDP = bytes((PROTOCOL_UDP,))
 class Start:
     """What control is started with; frozen by convention."""
 
-    __slots__ = ("log", "view", "link", "vhost_user", "one_off", "trace", "capture_fd", "forwards", "reassign")
+    __slots__ = (
+        "log",
+        "view",
+        "link",
+        "vhost_user",
+        "one_off",
+        "trace",
+        "capture_fd",
+        "forwards",
+        "reassign",
+        "repair",
+        "migrate_exit",
+        "migrate_linger",
+    )
 
     def __init__(
         self,
@@ -78,6 +94,9 @@ class Start:
         capture_fd: int,
         forwards: Sequence[Listener] = (),
         reassign: Callable[[Assignments], Assignments] | None = None,
+        repair_fd: int = -1,
+        migrate_exit: bool = False,
+        migrate_linger: bool = True,
     ) -> None:
         self.log = log
         self.view = view  # as assigned at the start
@@ -88,6 +107,9 @@ class Start:
         self.trace = trace
         self.capture_fd = capture_fd  # the file; -1: none
         self.forwards = forwards  # each worker gets a copy of their sockets
+        self.repair = None if repair_fd < 0 else socket.socket(fileno=repair_fd)  # listening, for the repair helper
+        self.migrate_exit = migrate_exit  # when the guest has moved away, and its monitor has gone
+        self.migrate_linger = migrate_linger  # connections that have moved away keep their sockets
 
 
 def run(control: Control) -> int:
@@ -131,8 +153,11 @@ class Control:
         loop.set_exception_handler(self._on_fault)
         self._ended: asyncio.Future[None] = loop.create_future()
         self._worker = WorkerChannels(*self._first, self._on_up)
+        repair = RepairHelper(self._start.repair)
+        linger = self._start.migrate_linger
+        self._mover = Mover(self._worker, repair, self.emit, self._start.view.scope_id, linger)
         self._server: VhostUserServer | StreamServer = (
-            VhostUserServer(self._worker, self.emit)
+            VhostUserServer(self._worker, self.emit, self._mover)
             if self._start.vhost_user
             else StreamServer(self._worker, self.emit)
         )
@@ -145,6 +170,7 @@ class Control:
         await self._adopt(self._worker)
         if self._watch is not None:
             self._watch.start(self._look_at_host)
+        self._spawn(repair.serve())
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -159,9 +185,12 @@ class Control:
     # ---- the link ----
 
     async def _serve(self) -> None:
-        """Until the one front end has gone, with --one-off or --fd; else for ever."""
+        """Until the one front end has gone, with --one-off or --fd; else for ever. A guest that has moved away leaves
+        us here all the same: an end would close sockets whose peers go on with another host."""
         try:
             await self._server.serve(self._start.link, one_off=self._start.one_off)
+            if self._mover.has_left and not self._start.migrate_exit:
+                await self._ended
         except OSError as failure:
             if failure.errno != errno.EINVAL:
                 raise
@@ -176,6 +205,9 @@ class Control:
         if event == "link.attach":
             for frame in neighbour.questions(self._view):
                 self._worker.send_frame(frame)
+            self._spawn(self._mover.link_attached())
+        if event in ("migration.saved", "migration.resumed"):
+            self._spawn(self._listen(event == "migration.resumed"))
         if self._events.on or event not in _SENTENCES:
             return
         level, sentence = _SENTENCES[event]
@@ -209,6 +241,19 @@ class Control:
             ports = [rule.to_first + listener.port - rule.first for listener in listeners]
             await worker.listen(rule.protocol, rule.target, ports, [listener.fd for listener in listeners])
 
+    async def _listen(self, on: bool) -> None:
+        """A guest that has moved away has no ports here, until it comes back."""
+        for listener in self._start.forwards:
+            if listener.rule.protocol == socket.IPPROTO_TCP:
+                _set_listening(listener.fd, on)
+        try:
+            if on:
+                await self._forward(self._worker)
+            else:
+                await self._worker.listen_clear()
+        except (WorkerGone, WorkerError):
+            pass  # the next worker is told all
+
     def _on_keeper(self) -> None:
         try:
             record, fds, _, _ = socket.recv_fds(self._keeper, keeper_records.RECORD_MAX, 2)
@@ -219,6 +264,7 @@ class Control:
         if record in (keeper_records.NEW_WORKER, keeper_records.NEW_WORKER_MEMORY_LOST) and len(fds) == 2:
             self._worker.close()
             self._worker = WorkerChannels(socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), self._on_up)
+            self._mover.worker = self._worker
             self._spawn(self._adopt(self._worker, record == keeper_records.NEW_WORKER_MEMORY_LOST))
         elif not record:
             asyncio.get_running_loop().remove_reader(self._keeper)
@@ -242,6 +288,7 @@ class Control:
         if seen is None or payload == self._seen:
             return
         self._seen = payload
+        self._mover.seen = migration_stream.Seen(seen.addr6, seen.link_local, seen.addr4, seen.mac)
         addresses = {"ipv4": seen.addr4, "ipv6": seen.addr6, "link_local": seen.link_local}
         told = {name: to_text(address) for name, address in addresses.items() if address != UNSET}
         self._events.emit("guest.seen", mac=mac_text(seen.mac), **told)
@@ -371,6 +418,10 @@ _SENTENCES = {
         "The guest has {limit} connections at once, all that the limit on open files allows: new ones are refused "
         "(ulimit -n, or LimitNOFILE= of a systemd unit)",
     ),
+    "migration.saved": ("info", "The guest moves to another host with {flows} connections; {left} cannot move"),
+    "migration.loaded": ("info", "The guest comes from another host with {flows} connections; {lost} are lost {reason}"),
+    "migration.resumed": ("info", "The guest has not moved: {flows} connections go on here"),
+    "migration.failed": ("warning", "Migration: {reason}"),
     "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),
 }
 
@@ -387,6 +438,17 @@ class LineLimit:
             since, count = now, 0
         self._spent[kind] = (since, count + 1)
         return count < _LINES_A_SECOND
+
+
+def _set_listening(fd: int, on: bool) -> None:
+    """Of a TCP socket that is bound; all copies of it follow."""
+    sock = socket.socket(fileno=os.dup(fd))
+    try:
+        sock.listen() if on else sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # somebody else has the port meanwhile; or it was not listening
+    finally:
+        sock.close()
 
 
 def _owned(raw: Any) -> socket.socket:

@@ -150,6 +150,7 @@ class Start:
                 "(ulimit -n, or LimitNOFILE= of a systemd unit)"
             )
         self.link, self.link_name = _open_link(spec)
+        self.repair = self._open_repair()
         self.leaving_root = os.geteuid() == 0 and _in_initial_user_namespace()
         if self.leaving_root:
             self.log.warning("Started as root: going on as nobody")
@@ -187,6 +188,22 @@ class Start:
             return forwards.bind(self.spec.forwards, room, self.log.warning)
         except forwards.ForwardError as fault:
             raise StartError(str(fault)) from None
+
+    def _open_repair(self) -> _socket.socket | None:
+        """Where the helper connects to that moving connections to another host needs. A place beside the link's socket
+        is our own choice, and no reason not to start."""
+        spec = self.spec
+        if spec.link != vocabulary.VHOST_USER or spec.repair_path == "":
+            return None
+        if spec.repair_path is not None:
+            return _listen(spec.repair_path)
+        if spec.socket_fd is not None:
+            return None
+        try:
+            return _listen(f"{self.link_name}.repair")
+        except StartError as fault:
+            self.log.warning(f"{fault}; connections cannot move to another host")
+            return None
 
     def _open_capture(self) -> int:
         """With the rights of the user that we go on as; without the file the guest still gets its network."""
@@ -271,7 +288,7 @@ class Start:
             foreground=spec.foreground,
             resumable=spec.link == vocabulary.VHOST_USER or spec.socket_fd is None,
             listeners=[*self._own_listener(), *(_socket.socket(fileno=one.fd) for one in self.forwards)],
-            connections=[] if spec.socket_fd is None else [self.link],
+            connections=[*([] if spec.socket_fd is None else [self.link]), *self._repair_listener()],
         )
         try:
             return keeper.Keeper(plan, self.log, self._control, self._leave_root, self._ready).run()
@@ -280,6 +297,9 @@ class Start:
 
     def _own_listener(self) -> list[_socket.socket]:
         return [self.link] if self.spec.socket_fd is None else []
+
+    def _repair_listener(self) -> list[_socket.socket]:
+        return [] if self.repair is None else [self.repair]
 
     def _ready(self) -> None:
         """The PID file is complete before the caller learns that we are ready; nothing of the caller is held after."""
@@ -306,7 +326,8 @@ class Start:
         channels = [ends.keeper.fileno(), ends.cmd.fileno(), ends.up.fileno()]
         shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]
         listeners = [listener.fd for listener in self.forwards]
-        keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors(), *listeners]
+        repair = [listener.fileno() for listener in self._repair_listener()]
+        keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors(), *listeners, *repair]
         lib.lg_close_all_but(keep, len(keep))
         if not ends.wait_for_start():
             return 0
@@ -322,6 +343,9 @@ class Start:
             capture_fd=self.capture_fd,
             forwards=self.forwards,
             reassign=self._reassign,
+            repair_fd=-1 if self.repair is None else self.repair.detach(),
+            migrate_exit=spec.migrate_exit,
+            migrate_linger=spec.migrate_linger,
         )
         mind = control.Control(start, ends)
         self._leave_root()

@@ -112,6 +112,8 @@ class NetworkSpec:
         "log_level",
         "log_size",
         "mac",
+        "migrate_exit",
+        "migrate_linger",
         "mtu",
         "no_dhcp",
         "no_dhcp_dns",
@@ -125,6 +127,7 @@ class NetworkSpec:
         "one_off",
         "pcap_file",
         "pid_file",
+        "repair_path",
         "search",
         "socket_fd",
         "socket_path",
@@ -159,6 +162,11 @@ class NetworkSpec:
         self.socket_path = socket_path
         self.socket_fd = socket_fd
         self.one_off = one_off  # exit with 0 when the first client has gone
+        # Where the helper that switches sockets to repair mode connects to, when the guest moves to another host or
+        # comes from one. None: beside the link's socket, if that has a path. Empty: nowhere.
+        self.repair_path: str | None = None
+        self.migrate_exit = False  # exit with 0 when the guest has moved away
+        self.migrate_linger = True  # sockets of connections that have moved stay open, so that their peers get no reset
         self.foreground = foreground
         self.log_level = log_level
         self.log_file = log_file

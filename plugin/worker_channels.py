@@ -12,6 +12,8 @@ every waiting and every later command raises WorkerGone.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -72,8 +74,14 @@ class WorkerChannels:
         self._send_unsent()
         try:
             reply = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                _close(future.result().fds)  # it came in the same turn, and nobody will have it
+            raise
         finally:
             self._waiting.pop(seq, None)
+        if reply.kind != lib.LG_CMD_FLOWS_FREEZE:
+            _close(reply.fds)  # a worker that sends descriptors with anything else is broken
         if reply.result < 0:
             raise WorkerError(-reply.result)
         return reply
@@ -96,8 +104,9 @@ class WorkerChannels:
             self._loop.remove_writer(self._cmd)
 
     def _on_reply(self) -> None:
+        fds: list[int] = []
         try:
-            record = self._cmd.recv(channel.REPLY_BYTES_MAX + 1)
+            record, fds, _, _ = socket.recv_fds(self._cmd, channel.REPLY_BYTES_MAX + 1, channel.REPLY_FDS_MAX)
         except BlockingIOError:
             return
         except OSError:
@@ -105,12 +114,14 @@ class WorkerChannels:
         if not record:
             self.close()
             return
-        reply = channel.parse_reply(record)
+        reply = channel.parse_reply(record, fds)
         future = None if reply is None else self._waiting.get(reply.seq)
         if reply is None or future is None:
             self.malformed += 1
         elif not future.done():
             future.set_result(reply)
+            return
+        _close(fds)
 
     # ---- frames and events ----
 
@@ -164,6 +175,35 @@ class WorkerChannels:
             part = slice(start, start + lib.LG_LISTEN_MAX)
             await self.request(channel.listen(protocol, target, ports[part]), fds[part])
 
+    # ---- what a migration asks ----
+
+    async def seen(self, seen: bytes) -> None:
+        await self.request(channel.seen(seen))
+
+    async def freeze(self, cursor: int) -> tuple[list[tuple[channel.TcpFlow, int]], int]:
+        """A page of flows that are frozen from now on, each with a copy of its socket; and the next cursor, or 0."""
+        reply = await self.request(channel.value(lib.LG_CMD_FLOWS_FREEZE, cursor))
+        flows = channel.parse_frozen(reply.record, len(reply.fds))
+        if flows is None:
+            self.malformed += 1
+            _close(reply.fds)
+            raise WorkerError(errno.EBADMSG)
+        return list(zip(flows, reply.fds, strict=True)), reply.value
+
+    async def thaw(self, flow: int = 0) -> None:
+        """A frozen flow, by its id, or all of them."""
+        await self.request(channel.value(lib.LG_CMD_FLOWS_THAW, flow))
+
+    async def forget(self, flow: int = 0) -> None:
+        await self.request(channel.value(lib.LG_CMD_FLOWS_FORGET, flow))
+
+    async def adopt(self, flow: channel.TcpFlow, fd: int) -> None:
+        """A flow from elsewhere, and its socket, of which the worker gets a copy."""
+        await self.request(channel.flow_adopt(flow), [fd])
+
+    async def listen_clear(self) -> None:
+        await self.request(channel.bare(lib.LG_CMD_LISTEN_CLEAR))
+
     # ---- what the vhost-user session asks: plugin.vhost_user.worker.Worker ----
 
     async def link_features(self, features: int) -> None:
@@ -204,8 +244,7 @@ class WorkerChannels:
         await self.request(command, [fd for fd in (ring.kick_fd, ring.call_fd, ring.err_fd) if fd is not None])
 
     async def vring_stop(self, index: int) -> int:
-        reply = await self.request(channel.value(lib.LG_CMD_VRING_STOP, index))
-        return reply.value
+        return (await self.request(channel.value(lib.LG_CMD_VRING_STOP, index))).value
 
     async def vring_enable(self, index: int, enabled: bool) -> None:
         await self.request(channel.value(lib.LG_CMD_VRING_ENABLE, index | enabled << 32))
@@ -219,3 +258,8 @@ class WorkerChannels:
     async def dirty_log(self, fd: int | None, size: int, offset: int, event_fd: int | None) -> None:
         fds = [] if fd is None else [fd] if event_fd is None else [fd, event_fd]
         await self.request(channel.dirty_log(size, offset), fds)
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -214,7 +214,7 @@ struct lg_tcp_flow {
     uint32_t rcv_nxt;   /* what the socket took */
     uint32_t rcv_acked; /* of that, what the guest was told */
     uint32_t rcv_edge;  /* of the window that it was told */
-    uint32_t reserved;
+    uint32_t irs;       /* the guest's initial sequence number */
 };
 
 struct lg_cmd_flow {

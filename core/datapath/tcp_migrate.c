@@ -51,6 +51,7 @@ static void describe(const struct flow *flow, struct lg_tcp_flow *state)
         .rcv_nxt = tcp->rcv_nxt,
         .rcv_acked = tcp->rcv_acked,
         .rcv_edge = tcp->rcv_edge,
+        .irs = tcp->rcv_nxt - (uint32_t)flow->bytes_from_guest - 1,
     };
     memcpy(state->guest_addr, flow->key.guest.byte, sizeof(state->guest_addr));
     memcpy(state->remote_addr, flow->key.remote.byte, sizeof(state->remote_addr));
@@ -151,6 +152,7 @@ static void take_state(const struct engine *engine, struct flow *flow, const str
     tcp->rcv_nxt = tcp->rcv_taken = state->rcv_nxt;
     tcp->rcv_acked = state->rcv_acked;
     tcp->rcv_edge = state->rcv_edge;
+    flow->bytes_from_guest = state->rcv_nxt - state->irs - 1; /* modulo 2^32, which is what irs is told from again */
     tcp_move_to_guest(flow, HALF_OPEN);
     tcp_move_to_host(flow, HALF_OPEN);
 }

@@ -20,7 +20,7 @@ from lockgate.plugin import address, resolvconf
 from lockgate.plugin.contracts.getopt import Getopt, GetoptError
 from lockgate.plugin.contracts.passt_options import GROUPS, PASST, TABLE
 from lockgate.plugin.contracts.strtoul import strtoul
-from lockgate.plugin.spec import DEBUG, TRACE, FamilySpec, NetworkSpec, Stop
+from lockgate.plugin.spec import DEBUG, TRACE, VHOST_USER, FamilySpec, NetworkSpec, Stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class _Request:
             length = address.class_prefix_length(spec.ipv4.address)
         spec.ipv4.prefix_length = length
         self._warn_about_mtu()
+        self._check_migration()
         if self._forwards:
             self._add_forwards()
         return spec
@@ -156,6 +157,18 @@ class _Request:
         for rule in spec.forwards:
             if address.is_loopback(rule.target):
                 spec.warnings.append(f"{rule}: what comes from outside does not reach the guest's loopback")
+
+    def _check_migration(self) -> None:
+        spec = self.spec
+        if spec.link == VHOST_USER:
+            return
+        for given, name in (
+            (spec.repair_path, "repair-path"),
+            (spec.migrate_exit, "migrate-exit"),
+            (not spec.migrate_linger, "migrate-no-linger"),
+        ):
+            if given:
+                raise _refusal(f"--{name} is for vhost-user mode only; leave it out, or add --vhost-user")
 
     def _warn_about_mtu(self) -> None:
         mtu = self.spec.mtu
@@ -208,6 +221,9 @@ class _Request:
         self.spec.socket_fd = _descriptor(text)
         self.spec.socket_path = None
         self.spec.one_off = True
+
+    def on_repair_path(self, path: str) -> None:
+        self.spec.repair_path = "" if path == "none" else _path("--repair-path", path, SOCKET_PATH_MAX)
 
     def on_ipv4_only(self, _: str) -> None:
         self.spec.ipv4.enabled, self.spec.ipv6.enabled = True, False

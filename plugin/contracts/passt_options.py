@@ -56,9 +56,25 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 sets={"link": VHOST_USER},
             ),
             Option("print-capabilities", mode=PASST, help="print what a vhost-user front end wants to know, and exit"),
-            Option("repair-path", "", "PATH", mode=PASST, help="socket of the migration helper, or none", built=False),
-            Option("migrate-exit", mode=PASST, help="exit after a migration away", built=False),
-            Option("migrate-no-linger", mode=PASST, help="close sockets on migration", built=False),
+            Option(
+                "repair-path",
+                "",
+                "PATH",
+                mode=PASST,
+                help="listen here for the helper that migration needs, or none (default PATH of -s with .repair)",
+            ),
+            Option(
+                "migrate-exit",
+                mode=PASST,
+                help="exit when the guest has moved to another host",
+                sets={"migrate_exit": True},
+            ),
+            Option(
+                "migrate-no-linger",
+                mode=PASST,
+                help="close the sockets of connections that have moved",
+                sets={"migrate_linger": False},
+            ),
         ),
     ),
     (

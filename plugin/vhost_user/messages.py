@@ -166,8 +166,7 @@ FEATURES = mask(*(bit for bit in Feature if bit is not Feature.NET_F_MTU))
 # STATUS is offered and only remembered. It is safe with every QEMU that uses it (7.2 and later): they read the byte
 # before they add bits to it. It must not be acted on: 7.2 sends SET_STATUS 0 *before* GET_VRING_BASE, and a back end
 # that took this for a reset would have no base left to tell; later ones send it after. RESET_DEVICE is not offered:
-# stopping the rings is all that a reset means to us, and GET_VRING_BASE does that. Nor is DEVICE_STATE: flows cannot
-# be moved to another host yet.
+# stopping the rings is all that a reset means to us, and GET_VRING_BASE does that.
 PROTOCOL_FEATURES = mask(
     ProtocolFeature.LOG_SHMFD,
     ProtocolFeature.RARP,
@@ -176,6 +175,7 @@ PROTOCOL_FEATURES = mask(
     ProtocolFeature.BACKEND_REQ,  # User-mode Linux 6.1 fails to probe without
     ProtocolFeature.CONFIGURE_MEM_SLOTS,
     ProtocolFeature.STATUS,
+    ProtocolFeature.DEVICE_STATE,
 )
 
 HEADER = struct.Struct("=III")
@@ -379,6 +379,24 @@ class Log(Payload):
         return self.layout.pack(self.size, self.offset)
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceState(Payload):
+    """The specification's "device state transfer parameters"."""
+
+    direction: int  # 0 save, 1 load
+    phase: int  # 0: the device has stopped; there is no other
+
+    layout: ClassVar = struct.Struct("=II")
+    sizes = (8, 8, 1)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*cls.layout.unpack(data))
+
+    def pack(self) -> bytes:
+        return self.layout.pack(self.direction, self.phase)
+
+
 PAYLOAD_MAX = MemTable.sizes[1]
 FDS_MAX = MEM_SLOTS  # of one message: one for each region of SET_MEM_TABLE
 
@@ -456,8 +474,8 @@ def _rules() -> Iterable[Rule]:
     yield Rule(r.SET_STATUS, "set_status", U64, needs=f.STATUS)
     yield Rule(r.GET_STATUS, "get_status", needs=f.STATUS, reply=True)
     yield Rule(r.GET_SHARED_OBJECT, reply=True)
-    yield Rule(r.SET_DEVICE_STATE_FD, reply=True)
-    yield Rule(r.CHECK_DEVICE_STATE, reply=True)
+    yield Rule(r.SET_DEVICE_STATE_FD, "set_device_state_fd", DeviceState, (1, 1), needs=f.DEVICE_STATE, reply=True)
+    yield Rule(r.CHECK_DEVICE_STATE, "check_device_state", needs=f.DEVICE_STATE, reply=True)
     yield Rule(r.GET_SHMEM_CONFIG, reply=True)
 
 

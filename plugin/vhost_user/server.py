@@ -23,7 +23,7 @@ from lockgate.plugin.clients import Clients, Emit, readable
 from lockgate.plugin.vhost_user.dispatch import Message, Plan, Refused, Verdict, answer
 from lockgate.plugin.vhost_user.messages import FDS_MAX, HEADER_SIZE, Header, request_name
 from lockgate.plugin.vhost_user.session import Session
-from lockgate.plugin.vhost_user.worker import Worker, WorkerError, WorkerGone
+from lockgate.plugin.vhost_user.worker import StateTransfer, Worker, WorkerError, WorkerGone
 
 FDS_BYTES = FDS_MAX * array.array("i").itemsize
 
@@ -101,8 +101,9 @@ class VhostUserServer:
     (ring, reason), link.resume (rings), link.mtu (mtu), link.rarp (mac), link.failed (reason).
     """
 
-    def __init__(self, worker: Worker, emit: Emit) -> None:
+    def __init__(self, worker: Worker, emit: Emit, transfer: StateTransfer | None = None) -> None:
         self._worker = worker
+        self._transfer = transfer
         self._emit = emit
         self._session: Session | None = None
         self._client: socket.socket | None = None
@@ -145,10 +146,12 @@ class VhostUserServer:
     # ---- Connections. ----
 
     async def _serve_client(self, client: socket.socket) -> None:
-        session = Session(self._worker, self._emit)
+        session = Session(self._worker, self._emit, self._transfer)
         self._session, self._client = session, client
         try:
             reason = await self._converse(session, client)
+            if self._transfer is not None:
+                await self._transfer.session_ended()
             async with self._turn:
                 with contextlib.suppress(WorkerGone):  # what it held died with it
                     await session.detach(reason)

@@ -37,6 +37,7 @@ from lockgate.plugin.vhost_user.messages import (
     VRING_BASE_MAX,
     VRING_INDEX_MASK,
     VRING_NOFD,
+    DeviceState,
     Empty,
     Feature,
     Log,
@@ -49,7 +50,7 @@ from lockgate.plugin.vhost_user.messages import (
     names,
 )
 from lockgate.plugin.vhost_user.vring import Vring, size_fault
-from lockgate.plugin.vhost_user.worker import Worker, WorkerError
+from lockgate.plugin.vhost_user.worker import StateTransfer, Worker, WorkerError
 
 QUEUES = 2  # 0 receiveq, to the guest; 1 transmitq, from the guest
 QUEUE_PAIRS = 1
@@ -57,6 +58,9 @@ QUEUE_PAIRS = 1
 MTU_MIN, MTU_MAX = 68, 65535  # virtio 1.2, 5.1.4.1
 STATUS_FAILED = 0x80  # virtio 1.2, 2.1: the driver has given up on the device
 STATUS_MAX = 0xFF
+
+DIRECTIONS = ("saved", "loaded")  # of SET_DEVICE_STATE_FD
+STATE_REFUSED, STATE_NO_DESCRIPTOR = 1, 0x100  # its answer: an error in the low byte; ours brings no descriptor
 
 
 DONE = Plan(Done())
@@ -68,8 +72,9 @@ class Session:
     resume() must not run between receive() and the end of carry_out(), unless that ended with WorkerGone.
     """
 
-    def __init__(self, worker: Worker, emit: Emit) -> None:
+    def __init__(self, worker: Worker, emit: Emit, transfer: StateTransfer | None = None) -> None:
         self.worker = worker
+        self.transfer = transfer
         self.emit = emit
         self.protocol_features = 0
         self.features = 0
@@ -318,6 +323,32 @@ class Session:
             os.close(self.backend_req_fd)
         self.backend_req_fd = fds.pop()
         return DONE
+
+    # ---- Handlers: a guest that moves. ----
+
+    def set_device_state_fd(self, payload: DeviceState, fds: list[int]) -> Plan:
+        """Answered at once; whether it worked is asked by CHECK_DEVICE_STATE."""
+        fault: str | None = None
+        if payload.direction >= len(DIRECTIONS) or payload.phase:
+            fault = f"direction {payload.direction} in phase {payload.phase}: 0 or 1, and phase 0, are expected"
+        elif any(ring.started for ring in self.rings):
+            fault = f"the state can only be {DIRECTIONS[payload.direction]} while no ring is started"
+        elif self.transfer is None:
+            fault = "there is no state"
+        else:
+            fault = self.transfer.begin(payload.direction, fds[0])
+            if fault is None:
+                fds.clear()  # it is not ours any more
+        if fault is not None:
+            self.emit("link.refused", reason=fault, request="SET_DEVICE_STATE_FD")
+            return Plan(Reply(U64(STATE_REFUSED | STATE_NO_DESCRIPTOR)))
+        return Plan(Reply(U64(STATE_NO_DESCRIPTOR)))
+
+    def check_device_state(self, payload: Empty, fds: list[int]) -> Plan:
+        async def effect(worker: Worker) -> Verdict:
+            return Reply(U64(STATE_REFUSED if self.transfer is None else await self.transfer.result()))
+
+        return Plan(Reply(U64(STATE_REFUSED)), effect)
 
     # ---- Handlers: memory. ----
 

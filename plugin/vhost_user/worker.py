@@ -31,6 +31,19 @@ class WorkerGone(Exception):
     """The worker died before it answered. Raised from each call that waits, and from every later one."""
 
 
+class StateTransfer(Protocol):
+    """Who moves the guest's connections to another host, or takes them over from there; see plugin/migration."""
+
+    def begin(self, direction: int, fd: int) -> str | None:
+        """Starts to save to (0), or to load from (1), a descriptor, which is taken over. Why not, or None."""
+
+    async def result(self) -> int:
+        """0 or an errno, once what was begun last has ended."""
+
+    async def session_ended(self) -> None:
+        """The front end has gone, whatever it had begun."""
+
+
 class Worker(Protocol):
     """One worker's life. Descriptors are lent for the length of a call; the caller keeps its own."""
 

@@ -15,7 +15,7 @@ import socket
 import struct
 from pathlib import Path
 
-from running import PATIENCE, PROTOCOL_FEATURES, REPLY_ACK, VERSION_1, FrontEnd
+from running import PATIENCE, PROTOCOL_FEATURES, REPLY_ACK, FrontEnd
 
 GET_VRING_BASE, SET_VRING_CALL, SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE = 11, 13, 42, 43
 LOG_SHMFD, DEVICE_STATE = 1 << 1, 1 << 19
@@ -58,7 +58,8 @@ class Ring:
         at = self._buffers + BUFFER * slot
         if data is not None:
             self._memory[at : at + len(data)] = data
-        self._put(self.desc + 16 * slot, "<QIHH", at, BUFFER if data is None else len(data), 2 if data is None else 0, 0)
+        length, flags = (BUFFER, 2) if data is None else (len(data), 0)
+        self._put(self.desc + 16 * slot, "<QIHH", at, length, flags, 0)
         self._put(self.avail + 4 + 2 * (self.offered % RING_SIZE), "<H", slot)
         self.offered += 1
         self._put(self.avail + 2, "<H", self.offered % 65536)

@@ -419,7 +419,10 @@ _SENTENCES = {
         "(ulimit -n, or LimitNOFILE= of a systemd unit)",
     ),
     "migration.saved": ("info", "The guest moves to another host with {flows} connections; {left} cannot move"),
-    "migration.loaded": ("info", "The guest comes from another host with {flows} connections; {lost} are lost {reason}"),
+    "migration.loaded": (
+        "info",
+        "The guest comes from another host with {flows} connections; {lost} are lost {reason}",
+    ),
     "migration.resumed": ("info", "The guest has not moved: {flows} connections go on here"),
     "migration.failed": ("warning", "Migration: {reason}"),
     "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),

@@ -375,6 +375,7 @@ _METHODS: dict[str, Callable[[_Request, str], None]] = {
     "log-size": _Request.on_log_size,
     "pid": _Request.on_pid,
     "pcap": _Request.on_pcap,
+    "repair-path": _Request.on_repair_path,
     "socket": _Request.on_socket,
     "fd": _Request.on_fd,
     "ipv4-only": _Request.on_ipv4_only,

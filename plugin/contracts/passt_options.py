@@ -61,7 +61,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "",
                 "PATH",
                 mode=PASST,
-                help="listen here for the helper that migration needs, or none (default PATH of -s with .repair)",
+                help="socket of the helper that migration needs, or none (default the link's and .repair)",
             ),
             Option(
                 "migrate-exit",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """connection: the peer's end of a connection, read out of one socket and put into another (tcp(7), linux/tcp.h).
 
-Called by move.py, for sockets that the repair helper has put into repair mode: then the kernel tells and takes numbers
-and queues, and connect() and close() send nothing. What arrives meanwhile would be acknowledged, and be in no queue that
-moves: hence the seal. The peer sends it again, to whoever goes on.
+Called by move.py, for sockets that the repair helper has put into repair mode: then the kernel tells and takes
+numbers and queues, and connect() and close() send nothing. What arrives meanwhile would be acknowledged, and be in no
+queue that moves: hence the seal. The peer sends it again, to whoever goes on.
 
-Adversary: what is put into a socket comes from another machine (stream.py has checked it); the kernel has the last word.
+Adversary: what is put into a socket comes from another machine. stream.py has checked it; the kernel has the last word.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _PIECE = 1 << 16  # about what one segment of a queue holds
 
 
 def seal(sock: socket.socket) -> None:
-    """Nothing that arrives from here on is taken or answered: the kernel drops segments that have come further than they
-    may (RFC 5082). Those of a peer that begins with 255 hops and is one hop away are not; hardly any does. (A packet
-    filter would drop these as well, and newer kernels allow none on TCP without a capability.)"""
+    """Nothing that arrives from here on is taken or answered: the kernel drops segments that have come further than
+    they may (RFC 5082). Those of a neighbour that begins with 255 hops are taken; hardly any does. (A packet filter
+    would drop them as well; but newer kernels allow none on TCP without a capability.)"""
     _allow_hops(sock, _TTL_MAX)
 
 

@@ -6,8 +6,8 @@ Called by the vhost-user session (begin, result), by control.py (the rest). One 
 Leaving: the worker freezes the flows that can move and gives us copies of their sockets; these are sealed and put into
 repair mode, and all of it is written to the monitor. From then on the sockets are silent, also when they are closed:
 whatever happens here, the peers hear nothing of it. Should the monitor start the guest here again, all goes on.
-Arriving: sockets are made and filled one by one, in repair mode, so that a stream which turns out to be broken leaves no
-trace. Only when all of it has been read, they come to life, and the worker gets them.
+Arriving: sockets are made and filled one by one, in repair mode, so that a stream that turns out to be broken leaves
+no trace. Only when all of it has been read, they come to life, and the worker gets them.
 
 Without a repair helper no flow moves: the guest does, and finds its connections reset.
 
@@ -197,7 +197,7 @@ class Mover:
             try:
                 await self._repair.switch(OFF, sockets)
             except RepairError as error:
-                self._emit("migration.failed", reason=str(error))  # the helper has gone: they stay as silent as they are
+                self._emit("migration.failed", reason=str(error))  # what is in repair mode stays so, and will be reset
         for sock in sockets:
             try:
                 connection.unseal(sock)

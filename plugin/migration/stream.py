@@ -5,20 +5,20 @@ Called by move.py. Pure functions from bytes to records and back. All numbers ar
 are in the byte order of the machine (both must have the same one).
 
     16 bytes   header: magic, version, the oldest version that can read this
-    42         what was seen of the guest: global IPv6 and link-local address, IPv4 address, MAC address
+    42         what was seen of the guest: global IPv6, link-local and IPv4 address, MAC address
     4          number of flows
     112 each   flow: the guest's end (FLOW)
     then for each flow, in the same order:
     52         socket: the peer's end (SOCKET)
     n, m       its send queue, and its receive queue
 
-A flow has two sides, that which opened it first; of each it is said whether it is the host's (1) or the guest's (2), and
-an address and port of ours and of the other. What passt keeps for itself there (retransmissions, flags, the size of the
-send buffer) is written as if nothing were under way, and not read. There is no place in it for SACK: a connection whose
-guest has SACK goes on without.
+A flow has two sides, that which opened it first; of each it is said whether it is the host's (1) or the guest's (2),
+and an address and port of ours and of the other. What passt keeps for itself there (retransmissions, flags, the size
+of the send buffer) is written as if nothing were under way, and not read. There is no place in it for SACK: a
+connection whose guest has SACK goes on without.
 
-Adversary: whoever wrote the bytes; they come from another machine. Each number is checked before it is used: a size that
-cannot be ends the reading (Malformed), what is wrong with one flow only loses that flow (`fault`).
+Adversary: whoever wrote the bytes; they come from another machine. Each number is checked before it is used: a size
+that cannot be ends the reading (Malformed), what is wrong with one flow only loses that flow (`fault`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from running import PATIENCE, Foreground
-from two_hosts import GUEST, OPTIONS, PEER, Namespace, RepairHelper, TwoHosts
+from two_hosts import GUEST, OPTIONS, Namespace, RepairHelper, TwoHosts
 from vm import Connection, Vm
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, and TCP_REPAIR")

@@ -130,6 +130,7 @@ def test_the_offer_is_what_the_design_says() -> None:
         "BACKEND_REQ",
         "CONFIGURE_MEM_SLOTS",
         "STATUS",
+        "DEVICE_STATE",
     ]
 
 

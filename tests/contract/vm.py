@@ -35,7 +35,7 @@ def checksum(data: bytes) -> int:
     total = sum(words)
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return int(~total & 0xFFFF)
 
 
 class Ring:

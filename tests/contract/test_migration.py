@@ -5,13 +5,14 @@ address, of which the peer sees one at a time."""
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from running import PATIENCE, Foreground
+from running import PASST, PATIENCE, Foreground
 from two_hosts import GUEST, OPTIONS, Namespace, RepairHelper, TwoHosts
 from vm import Connection, Vm
 
@@ -25,16 +26,25 @@ def two_hosts() -> Iterator[TwoHosts]:
     hosts.close()
 
 
+def peer_command() -> list[str]:
+    """passt itself, of a newer distribution: as in tests/guest, LOCKGATE_PEER_RUN runs its arguments in that root."""
+    run = os.environ.get("LOCKGATE_PEER_RUN")
+    if not run:
+        pytest.skip("no newer passt: LOCKGATE_PEER_RUN does not name one")
+    return shlex.split(run)
+
+
 @pytest.fixture(name="helper")
 def helpers(folder: Path) -> Iterator[Callable[..., Foreground]]:
-    """Starts a helper on a host, in a folder of its own."""
+    """Starts a helper on a host, in a folder of its own: ours, or passt."""
     started: list[Foreground] = []
 
-    def begin(host: Namespace, *arguments: str) -> Foreground:
+    def begin(host: Namespace, *arguments: str, command: str = PASST) -> Foreground:
         place = folder / str(len(started))
         place.mkdir()
         place.chmod(0o777)
-        started.append(Foreground(place, *OPTIONS, *arguments, prefix=host.prefix))
+        prefix = host.prefix if command == PASST else [*host.prefix, *peer_command()]
+        started.append(Foreground(place, *OPTIONS, *arguments, prefix=prefix, command=command))
         return started[-1]
 
     yield begin
@@ -79,18 +89,50 @@ def pattern(size: int, seed: int) -> bytes:
     return bytes((seed + 7 * at + at // 251) % 256 for at in range(size))
 
 
-def test_a_download_and_an_upload_go_on(
-    hosts: TwoHosts, helper: Callable[..., Foreground], repair: Callable[..., RepairHelper], vm: Vm
-) -> None:
-    """Bytes that wait in either queue, or are under way to the guest, arrive once and in order."""
-    source, target = helper(hosts.source), helper(hosts.target)
-    helpers = repair(source), repair(target)
-    server = hosts.server()
-    vm.attach(source.socket)
+@pytest.fixture(name="talk")
+def connections(vm: Vm) -> Callable[[socket.socket], tuple[Connection, socket.socket]]:
+    """Opens a connection from the guest to a server: both ends of it."""
+    ports = iter(range(40000, 50000))
+
+    def connect(server: socket.socket) -> tuple[Connection, socket.socket]:
+        connection = Connection(vm, GUEST, next(ports), *server.getsockname())
+        connection.open()
+        return connection, server.accept()[0]
+
+    return connect
+
+
+def move(hosts: TwoHosts, vm: Vm, target: Foreground) -> bytes:
+    """As a monitor does it; the state that went over."""
+    vm.stop()
+    state = vm.save()
+    vm.detach()
+    vm.attach(target.socket)
+    assert vm.load(state) == 0
+    hosts.move()
     vm.start()
-    connection = Connection(vm, GUEST, 40000, *server.getsockname())
-    connection.open()
-    peer, _ = server.accept()
+    return state
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [(PASST, PASST), ("passt", PASST), (PASST, "passt")], ids=["ours", "from passt", "to passt"]
+)
+def test_connections_go_on_at_another_host(
+    hosts: TwoHosts,
+    helper: Callable[..., Foreground],
+    repair: Callable[..., RepairHelper],
+    vm: Vm,
+    talk: Callable[[socket.socket], tuple[Connection, socket.socket]],
+    source: str,
+    target: str,
+) -> None:
+    """Bytes that wait in either queue, or are under way to the guest, arrive once and in order; whichever of the two
+    ends is passt itself."""
+    here, there = helper(hosts.source, command=source), helper(hosts.target, command=target)
+    helpers = repair(here), repair(there)
+    vm.attach(here.socket)
+    vm.start()
+    connection, peer = talk(hosts.server())
 
     down, up = pattern(300_000, 3), pattern(5000, 5)
     peer.sendall(down[:100_000])
@@ -100,19 +142,12 @@ def test_a_download_and_an_upload_go_on(
     peer.sendall(down[100_000:200_000])  # more than the ring holds: some of it under way, the rest waits in the host
     vm.rings[0].wait()
 
-    vm.stop()
-    state = vm.save()
+    state = move(hosts, vm, there)
     assert len(state) == HEAD + FLOW + SOCKET + 100_000
-    vm.detach()
-    vm.attach(target.socket)
-    assert vm.load(state) == 0
-    hosts.move()
-    vm.start()
-
     peer.sendall(down[200_000:])
     assert connection.read(200_000) == down[100_000:]
     connection.send(up[2000:])
     connection.until_acked(5000)
     assert received(peer, 5000) == up
     assert not connection.reset
-    assert [one.modes for one in helpers] == [[(1, 1)], [(1, 1), (0, 1)]]
+    assert [one.modes[0] for one in helpers] == [(1, 1), (1, 1)]

@@ -205,9 +205,10 @@ class Control:
         if event == "link.attach":
             for frame in neighbour.questions(self._view):
                 self._worker.send_frame(frame)
-            self._spawn(self._mover.link_attached())
         if event in ("migration.saved", "migration.resumed"):
             self._spawn(self._listen(event == "migration.resumed"))
+        if event == "migration.left" and self._start.migrate_exit:
+            self._tell_keeper(keeper_records.CONTROL_DONE)
         if self._events.on or event not in _SENTENCES:
             return
         level, sentence = _SENTENCES[event]

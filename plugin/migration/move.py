@@ -77,7 +77,7 @@ class Arrival:
 
 class Mover:
     """Events: migration.saved (flows, left), migration.loaded (flows, lost, reason), migration.failed (reason),
-    migration.resumed (flows)."""
+    migration.resumed (flows), migration.left: the monitor of a guest that was saved has gone."""
 
     def __init__(self, worker: Worker, repair: RepairHelper, emit: Emit, scope_id: int, linger: bool) -> None:
         self.worker = worker  # replaced when another one takes over
@@ -121,14 +121,13 @@ class Mover:
             pipe.close()
         return 0
 
-    # ---- what becomes of the guest's link ----
-
-    async def link_attached(self) -> None:
-        """The rings run: a guest whose state was saved has not left after all."""
+    async def link_starts(self) -> None:
+        """The rings are about to run: a guest whose state was saved has not left after all."""
         if self._may_return:
             self._may_return = self.has_left = False
             count = len(self._frozen)
-            await self._go_on()
+            if fault := await self._go_on():
+                self._emit("migration.failed", reason=f"{fault}: connections that should go on here are reset")
             self._emit("migration.resumed", flows=count)
 
     async def session_ended(self) -> None:
@@ -144,7 +143,9 @@ class Mover:
                 await self.worker.forget()
             except (WorkerError, WorkerGone):
                 pass
-        self._may_return = False
+        if self._may_return:
+            self._may_return = False
+            self._emit("migration.left")
 
     def _drop_copies(self) -> None:
         for frozen in self._frozen:
@@ -190,14 +191,15 @@ class Mover:
             if not state.fault() and max(state.send_queue, state.receive_queue) <= stream.QUEUE_MAX:
                 frozen.state = state
 
-    async def _go_on(self) -> None:
-        """As if nothing had been: also after a failure in the middle, whatever state each socket is in."""
+    async def _go_on(self) -> str:
+        """As if nothing had been: also after a failure in the middle, whatever state each socket is in. Why those that
+        are in repair mode stay so, and are good for nothing; empty: they are not."""
         sockets = [frozen.sock for frozen in self._frozen]
-        if sockets:
-            try:
-                await self._repair.switch(OFF, sockets)
-            except RepairError as error:
-                self._emit("migration.failed", reason=str(error))  # what is in repair mode stays so, and will be reset
+        fault = ""
+        try:
+            await self._repair.switch(OFF, sockets)
+        except RepairError as error:
+            fault = str(error)
         for sock in sockets:
             try:
                 connection.unseal(sock)
@@ -209,6 +211,7 @@ class Mover:
                 await self.worker.thaw()
             except (WorkerError, WorkerGone):
                 pass  # another worker knows none of them
+        return fault
 
     # ---- arriving ----
 

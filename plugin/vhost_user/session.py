@@ -168,6 +168,8 @@ class Session:
             ring.base_known = True
 
     async def _start(self, worker: Worker, ring: Vring) -> None:
+        if self.transfer is not None:
+            await self.transfer.link_starts()
         start, known = ring.start(), ring.base_known
         ring.base_known = False  # from here on, also of a worker that dies before it answers
         try:

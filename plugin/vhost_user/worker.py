@@ -40,6 +40,9 @@ class StateTransfer(Protocol):
     async def result(self) -> int:
         """0 or an errno, once what was begun last has ended."""
 
+    async def link_starts(self) -> None:
+        """A ring is about to be started."""
+
     async def session_ended(self) -> None:
         """The front end has gone, whatever it had begun."""
 

@@ -4,17 +4,19 @@ address, of which the peer sees one at a time."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from running import PASST, PATIENCE, Foreground
-from two_hosts import GUEST, OPTIONS, Namespace, RepairHelper, TwoHosts
-from vm import Connection, Vm
+from two_hosts import ADDRESS, GUEST, OPTIONS, Namespace, RepairHelper, TwoHosts
+from vm import NO_DESCRIPTOR, SAVE, Connection, Vm
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, and TCP_REPAIR")
 
@@ -151,3 +153,257 @@ def test_connections_go_on_at_another_host(
     assert received(peer, 5000) == up
     assert not connection.reset
     assert [one.modes[0] for one in helpers] == [(1, 1), (1, 1)]
+
+
+class Pair:
+    """Two of ours, each with a repair helper, and the guest at the first."""
+
+    def __init__(self, here: Foreground, there: Foreground, hosts: TwoHosts, vm: Vm) -> None:
+        self.here, self.there, self.hosts, self.vm = here, there, hosts, vm
+        vm.attach(here.socket)
+        vm.start()
+
+    def move(self) -> bytes:
+        return move(self.hosts, self.vm, self.there)
+
+
+@pytest.fixture(name="pair")
+def two_of_ours(
+    hosts: TwoHosts, helper: Callable[..., Foreground], repair: Callable[..., RepairHelper], vm: Vm
+) -> Pair:
+    here, there = helper(hosts.source, "-t", "8080:80"), helper(hosts.target)
+    repair(here)
+    repair(there)
+    return Pair(here, there, hosts, vm)
+
+
+Talk = Callable[[socket.socket], tuple[Connection, socket.socket]]
+
+
+def test_what_a_peer_sends_while_nobody_has_the_connection_is_not_lost(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """The old host, which it still reaches, neither takes nor answers it; so the peer sends it again."""
+    connection, peer = talk(pair.hosts.server())
+    vm.stop()
+    state = vm.save()
+    peer.sendall(b"into the void")
+    vm.detach()
+    vm.attach(pair.there.socket)
+    assert vm.load(state) == 0
+    pair.hosts.move()
+    vm.start()
+    assert connection.read(13) == b"into the void"
+
+
+def test_what_had_still_to_be_sent_to_a_slow_peer_is_sent_from_there(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """Its window is closed, its queue is here: it opens the window for the other host."""
+    connection, peer = talk(pair.hosts.server(receive_buffer=4096))
+    up = pattern(50_000, 9)
+    connection.send(up)
+    connection.until_acked(len(up))
+    assert len(pair.move()) > HEAD + FLOW + SOCKET + 20_000
+    connection.send(b"!")
+    assert received(peer, len(up) + 1) == up + b"!"
+
+
+def test_many_connections_move_and_a_half_of_one_does_not(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """More than fit one page of the worker's; whose peer has said its last is reset at the other host."""
+    server = pair.hosts.server()
+    talks = [talk(server) for _ in range(70)]
+    halved, closing = talks.pop()
+    closing.shutdown(socket.SHUT_WR)
+    while not halved.peer_ended:
+        halved.take()
+    state = pair.move()
+    assert len(state) == HEAD + 69 * (FLOW + SOCKET)
+    for at, (connection, peer) in enumerate(talks):
+        peer.sendall(b"%3d" % at)
+        assert connection.read(3) == b"%3d" % at
+        connection.send(b"%4d" % at)
+        assert received(peer, 4) == b"%4d" % at
+    halved.send(b"are you there?")
+    while not halved.reset:
+        halved.take()
+
+
+def test_a_connection_that_a_peer_opened_moves_too(pair: Pair, vm: Vm) -> None:
+    """And the old host takes no new ones for a guest that it has not."""
+    here = socket.inet_aton(ADDRESS)
+    peer = pair.hosts.peer.inside(socket.socket)
+    peer.setblocking(False)
+    peer.connect_ex((ADDRESS, 8080))
+    connection = Connection.accepted(vm, GUEST, 80)
+    connection.send(b"welcome")
+    assert received(peer, 7) == b"welcome"
+    vm.stop()
+    state = vm.save()
+    other = pair.hosts.source.inside(socket.socket)
+    assert other.connect_ex((ADDRESS, 8080)) == errno.ECONNREFUSED
+    vm.detach()
+    vm.attach(pair.there.socket)
+    assert vm.load(state) == 0 and here in state
+    pair.hosts.move()
+    vm.start()
+    peer.sendall(b"thanks")
+    assert connection.read(6) == b"thanks"
+
+
+def test_a_guest_that_is_started_again_where_it_was_has_its_connections(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """The monitor has given the migration up, after all had been saved. Its ports are open again, too."""
+    connection, peer = talk(pair.hosts.server())
+    peer.sendall(b"before")
+    assert connection.read(6) == b"before"
+    vm.stop()
+    vm.save()
+    peer.sendall(b"meanwhile")
+    vm.start()
+    assert connection.read(9) == b"meanwhile"
+    connection.send(b"after")
+    assert received(peer, 5) == b"after"
+    pair.here.line_with("has not moved")
+    peer = pair.hosts.peer.inside(socket.socket)
+    peer.setblocking(False)
+    peer.connect_ex((ADDRESS, 8080))
+    assert Connection.accepted(vm, GUEST, 80).ack
+
+
+def test_without_a_repair_helper_the_guest_moves_and_its_connections_do_not(
+    hosts: TwoHosts, helper: Callable[..., Foreground], vm: Vm, talk: Talk
+) -> None:
+    """They are reset as soon as the guest uses them; new ones can be made at once."""
+    here, there = helper(hosts.source), helper(hosts.target)
+    vm.attach(here.socket)
+    vm.start()
+    connection, _ = talk(hosts.server())
+    assert len(move(hosts, vm, there)) == HEAD
+    connection.send(b"?")
+    while not connection.reset:
+        connection.take()
+    again, peer = talk(hosts.server())
+    peer.sendall(b"fresh")
+    assert again.read(5) == b"fresh"
+
+
+def test_a_repair_helper_that_cannot_do_it_fails_the_migration_and_nothing_is_lost(
+    hosts: TwoHosts, helper: Callable[..., Foreground], repair: Callable[..., RepairHelper], vm: Vm, talk: Talk
+) -> None:
+    """One without the right, for instance. The monitor goes on with the guest where it is."""
+    here = helper(hosts.source)
+    repair(here, refuses=1)
+    vm.attach(here.socket)
+    vm.start()
+    connection, peer = talk(hosts.server())
+    vm.stop()
+    ours, theirs = os.pipe()
+    assert vm.transfer(SAVE, theirs) == NO_DESCRIPTOR
+    os.close(theirs)
+    assert vm.check() != 0
+    os.close(ours)
+    assert "refused" in here.line_with("Migration")
+    vm.start()
+    peer.sendall(b"still here")
+    assert connection.read(10) == b"still here"
+
+
+def test_a_connection_whose_address_the_other_host_lacks_is_lost_alone(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """What moves is the guest; the other connection goes on."""
+    pair.hosts.source.ip("addr add 10.9.0.77/24 dev eth0")
+    server = pair.hosts.server()
+    connection, peer = talk(server)
+    pair.hosts.source.ip("route replace 10.9.0.0/24 dev eth0 src 10.9.0.77")
+    lost, _ = talk(server)
+    pair.move()
+    assert "1 connections; 1 are lost" in pair.there.line_with("comes from another host")
+    peer.sendall(b"here")
+    assert connection.read(4) == b"here"
+    lost.send(b"?")
+    while not lost.reset:
+        lost.take()
+
+
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "nothing": lambda state: b"",
+    "another magic": lambda state: b"x" + state[1:],
+    "a newer version": lambda state: state[:8] + struct.pack(">II", 3, 3) + state[16:],
+    "an older version": lambda state: state[:8] + struct.pack(">II", 1, 1) + state[16:],
+    "too many flows": lambda state: state[:58] + struct.pack(">I", 1 << 31) + state[62:],
+    "more flows than there are": lambda state: state[:58] + struct.pack(">I", 2) + state[62:],
+    "half a flow": lambda state: state[: HEAD + 50],
+    "half a socket": lambda state: state[: HEAD + FLOW + 20],
+    "half a queue": lambda state: state[:-1],
+    "a queue of 4 GB": lambda state: state[: HEAD + FLOW + 8] + b"\xff" * 4 + state[HEAD + FLOW + 12 :],
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_state_fails_the_migration_and_leaves_no_trace(pair: Pair, vm: Vm, talk: Talk, what: str) -> None:
+    """Not even of connections that were whole; the helper goes on, and so does the guest where it was."""
+    connection, peer = talk(pair.hosts.server())
+    peer.sendall(b"x" * 1000)
+    vm.rings[0].wait()
+    vm.stop()
+    state = vm.save()
+    other = Vm()
+    other.attach(pair.there.socket)
+    assert other.load(BROKEN[what](state)) != 0
+    assert pair.there.line_with("Migration")
+    other.start()
+    vm.start()
+    assert connection.read(1000) == b"x" * 1000
+    connection.send(b"y")
+    assert received(peer, 1) == b"y"
+    other.detach()
+
+
+def test_the_state_is_only_given_and_taken_while_the_rings_stand_still(pair: Pair, vm: Vm) -> None:
+    """And in the one phase there is; asked for what was never begun, the answer is no."""
+    ours, theirs = os.pipe()
+    assert vm.transfer(SAVE, theirs) & 0xFF
+    assert vm.check() != 0
+    vm.stop()
+    assert vm.transfer(2, theirs) & 0xFF
+    assert vm.transfer(SAVE, theirs) == NO_DESCRIPTOR
+    assert vm.check() == 0
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_a_monitor_that_leaves_in_the_middle_leaves_the_guest_as_it_was(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """Nobody reads the pipe, and then nobody is there; whoever connects next finds the connections."""
+    connection, peer = talk(pair.hosts.server())
+    peer.sendall(b"x" * 200_000)
+    vm.rings[0].wait()
+    vm.stop()
+    ours, theirs = os.pipe()
+    assert vm.transfer(SAVE, theirs) == NO_DESCRIPTOR
+    vm.detach()
+    os.close(theirs)
+    vm.attach(pair.here.socket)
+    vm.start()
+    os.close(ours)
+    assert connection.read(200_000) == b"x" * 200_000
+
+
+@pytest.mark.parametrize("option", ["--one-off", "--migrate-exit", "--migrate-no-linger"])
+def test_a_helper_whose_guest_has_left_stays_unless_it_is_told_not_to(
+    hosts: TwoHosts,
+    helper: Callable[..., Foreground],
+    repair: Callable[..., RepairHelper],
+    vm: Vm,
+    talk: Talk,
+    option: str,
+) -> None:
+    """--one-off would end it: with sockets whose peers go on with another host."""
+    here, there = helper(hosts.source, option), helper(hosts.target)
+    repair(here)
+    repair(there)
+    vm.attach(here.socket)
+    vm.start()
+    connection, peer = talk(hosts.server())
+    move(hosts, vm, there)
+    if option == "--migrate-exit":
+        assert here.wait() == 0
+    else:
+        here.line_with("moves to another host")
+        assert here.process.poll() is None
+    peer.sendall(b"on")
+    assert connection.read(2) == b"on"

@@ -201,6 +201,21 @@ class Connection:
         self.peer_ended = self.reset = False
         self.acked = 0  # of ours, as the far end has it
 
+    @classmethod
+    def accepted(cls, vm: Vm, guest: str, port: int) -> Connection:
+        """The next connection to this port of the guest's, as it is established."""
+        while True:
+            frame = vm.receive()
+            if frame[12:14] == b"\x08\x00" and frame[23] == 6 and frame[47] & SYN:
+                break
+        source, destination, seq = struct.unpack_from("!HHI", frame, 34)
+        assert (frame[30:34], destination) == (socket.inet_aton(guest), port)
+        connection = cls(vm, guest, port, socket.inet_ntoa(frame[26:30]), source)
+        connection.ack = (seq + 1) & 0xFFFFFFFF
+        connection.segment(SYN | ACK, options=struct.pack("!BBHBBBB", 2, 4, 1460, 1, 3, 3, 7))
+        connection.seq += 1
+        return connection
+
     def open(self) -> None:
         self.segment(SYN, options=struct.pack("!BBHBBBB", 2, 4, 1460, 1, 3, 3, 7))
         self.seq += 1

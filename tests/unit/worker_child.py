@@ -47,6 +47,9 @@ SHAPES: dict[int, tuple[str, range]] = {
 }
 
 
+REPLIES = {ffi.sizeof(f"struct {name}"): name for name in ("lg_reply", "lg_flow_page", "lg_frozen_page")}
+
+
 def head_of(reply: Any) -> Any:
     """What every reply begins with."""
     return reply if ffi.typeof(reply) is ffi.typeof("struct lg_reply *") else reply.reply
@@ -80,6 +83,7 @@ class Worker:
             end.settimeout(PATIENCE)
         assert self.keeper.recv(8) == b"R"
         self.seq = 0
+        self.came: list[int] = []  # descriptors of the last reply: whoever asked for them closes them
         self.baseline = self.fds()
 
     def fds(self) -> int:
@@ -92,7 +96,7 @@ class Worker:
         """Sends as it stands; the reply, or an exception with what the worker said last."""
         try:
             socket.send_fds(self.cmd, [record], list(fds))
-            answer = self.cmd.recv(ffi.sizeof("struct lg_flow_page") + 1)
+            answer, self.came, _, _ = socket.recv_fds(self.cmd, max(REPLIES) + 1, SLOTS)
         except TimeoutError:
             os.kill(self.pid, signal.SIGKILL)
             raise
@@ -100,9 +104,7 @@ class Worker:
             answer = b""
         if not answer:
             raise AssertionError(f"the worker ended with {self.end()}: {self.last_words()}")
-        kind = "struct lg_flow_page *" if len(answer) > ffi.sizeof("struct lg_reply") else "struct lg_reply *"
-        reply = ffi.new(kind)
-        assert len(answer) == ffi.sizeof(reply[0])
+        reply = ffi.new(f"struct {REPLIES[len(answer)]} *")
         ffi.memmove(reply, answer, len(answer))
         return reply
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands for a guest that moves, in a worker of its own with real sockets: what is adopted can be frozen again, its
-socket goes along each time, and none is kept or lost."""
+"""The commands for a guest that moves, in a worker of its own with real sockets: what is adopted can be frozen again,
+its socket goes along each time, and none is kept or lost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the C parts are built: the module lockgate.core._datapath and the four commands.
+"""How the C parts are built: the module lockgate.core._datapath and the commands.
 
 Called by lockgate_build.py within setuptools' setup(). Adversary: nobody.
 Invariants: the only description of the C interface is core/datapath/datapath.h, between its two cdef lines; every
@@ -26,7 +26,9 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).resolve().parent.parent
 DATAPATH = Path("core", "datapath")  # relative to ROOT, as setuptools wants its sources
 LAUNCHER = Path("packaging", "launcher.c")
-COMMANDS = ("passt", "pasta", "gvproxy", "lockgate")
+REPAIR = Path("packaging", "repair.c")
+LAUNCHED = ("passt", "pasta", "gvproxy", "lockgate")
+COMMANDS = (*LAUNCHED, "passt-repair")
 MODULE = "lockgate.core._datapath"
 CDEF_BEGIN, CDEF_END = "/* cdef: begin */", "/* cdef: end */"
 
@@ -95,14 +97,14 @@ class BuildDatapath(build_ext):
         super().build_extension(ext)
 
 
-def _compile_launcher(target: Path) -> None:
+def _compile(source: Path, target: Path) -> None:
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     flags = [*OURS, *shlex.split(os.environ.get("CFLAGS", "")), *shlex.split(os.environ.get("LDFLAGS", ""))]
-    subprocess.run([*compiler, *flags, "-o", str(target), str(ROOT / LAUNCHER)], check=True)
+    subprocess.run([*compiler, *flags, "-o", str(target), str(ROOT / source)], check=True)
 
 
 class BuildCommands(Command):
-    """Takes the place of build_scripts: each command is one copy of the compiled launcher under its name.
+    """Takes the place of build_scripts: passt-repair, and of the compiled launcher a copy under each other name.
 
     A wheel has no links, so there are four copies of 16 kB. setuptools' own class would read them as text.
     """
@@ -116,7 +118,7 @@ class BuildCommands(Command):
         self.build_dir = self.get_finalized_command("build").build_scripts
 
     def get_source_files(self) -> list[str]:
-        return [str(LAUNCHER)]
+        return [str(LAUNCHER), str(REPAIR)]
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self.build_dir, name)) for name in COMMANDS]
@@ -124,10 +126,11 @@ class BuildCommands(Command):
     def run(self) -> None:
         folder = Path(self.build_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        first = folder / COMMANDS[0]
-        _compile_launcher(first)
-        for name in COMMANDS[1:]:
+        first = folder / LAUNCHED[0]
+        _compile(LAUNCHER, first)
+        for name in LAUNCHED[1:]:
             (folder / name).write_bytes(first.read_bytes())
+        _compile(REPAIR, folder / "passt-repair")
         for name in COMMANDS:
             (folder / name).chmod(0o755)
 

@@ -5,7 +5,7 @@ Called by pip and by `python -m build`; pyproject.toml names it. Adversary: nobo
 Invariants: only setuptools' public `setup()` is used, so that version 66 (Debian 12) and the newest both work;
 nothing is written into the tree, except for an editable install (see build_editable). Where setuptools does the
 ordinary work, the two things that it cannot be told in pyproject.toml are in c_parts.py: the C data path, and the
-four commands.
+commands.
 
 meson-python and scikit-build-core lost: each wants a file of its own at the root or a version that Debian 12 lacks.
 """
@@ -86,7 +86,7 @@ def _build(command: str, directory: str, suffix: str, options: dict[str, str]) -
 
 
 def build_wheel(wheel_directory: str, config_settings: object = None, metadata_directory: str | None = None) -> str:
-    """PEP 517: the wheel, with lockgate.core._datapath and the four commands, without C sources."""
+    """PEP 517: the wheel, with lockgate.core._datapath and the commands, without C sources."""
     return _build("bdist_wheel", wheel_directory, ".whl", {}).name
 
 

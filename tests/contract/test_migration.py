@@ -10,12 +10,13 @@ import shlex
 import signal
 import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from running import PASST, PATIENCE, Foreground
-from two_hosts import ADDRESS, GUEST, OPTIONS, Namespace, RepairHelper, TwoHosts
+from two_hosts import ADDRESS, GUEST, OPTIONS, Namespace, RepairCommand, RepairHelper, TwoHosts
 from vm import NO_DESCRIPTOR, SAVE, Connection, Vm
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, and TCP_REPAIR")
@@ -43,7 +44,7 @@ def helpers(folder: Path) -> Iterator[Callable[..., Foreground]]:
 
     def begin(host: Namespace, *arguments: str, command: str = PASST) -> Foreground:
         place = folder / str(len(started))
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         place.chmod(0o777)
         prefix = host.prefix if command == PASST else [*host.prefix, *peer_command()]
         started.append(Foreground(place, *OPTIONS, *arguments, prefix=prefix, command=command))
@@ -318,6 +319,86 @@ def test_a_connection_whose_address_the_other_host_lacks_is_lost_alone(pair: Pai
     lost.send(b"?")
     while not lost.reset:
         lost.take()
+
+
+@pytest.mark.parametrize("whose", ["ours", "passt"])
+def test_the_command_passt_repair_is_all_that_it_needs(
+    hosts: TwoHosts, helper: Callable[..., Foreground], vm: Vm, talk: Talk, whose: str
+) -> None:
+    """Ours or passt's."""
+    command = [f"{PASST}-repair"] if whose == "ours" else [*peer_command(), "/usr/bin/passt-repair"]
+    here, there = helper(hosts.source), helper(hosts.target)
+    vm.attach(here.socket)
+    vm.start()
+    connection, peer = talk(hosts.server())
+    repairs = [RepairCommand(command, Path(f"{one.socket}.repair")) for one in (here, there)]
+    for repair, one in zip(repairs, (here, there), strict=True):
+        repair.wait(f"{one.socket}.repair")
+    move(hosts, vm, there)
+    peer.sendall(b"on")
+    assert connection.read(2) == b"on"
+    for one in (here, there):
+        one.send(signal.SIGTERM)
+        one.wait()
+    for repair in repairs:
+        repair.close()
+
+
+def test_passt_repair_waits_in_a_folder_for_a_helper_to_come(
+    hosts: TwoHosts, helper: Callable[..., Foreground], folder: Path
+) -> None:
+    """Or takes the one that is there; a socket that nobody listens at any more is none."""
+    place = folder / "0"
+    place.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(place / "dead.repair"))
+    early = RepairCommand([f"{PASST}-repair"], place)
+    here = helper(hosts.source)
+    early.wait(f"{here.socket}.repair")
+    here.send(signal.SIGTERM)
+    here.wait()
+    early.close()
+    there = helper(hosts.target)
+    late = RepairCommand([f"{PASST}-repair"], there.socket.parent)
+    late.wait(f"{there.socket}.repair")
+    there.send(signal.SIGTERM)
+    there.wait()
+    late.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        ([], 2, "Usage: passt-repair PATH"),
+        (["a", "b"], 2, "Usage: passt-repair PATH"),
+        (["/nowhere"], 1, "/nowhere: No such file"),
+        (["/dev/null"], 2, "neither a socket nor a folder"),
+    ],
+)
+def test_what_passt_repair_is_told_wrong_it_says(words: list[str], status: int, says: str) -> None:
+    """With passt's exit status."""
+    done = subprocess.run([f"{PASST}-repair", *words], capture_output=True, text=True)
+    assert done.returncode == status and says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "says"),
+    [(5, socket.SOCK_STREAM, "mode 5"), (1, socket.SOCK_DGRAM, "CAP_NET_ADMIN is needed"), (1, None, "0 sockets")],
+)
+def test_what_passt_repair_cannot_do_ends_it_without_an_answer(
+    folder: Path, mode: int, kind: socket.SocketKind | None, says: str
+) -> None:
+    """The helper hears the end of the connection."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "r"))
+        listener.listen()
+        process = subprocess.Popen([f"{PASST}-repair", str(folder / "r")], stderr=subprocess.PIPE, text=True)
+        helper, _ = listener.accept()
+    with helper, socket.socket(type=kind or socket.SOCK_STREAM) as sent:
+        socket.send_fds(helper, [bytes([mode])], [] if kind is None else [sent.fileno()])
+        assert helper.recv(1) == b""
+    assert says in process.communicate()[1]
+    assert process.returncode == 1
 
 
 BROKEN: dict[str, Callable[[bytes], bytes]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -135,3 +136,32 @@ class RepairHelper:
             pass  # it is at its end already
         self._thread.join()
         self._sock.close()
+
+
+class RepairCommand:
+    """passt-repair(1) itself, ours or another's."""
+
+    def __init__(self, command: list[str], path: Path) -> None:
+        self._process = subprocess.Popen([*command, str(path)], stderr=subprocess.PIPE)
+        self._pidfd = os.pidfd_open(self._process.pid)
+
+    def wait(self, socket_path: str) -> None:
+        """Until it is connected to that socket. The kernel tells nobody when it is, so that its table is read again
+        after each millisecond."""
+        ended = select.poll()
+        ended.register(self._pidfd, select.POLLIN)
+        while not _is_connected(socket_path):
+            assert not ended.poll(1), self._process.communicate()[1]
+
+    def close(self) -> None:
+        """Once the helper has gone, as it must be."""
+        os.close(self._pidfd)
+        _, errors = self._process.communicate()
+        assert (self._process.returncode, errors) == (0, b"")
+
+
+def _is_connected(path: str) -> bool:
+    """The table of our own namespace: an accepted socket is in that of the one who connects, with the listener's path."""
+    connected = "03"  # SS_CONNECTED
+    lines = [line.split() for line in Path("/proc/self/net/unix").read_text().splitlines()]
+    return any(line[7:] == [path] and line[5] == connected for line in lines)

@@ -161,7 +161,7 @@ class RepairCommand:
 
 
 def _is_connected(path: str) -> bool:
-    """The table of our own namespace: an accepted socket is in that of the one who connects, with the listener's path."""
+    """The table of our namespace: an accepted socket is in that of whoever connects, with the path of the listener."""
     connected = "03"  # SS_CONNECTED
     lines = [line.split() for line in Path("/proc/self/net/unix").read_text().splitlines()]
     return any(line[7:] == [path] and line[5] == connected for line in lines)

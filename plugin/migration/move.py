@@ -91,6 +91,7 @@ class Mover:
         self._frozen: list[Frozen] = []
         self._unsent = 0  # bytes that arrivals have still to send
         self._task: asyncio.Task[int] | None = None
+        self._pipe: Pipe | None = None  # of the task, while it runs
 
     # ---- what the session asks ----
 
@@ -102,6 +103,7 @@ class Mover:
             pipe = Pipe(fd)
         except OSError as error:
             return f"the descriptor cannot be used: {error.strerror}"
+        self._pipe = pipe
         self._task = asyncio.get_running_loop().create_task(self._transfer(direction, pipe))
         return None
 
@@ -119,6 +121,7 @@ class Mover:
             return failure.errno or errno.EIO if isinstance(failure, OSError) else errno.EIO
         finally:
             pipe.close()
+            self._pipe = None
         return 0
 
     async def link_starts(self) -> None:
@@ -131,11 +134,13 @@ class Mover:
             self._emit("migration.resumed", flows=count)
 
     async def session_ended(self) -> None:
-        """The front end has gone. A transfer that it has not waited for is given up. Flows that have left stay silent,
-        so that a late segment of a peer's is not answered by a reset; unless they are not to linger."""
+        """The front end has gone. A transfer that it has not waited for is given up, at the next byte: what has been
+        begun with worker or helper is brought to its end. Flows that have left stay silent, so that a late segment of a
+        peer's is not answered by a reset; unless they are not to linger."""
         task, self._task = self._task, None
-        if task is not None and not task.done():
-            task.cancel()
+        if self._pipe is not None:
+            self._pipe.abandon()
+        if task is not None:
             await asyncio.wait([task])
         self._drop_copies()
         if self._may_return and not self._linger:
@@ -206,11 +211,10 @@ class Mover:
             except OSError:
                 pass  # it was not sealed yet
         self._drop_copies()
-        if sockets:
-            try:
-                await self.worker.thaw()
-            except (WorkerError, WorkerGone):
-                pass  # another worker knows none of them
+        try:
+            await self.worker.thaw()
+        except (WorkerError, WorkerGone):
+            pass  # another worker knows none of them
         return fault
 
     # ---- arriving ----

@@ -16,7 +16,7 @@ _PIECE = 1 << 20  # what one call may move, so that other work has its turn
 
 
 class PipeEnded(Exception):
-    """The other end was closed in the middle."""
+    """The other end was closed in the middle, or nobody wants the transfer any more."""
 
 
 class Pipe:
@@ -24,15 +24,23 @@ class Pipe:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._abandoned = False
+        self._ready = asyncio.Event()
         os.set_blocking(fd, False)
 
     def close(self) -> None:
         os.close(self._fd)
 
+    def abandon(self) -> None:
+        """From here on nothing is read or written, also by whoever waits just now."""
+        self._abandoned = True
+        self._ready.set()
+
     async def read(self, size: int) -> bytes:
         """Exactly so many bytes."""
         data = bytearray()
         while len(data) < size:
+            self._check()
             try:
                 piece = os.read(self._fd, min(size - len(data), _PIECE))
             except BlockingIOError:
@@ -48,6 +56,7 @@ class Pipe:
     async def write(self, data: bytes) -> None:
         left = memoryview(data)
         while left:
+            self._check()
             try:
                 written = os.write(self._fd, left[:_PIECE])
             except BlockingIOError:
@@ -57,11 +66,15 @@ class Pipe:
             left = left[written:]
             await asyncio.sleep(0)
 
+    def _check(self) -> None:
+        if self._abandoned:
+            raise PipeEnded
+
     async def _until(self, watch: Callable[..., None], unwatch: Callable[[int], bool]) -> None:
-        ready = asyncio.Event()
-        watch(self._fd, ready.set)
+        self._ready.clear()
+        watch(self._fd, self._ready.set)
         try:
             async with asyncio.timeout(STALL_SECONDS):
-                await ready.wait()
+                await self._ready.wait()
         finally:
             unwatch(self._fd)

@@ -206,6 +206,31 @@ def test_what_had_still_to_be_sent_to_a_slow_peer_is_sent_from_there(pair: Pair,
     assert received(peer, len(up) + 1) == up + b"!"
 
 
+def test_a_long_queue_moves_too(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """Longer than a new socket's: the kernel had made it longer while the guest read fast, which then stopped."""
+    connection, peer = talk(pair.hosts.server())
+    peer.setblocking(False)
+    period = pattern(251 * 256, 1)
+    sent = read = 0
+
+    def send() -> bool:
+        nonlocal sent
+        try:
+            sent += peer.send(period[sent % len(period) :])
+        except BlockingIOError:
+            return False
+        return True
+
+    while read < 12_000_000:
+        send()
+        read += len(connection.read(min(60_000, sent - read)))
+    while send():
+        pass
+    assert len(pair.move()) > HEAD + FLOW + SOCKET + 500_000
+    expected = (period * (sent // len(period) + 1))[read:sent]
+    assert connection.read(sent - read) == expected
+
+
 def test_many_connections_move_and_a_half_of_one_does_not(pair: Pair, vm: Vm, talk: Talk) -> None:
     """More than fit one page of the worker's; whose peer has said its last is reset at the other host."""
     server = pair.hosts.server()

@@ -127,7 +127,10 @@ class RepairHelper:
             if mode == self._refuses:
                 self._sock.shutdown(socket.SHUT_RDWR)
                 return
-            self._sock.send(word)
+            try:
+                self._sock.send(word)
+            except BrokenPipeError:
+                return  # it did not wait
 
     def close(self) -> None:
         try:

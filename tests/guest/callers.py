@@ -18,6 +18,7 @@ from pathlib import Path
 
 import machine
 import resolver
+from image import MissingIngredient
 from network import ADDRESS, GATEWAY, PREFIX
 from peer_command import folder_with_passt
 
@@ -121,7 +122,7 @@ def libvirt(folder: Path, forwards: Forwards, kind: str = "user") -> machine.Mac
     root, _, _ = machine.peer_root()
     found = machine.find("qemu-peer")
     if not (root / "usr/sbin/libvirtd").exists():
-        raise machine.MissingIngredient(f"{root} has no libvirtd: it comes with Debian's package libvirt-daemon")
+        raise MissingIngredient(f"{root} has no libvirtd: it comes with Debian's package libvirt-daemon")
     kernel, _ = machine.cloud_kernel()
     addresses = {"ipv4": ADDRESS[4], "prefix": PREFIX[4], "ipv6": ADDRESS[6]}
     interface = INTERFACE.format(type=kind, tcp=forwards.tcp, udp=forwards.udp, **addresses)

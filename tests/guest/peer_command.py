@@ -2,8 +2,8 @@
 """Our `passt` for another root file system, whose Python is not the one that it was built for.
 
 Called by callers.py. Adversary: nobody.
-Invariants: a folder under build/ with the command, a copy of the interpreter beside it (the launcher takes that one), its
-standard library, and our packages; nothing is installed in the other root. The interpreter needs only the C library
+Invariants: a folder under build/ with the command, a copy of the interpreter beside it (the launcher takes that one),
+its standard library, and our packages; nothing is installed in the other root. The interpreter needs only the C library
 and zlib there.
 """
 
@@ -17,7 +17,10 @@ from pathlib import Path
 from image import ROOT
 
 PLACE = ROOT / "build" / "peer-python"
-NOT_NEEDED = ("test", "tests", "dist-packages", "site-packages", "idlelib", "tkinter", "ensurepip", "config-*", "lib2to3")
+NOT_NEEDED = (
+    *("test", "tests", "dist-packages", "site-packages"),
+    *("idlelib", "tkinter", "ensurepip", "config-*", "lib2to3"),
+)
 
 
 def folder_with_passt() -> Path:

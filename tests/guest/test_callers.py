@@ -104,7 +104,8 @@ def test_the_forwarded_ports_lead_to_the_guest(called: Called) -> None:
     called.guest.output(f"echo forwarded >/tmp/page; httpd -p {WEB} -h /tmp")
     with urllib.request.urlopen(f"http://127.0.0.1:{called.tcp}/page", timeout=PATIENCE) as answer:
         assert answer.read() == b"forwarded\n"
-    called.guest.output(f"echo_datagrams -l {ECHO} >/dev/null 2>&1 & until netstat -uln | grep -q ':{ECHO} '; do :; done")
+    listening = f"netstat -uln | grep -q ':{ECHO} '"
+    called.guest.output(f"echo_datagrams -l {ECHO} >/dev/null 2>&1 & until {listening}; do :; done")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
         peer.settimeout(PATIENCE)
         peer.connect(("127.0.0.1", called.udp))

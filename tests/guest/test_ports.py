@@ -43,7 +43,8 @@ def forwarding(request: pytest.FixtureRequest, server: DataServer) -> Iterator[F
     assert network.addressed
     served = f"head -c {FILE_BYTES} /dev/urandom >/tmp/file && httpd -p {WEB} -h /tmp && sha256sum /tmp/file"
     digest = network.guest.output(served).split()[0]
-    network.guest.output(f"echo_datagrams -l {ECHO} >/dev/null 2>&1 & until netstat -uln | grep -q ':{ECHO} '; do :; done")
+    listening = f"netstat -uln | grep -q ':{ECHO} '"
+    network.guest.output(f"echo_datagrams -l {ECHO} >/dev/null 2>&1 & until {listening}; do :; done")
     yield Forwarding(network, web, echo, nobody, digest)
     network.close()
 

@@ -53,7 +53,11 @@ def state(port: int, **changes: Any) -> Any:
 def frozen(worker: Worker) -> tuple[list[Any], list[socket.socket]]:
     page = worker.call(lib.LG_CMD_FLOWS_FREEZE, value=0)
     assert len(worker.came) == page.count
-    return [page.flow[at] for at in range(page.count)], [socket.socket(fileno=fd) for fd in worker.came]
+    flows = []
+    for at in range(page.count):  # copies: what lies in the page goes with it
+        flows.append(ffi.new("struct lg_tcp_flow *"))
+        ffi.memmove(flows[-1], ffi.addressof(page.flow, at), ffi.sizeof("struct lg_tcp_flow"))
+    return flows, [socket.socket(fileno=fd) for fd in worker.came]
 
 
 def test_a_flow_can_be_taken_over_and_given_away_again(worker: Worker, connected: Any) -> None:

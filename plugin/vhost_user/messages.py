@@ -178,6 +178,11 @@ PROTOCOL_FEATURES = mask(
     ProtocolFeature.DEVICE_STATE,
 )
 
+# On a socket that was handed over (--fd), which only QEMU's own `-netdev passt` does, there is no way back to the front
+# end: 10.1 to 11.1 close their copy of our end twice, and the second time hits the descriptor that took its number
+# meanwhile, which is their end of that very channel. They then read from whatever follows it, and give the device up.
+PROTOCOL_FEATURES_HANDED_OVER = PROTOCOL_FEATURES & ~mask(ProtocolFeature.BACKEND_REQ)
+
 HEADER = struct.Struct("=III")
 HEADER_SIZE = HEADER.size
 

@@ -21,7 +21,14 @@ import socket
 
 from lockgate.plugin.clients import Clients, Emit, readable
 from lockgate.plugin.vhost_user.dispatch import Message, Plan, Refused, Verdict, answer
-from lockgate.plugin.vhost_user.messages import FDS_MAX, HEADER_SIZE, Header, request_name
+from lockgate.plugin.vhost_user.messages import (
+    FDS_MAX,
+    HEADER_SIZE,
+    PROTOCOL_FEATURES,
+    PROTOCOL_FEATURES_HANDED_OVER,
+    Header,
+    request_name,
+)
 from lockgate.plugin.vhost_user.session import Session
 from lockgate.plugin.vhost_user.worker import StateTransfer, Worker, WorkerError, WorkerGone
 
@@ -107,6 +114,7 @@ class VhostUserServer:
         self._emit = emit
         self._session: Session | None = None
         self._client: socket.socket | None = None
+        self._protocol_offer = PROTOCOL_FEATURES
         # Held by whoever talks to the worker: a request, the detach, or a resume. A request that lost its worker lends
         # it to the resume that it waits for.
         self._turn = asyncio.Condition()
@@ -115,6 +123,8 @@ class VhostUserServer:
     async def serve(self, sock: socket.socket, *, one_off: bool) -> None:
         """Serves what connects to a listening socket, for ever or with one_off only the first; or, if `sock` is a
         connected socket, that. `sock` stays the caller's."""
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._protocol_offer = PROTOCOL_FEATURES_HANDED_OVER
         await Clients(self._serve_client, self._emit).serve(sock, one_off=one_off)
 
     async def resume(self, worker: Worker, memory_lost: bool = False) -> None:
@@ -146,7 +156,7 @@ class VhostUserServer:
     # ---- Connections. ----
 
     async def _serve_client(self, client: socket.socket) -> None:
-        session = Session(self._worker, self._emit, self._transfer)
+        session = Session(self._worker, self._emit, self._transfer, self._protocol_offer)
         self._session, self._client = session, client
         try:
             reason = await self._converse(session, client)

@@ -72,10 +72,17 @@ class Session:
     resume() must not run between receive() and the end of carry_out(), unless that ended with WorkerGone.
     """
 
-    def __init__(self, worker: Worker, emit: Emit, transfer: StateTransfer | None = None) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        emit: Emit,
+        transfer: StateTransfer | None = None,
+        protocol_offer: int = PROTOCOL_FEATURES,
+    ) -> None:
         self.worker = worker
         self.transfer = transfer
         self.emit = emit
+        self._protocol_offer = protocol_offer
         self.protocol_features = 0
         self.features = 0
         self.negotiated = False  # SET_FEATURES came
@@ -249,10 +256,10 @@ class Session:
         return Plan(Done(), effect)
 
     def get_protocol_features(self, payload: Empty, fds: list[int]) -> Plan:
-        return Plan(Reply(U64(PROTOCOL_FEATURES)))
+        return Plan(Reply(U64(self._protocol_offer)))
 
     def set_protocol_features(self, payload: U64, fds: list[int]) -> Plan:
-        if unknown := payload.value & ~PROTOCOL_FEATURES:
+        if unknown := payload.value & ~self._protocol_offer:
             return Plan(Refused(f"{', '.join(names(unknown, ProtocolFeature))} acknowledged, which was not offered"))
         self.protocol_features = payload.value
         return DONE

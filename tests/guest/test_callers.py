@@ -32,7 +32,7 @@ from resolver import ANSWER, ANSWER6, NAME, Resolver
 WEB, ECHO = 8080, 7007  # of the guest
 PATIENCE = 10
 BACK_SECONDS = 60  # libvirt's QEMU connects again after five seconds, and TCG is slow
-RESTARTING = ("qemu-netdev-passt", "libvirt-user")
+RESTARTING = ("qemu-netdev-passt", "libvirt-user", "libvirt-vhostuser")
 
 
 class Called:

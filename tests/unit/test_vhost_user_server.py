@@ -36,8 +36,10 @@ from lockgate.plugin.vhost_user.messages import (
     U64,
     VERSION,
     MemTable,
+    ProtocolFeature,
     Request,
     VringState,
+    mask,
     pack_message,
 )
 from lockgate.plugin.vhost_user.server import VhostUserServer
@@ -428,7 +430,7 @@ def test_a_connected_socket_is_served_to_its_end(script: Script) -> None:
         events = Events()
         task = asyncio.create_task(VhostUserServer(FakeWorker(), events).serve(ours, one_off=False))
         front_end = FrontEnd(theirs)
-        await play(front_end, script.up())
+        await play(front_end, script.up(PROTOCOL & ~mask(ProtocolFeature.BACKEND_REQ)))
         await front_end.fence()
         theirs.shutdown(socket.SHUT_WR)
         await task
@@ -440,6 +442,26 @@ def test_a_connected_socket_is_served_to_its_end(script: Script) -> None:
     events = run(conversation())
     assert events.all[-1] == ("link.detach", {"reason": "the front end closed the connection"})
     script.close()
+
+
+def test_a_socket_that_was_handed_over_is_not_offered_a_channel_back(tmp_path: Path) -> None:
+    """QEMU 10.1 to 11.1 with its own -netdev passt would close their end of that channel by mistake."""
+
+    async def offers() -> tuple[int, int]:
+        ours, theirs = socket.socketpair()
+        task = asyncio.create_task(VhostUserServer(FakeWorker(), Events()).serve(ours, one_off=False))
+        first = await FrontEnd(theirs).ask(Request.GET_PROTOCOL_FEATURES)
+        theirs.close()
+        await task
+        ours.close()
+        async with served(FakeWorker(), tmp_path) as service:
+            front_end = await service.connect()
+            second = await front_end.ask(Request.GET_PROTOCOL_FEATURES)
+            await front_end.leave()
+        return first, second
+
+    handed_over, listening = run(offers())
+    assert listening & ~handed_over == mask(ProtocolFeature.BACKEND_REQ)
 
 
 def test_a_front_end_that_reads_no_answers_is_only_its_own_trouble(tmp_path: Path, script: Script) -> None:

@@ -394,8 +394,8 @@ class Script:
     def stop(self) -> list[Step]:
         return [(Request.GET_VRING_BASE, VringState(index, 0).pack(), ()) for index in (0, 1)]
 
-    def up(self) -> list[Step]:
-        return [*self.negotiate(), *self.share(), *self.ring(0), *self.ring(1)]
+    def up(self, protocol: int = PROTOCOL) -> list[Step]:
+        return [*self.negotiate(protocol=protocol), *self.share(), *self.ring(0), *self.ring(1)]
 
     def whole(self) -> list[Step]:
         return [*self.up(), *self.stop()]

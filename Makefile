@@ -17,8 +17,8 @@ APT_BUILD := python3 python3-venv python3-dev gcc libc6-dev
 APT_GUEST_uml := user-mode-linux
 APT_GUEST_qemu := qemu-system-x86
 APT_GUEST := busybox-static curl ethtool iperf3 $(APT_GUEST_$(GUEST))
-APT_BENCH := sockperf wrk aria2 linux-perf
-APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 strace tshark
+APT_BENCH := sockperf wrk aria2 linux-perf openssl qemu-system-x86
+APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 openssl strace tshark
 
 BUILD_DEPENDENCIES := 'setuptools>=66' wheel 'cffi>=1.15' 'PyYAML>=6.0' 'structlog>=22.3' 'h11>=0.14'
 SOURCES := pyproject.toml LICENSE README.md $(shell find plugin core packaging -name '*.py' -o -name '*.[ch]')
@@ -38,7 +38,7 @@ help:
 	@echo 'make demo              a real Linux guest (User-mode Linux) fetches and sends 200 MB through lockgate'
 	@echo 'make demo GUEST=qemu   the same in QEMU; with DEBUG=1 the events stream by'
 	@echo 'make test              everything that is checked: style, types, unit, script and guest tests'
-	@echo 'make bench             lockgate beside passt, in turn, behind a real guest (1½ hours; less: ONLY="ready idle" PAIRS=5)'
+	@echo 'make bench             lockgate beside passt, in turn, behind a real guest (3 hours; less: ONLY="ready udp" PAIRS=5)'
 	@echo 'make venv              lockgate and its commands in .venv/bin'
 	@echo 'make lint|unit|guest   parts of the test;  make format, make clean'
 

@@ -59,7 +59,10 @@ FLOWS = 10_000
 DESCRIPTORS = 1 << 16
 DESCRIPTORS_FOR_FLOWS = 2  # passt takes a timer beside the socket
 DESCRIPTORS_SPARED = 400  # its pools and listeners, and ours
-FAILURES = (GuestFailed, HelperFailed, servers.ServerFailed, system_calls.PerfFailed, ValueError, OSError)
+FAILURES = (
+    *(GuestFailed, HelperFailed, servers.ServerFailed, system_calls.PerfFailed, ValueError, OSError),
+    MissingIngredient,  # of a family that needs more than the chosen guest
+)
 
 
 def default_peer() -> str | None:

@@ -60,7 +60,8 @@ def test_a_name_that_nobody_has_is_answered_too(resolving: Network) -> None:
 
 def test_questions_over_tcp_go_there_as_well(resolving: Network, names: Resolver) -> None:
     before = names.asked["tcp"]
-    reply = resolving.guest.output(f"printf '{QUESTION}' | client {GATEWAY[4]} 53 | tail -c 4 | hexdump -e '4/1 \"%d.\"'")
+    shown = "tail -c 4 | hexdump -e '4/1 \"%d.\"'"
+    reply = resolving.guest.output(f"printf '{QUESTION}' | client {GATEWAY[4]} 53 | {shown}")
     assert reply == ANSWER + "."
     assert names.asked["tcp"] == before + 1
 

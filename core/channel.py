@@ -75,6 +75,15 @@ def net_view(view: bytes, port: int = 0) -> Command:
     return command
 
 
+def neighbours(count: int, others4: bytes, others6: bytes, packed: bytes, port: int = 0) -> Command:
+    """LG_CMD_NEIGHBOURS; `packed` are that many lg_neighbour, LG_NEIGHBOURS_MAX at most, in ascending order."""
+    command = _command("lg_cmd_neighbours", lib.LG_CMD_NEIGHBOURS, port)
+    table = ffi.new("struct lg_neighbours *", {"count": count, "others4": others4, "others6": others6})
+    ffi.buffer(ffi.addressof(table, "entry"))[: len(packed)] = packed
+    command.fill("table", bytes(ffi.buffer(table)))
+    return command
+
+
 def memory(kind: int, regions: Iterable[tuple[int, int, int, int]], port: int = 0) -> Command:
     """LG_CMD_MEM_*; a region is (guest_addr, size, user_addr, mmap_offset), the order of lg_mem_region."""
     listed = [tuple(region) for region in regions]

@@ -26,6 +26,7 @@ if _no_ssl:
     del sys.modules["ssl"]
 import socket  # noqa: E402
 from itertools import groupby  # noqa: E402
+from types import MappingProxyType  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from lockgate.core import channel  # noqa: E402
@@ -38,6 +39,7 @@ from lockgate.plugin.hostnet import InterfaceError  # noqa: E402
 from lockgate.plugin.migration import stream as migration_stream  # noqa: E402
 from lockgate.plugin.migration.move import Mover  # noqa: E402
 from lockgate.plugin.migration.repair import RepairHelper  # noqa: E402
+from lockgate.plugin.neighbours import Mirror, Neighbours  # noqa: E402
 from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
@@ -46,7 +48,7 @@ from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from lockgate.plugin.forwards import Listener
     from lockgate.plugin.keeper import Ends
@@ -131,6 +133,7 @@ class Control:
         self._start = start
         self._view, self._version = start.view, 1
         self._watch = HostWatch() if start.reassign is not None else None
+        self._neighbours = Neighbours() if start.reassign is not None else None
         self._log = start.log
         self._pages = ends.pages
         self._keeper = _owned(ends.keeper)
@@ -171,6 +174,8 @@ class Control:
         if self._watch is not None:
             self._watch.start(self._look_at_host)
         self._spawn(repair.serve())
+        if self._neighbours is not None:
+            self._neighbours.start(self._look_at_neighbours)
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -229,6 +234,7 @@ class Control:
 
     async def _configure(self, worker: WorkerChannels) -> None:
         await worker.net_view(self._view.pack(self._version))
+        await self._tell_neighbours(worker)
         await self._forward(worker)
         if self._events.on:
             await worker.events(EVENTS_AND_FRAMES if self._start.trace else EVENTS)
@@ -335,14 +341,40 @@ class Control:
         if not changes:
             return
         self._view, self._version = view, self._version + 1
-        self._spawn(self._tell_view(self._worker))
+        self._spawn(self._tell_network(self._worker))
+        if self._neighbours is not None:
+            self._look_at_neighbours()  # perhaps of another interface
         self.emit("network.change", **{name: _shown(value) for name, value in changes.items()})
         if self._attached and view.ra:
             self._advertise()
 
-    async def _tell_view(self, worker: WorkerChannels) -> None:
+    def _look_at_neighbours(self) -> None:
+        assert self._neighbours is not None
+        try:
+            gone = set(self._neighbours.entries)
+            new = self._neighbours.look(self._view)
+            gone -= set(self._neighbours.entries)
+        except OSError as fault:
+            self.emit("network.lost", reason=str(fault))
+            return
+        if not new and not gone:
+            return
+        self._spawn(self._tell_network(self._worker, new))
+        self._events.emit("network.neighbours", new=len(new), gone=len(gone), known=len(self._neighbours.entries))
+
+    async def _tell_neighbours(self, worker: WorkerChannels) -> None:
+        """Until there are any, a worker knows that all is at us."""
+        if self._neighbours is not None and self._neighbours.entries:
+            await worker.neighbours(Mirror(self._neighbours.entries, self._view))
+
+    async def _tell_network(self, worker: WorkerChannels, new: Mapping[bytes, bytes] = MappingProxyType({})) -> None:
+        """Also the guest, of neighbours that are new: once the worker answers for them in the same way."""
         try:
             await worker.net_view(self._view.pack(self._version))
+            if self._neighbours is not None:
+                await worker.neighbours(Mirror(self._neighbours.entries, self._view))
+            for frame in neighbour.announcements(self._view, new) if self._attached else ():
+                worker.send_frame(frame)
         except WorkerGone:
             pass  # the next one is told everything
         except WorkerError as refusal:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rtnetlink: what links, addresses and routes a network namespace has.
+"""rtnetlink: what links, addresses, routes and neighbours a network namespace has.
 
-Called by hostnet.py before READY, hence the light imports. Adversary: nobody, it is the kernel that answers; still, no
-length is believed, and what does not parse is a NetlinkError, never another exception.
+Called by hostnet.py before READY, hence the light imports; by neighbours.py later. Adversary: nobody, it is the kernel
+that answers; still, no length is believed, and what does not parse is a NetlinkError, never another exception.
 
 The codec is sans-io: `*_request` make datagrams, a `Dump` takes datagrams until it is `finished`. `dump` joins both
 over a socket. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d, all zeros where there is none; prefix lengths count as in
@@ -16,6 +16,7 @@ What we know of the kernel's dumps:
 - Routes come in the order of their prefixes: a default route comes first, so a limit on the number loses none; among
   equal prefixes, the lowest metric first.
 - A request for a family that is not built in, or disabled, is answered with all the others.
+- A request for neighbours may name their interface (Linux 4.4); an interface that is gone has none (ENODEV).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TABLE_MAIN = 254
+NEIGHBOURS_GROUP = 1 << 2  # RTMGRP_NEIGH
+NEIGHBOUR_KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # NUD_REACHABLE, _STALE, _DELAY, _PROBE, _PERMANENT
 ROUTE_UNICAST = 1  # rtm_type, <linux/rtnetlink.h>
 SCOPE_LINK = 253
 ADDRESS_DAD_FAILED = 0x08  # ifa_flags, <linux/if_addr.h>
@@ -46,6 +49,7 @@ _DATAGRAM_MAX = 65536  # the kernel sends at most 32 KiB at once
 _RTM_NEWLINK, _RTM_GETLINK = 16, 18
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x01, 0x300, 0x10
 _RTM_F_CLONED = 0x200
@@ -56,12 +60,14 @@ _IFLA_MTU, _IFLA_IFNAME, _IFLA_EXT_MASK = 4, 3, 29
 _EXT_MASK_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 9, 15
+_NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _ATTRIBUTE_TYPE = 0x3FFF  # without the bits for nested and for network order
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, seq, port
 _LINK = struct.Struct("=BxHiII")  # family, ARPHRD_*, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, NUD_*, flags, type
 _HOP = struct.Struct("=HBBi")  # length, flags, weight - 1, index
 _ATTRIBUTE = struct.Struct("=HH")
 _NUMBER = struct.Struct("=I")
@@ -132,6 +138,18 @@ class Route:
         self.hops = hops
 
 
+class Neighbour:
+    """What the host knows of an address on one of its links; `mac` is as long as the link's addresses are."""
+
+    __slots__ = ("address", "index", "mac", "state")
+
+    def __init__(self, index: int, address: bytes, mac: bytes, state: int) -> None:
+        self.index = index
+        self.address = address
+        self.mac = mac
+        self.state = state
+
+
 def link_request(seq: int) -> bytes:
     """All links, without the statistics that make up most of the answer."""
     mask = _ATTRIBUTE.pack(_ATTRIBUTE.size + _NUMBER.size, _IFLA_EXT_MASK) + _NUMBER.pack(_EXT_MASK_SKIP_STATS)
@@ -148,6 +166,12 @@ def route_request(seq: int, family: int) -> bytes:
     return _request(_RTM_GETROUTE, seq, _ROUTE.pack(family, 0, 0, 0, TABLE_MAIN, 0, 0, 0, 0))
 
 
+def neighbour_request(seq: int, index: int) -> bytes:
+    """The neighbours of one interface, of both families."""
+    only = _ATTRIBUTE.pack(_ATTRIBUTE.size + _NUMBER.size, _NDA_IFINDEX) + _NUMBER.pack(index)
+    return _request(_RTM_GETNEIGH, seq, _NEIGHBOUR.pack(_socket.AF_UNSPEC, 0, 0, 0, 0) + only)
+
+
 def _request(kind: int, seq: int, body: bytes) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | _NLM_F_DUMP, seq, 0) + body
 
@@ -159,7 +183,7 @@ class Dump:
     `cut` says that it ended at RECORDS_MAX.
     """
 
-    __slots__ = ("addresses", "cut", "finished", "interrupted", "links", "routes", "seq")
+    __slots__ = ("addresses", "cut", "finished", "interrupted", "links", "neighbours", "routes", "seq")
 
     def __init__(self, seq: int) -> None:
         self.seq = seq
@@ -169,6 +193,7 @@ class Dump:
         self.links: list[Link] = []
         self.addresses: list[Address] = []
         self.routes: list[Route] = []
+        self.neighbours: list[Neighbour] = []
 
     def feed(self, datagram: bytes) -> None:
         """Raises NetlinkError for a refusal, and for a malformed datagram (EBADMSG)."""
@@ -191,12 +216,16 @@ class Dump:
             route = _route_parse(body)
             if route is not None:
                 self.routes.append(route)
+        elif kind == _RTM_NEWNEIGH:
+            neighbour = _neighbour_parse(body)
+            if neighbour is not None:
+                self.neighbours.append(neighbour)
         elif kind in (_NLMSG_ERROR, _NLMSG_DONE):
             self.finished = True
             code = -_ERROR.unpack_from(body)[0] if kind == _NLMSG_ERROR or len(body) >= _ERROR.size else 0
-            if code not in (0, errno.ENOENT):  # ENOENT: no such table, so no routes
+            if code not in (0, errno.ENOENT, errno.ENODEV):  # no such table, so no routes; no such interface
                 raise NetlinkError(code, f"the kernel refused a dump over netlink: {os.strerror(code)}")
-        if len(self.links) + len(self.addresses) + len(self.routes) >= RECORDS_MAX:
+        if len(self.links) + len(self.addresses) + len(self.routes) + len(self.neighbours) >= RECORDS_MAX:
             self.cut = self.finished = True
 
 
@@ -283,6 +312,14 @@ def _address_parse(body: bytes) -> Address | None:
     # With a peer, IFA_ADDRESS is the peer's and IFA_LOCAL ours; IPv6 leaves IFA_LOCAL out otherwise.
     own = _ip(family, attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)))
     return Address(family, index, own, prefix, scope, _number(attributes, _IFA_FLAGS, flags))
+
+
+def _neighbour_parse(body: bytes) -> Neighbour | None:
+    family, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
+    if family not in (_socket.AF_INET, _socket.AF_INET6):
+        return None
+    attributes = _attributes(body, _NEIGHBOUR.size)
+    return Neighbour(index, _ip(family, attributes.get(_NDA_DST)), attributes.get(_NDA_LLADDR, b""), state)
 
 
 def _route_parse(body: bytes) -> Route | None:

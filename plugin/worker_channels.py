@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 
 from lockgate.core import channel
 from lockgate.core._datapath import lib
+from lockgate.plugin.neighbours import Mirror
 from lockgate.plugin.vhost_user.memory import SharedRegion
 from lockgate.plugin.vhost_user.messages import Region
 from lockgate.plugin.vhost_user.vring import VringStart
@@ -157,6 +158,9 @@ class WorkerChannels:
 
     async def net_view(self, view: bytes) -> None:
         await self.request(channel.net_view(view))
+
+    async def neighbours(self, mirror: Mirror) -> None:
+        await self.request(channel.neighbours(mirror.count, mirror.others4, mirror.others6, mirror.packed))
 
     async def events(self, level: int) -> None:
         """0 none, 1 events, 2 one for each frame too."""

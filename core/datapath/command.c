@@ -24,6 +24,7 @@ union command {
     struct lg_cmd_listen listen;
     struct lg_cmd_seen seen;
     struct lg_cmd_flow flow;
+    struct lg_cmd_neighbours neighbours;
 };
 
 _Static_assert(LG_LISTEN_MAX == LG_MEM_SLOTS, "a request has room for the descriptors of either");
@@ -54,6 +55,11 @@ static int run_net_view(struct worker *worker, struct request *request)
         return -EINVAL;
     worker->engine.view = *view;
     return 0;
+}
+
+static int run_neighbours(struct worker *worker, struct request *request)
+{
+    return neighbour_replace(&worker->engine, &request->command->neighbours.table);
 }
 
 static bool rings_running(const struct worker *worker)
@@ -324,6 +330,7 @@ static const struct {
     /* These have replies of their own: reply_page(). */
     [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_FLOWS_FREEZE] = {NULL, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_NEIGHBOURS] = {run_neighbours, sizeof(struct lg_cmd_neighbours), 0, 0},
 };
 
 /* ---- snapshots of flows, whose replies are longer than the others ---- */

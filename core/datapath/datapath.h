@@ -59,6 +59,23 @@ struct lg_net_view {
     uint8_t outbound_if6[16];
 };
 
+/* ---- Who has which MAC address: the host's neighbours, mirrored, so that the guest sees them as they are. ---- */
+
+#define LG_NEIGHBOURS_MAX 512 /* 12 KiB: a household, an office's floor; the rest of a large network is behind its router */
+
+struct lg_neighbour {
+    uint8_t address[16];
+    uint8_t mac[6];
+    uint8_t padding[2];
+};
+
+struct lg_neighbours {
+    uint32_t count;
+    uint8_t others4[6]; /* of every address that is not listed; zeros: our_mac */
+    uint8_t others6[6];
+    struct lg_neighbour entry[LG_NEIGHBOURS_MAX]; /* by address, ascending as bytes are compared; none twice */
+};
+
 /* ---- cmd: control -> worker ---- */
 
 #define LG_CMD_NET_VIEW 1      /* lg_cmd_net_view */
@@ -81,12 +98,12 @@ struct lg_net_view {
 
 #define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
 #define LG_CMD_LISTEN_CLEAR 18 /* lg_cmd_header: closes all of them; connections go on, flows of their datagrams end */
-
 #define LG_CMD_SEEN 19 /* lg_cmd_seen: what another worker, elsewhere, has seen of the guest that comes here */
 #define LG_CMD_FLOWS_FREEZE 20 /* lg_cmd_value: cursor; reply is lg_frozen_page and the sockets of its flows, in order */
 #define LG_CMD_FLOWS_THAW 21   /* lg_cmd_value: id of a frozen flow, 0 all of them: they go on where they stood */
 #define LG_CMD_FLOWS_FORGET 22 /* lg_cmd_value: the same; their sockets are closed, and the guest is not told */
 #define LG_CMD_FLOW_ADOPT 23   /* lg_cmd_flow and its connected socket */
+#define LG_CMD_NEIGHBOURS 24   /* lg_cmd_neighbours: replaces all */
 
 #define LG_MEM_SLOTS 64
 
@@ -105,6 +122,11 @@ struct lg_cmd_value {
 struct lg_cmd_net_view {
     struct lg_cmd_header header;
     struct lg_net_view view;
+};
+
+struct lg_cmd_neighbours {
+    struct lg_cmd_header header;
+    struct lg_neighbours table;
 };
 
 struct lg_mem_region {

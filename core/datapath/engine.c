@@ -74,7 +74,7 @@ void engine_path(const struct engine *engine, const address *source, const addre
                  struct packet_path *ret_path)
 {
     memcpy(ret_path->guest_mac, engine->seen.mac, ADDRESS_MAC);
-    memcpy(ret_path->our_mac, engine->view.our_mac, ADDRESS_MAC);
+    memcpy(ret_path->our_mac, neighbour_mac(engine, source), ADDRESS_MAC);
     ret_path->source = *source;
     ret_path->destination = *destination;
 }

@@ -45,6 +45,7 @@ struct engine {
     int epoll_fd;
     struct link *link;
     struct lg_net_view view;
+    struct lg_neighbours neighbours;
     struct lg_seen seen;
     bool seen_changed;
     uint64_t *counters;
@@ -173,6 +174,11 @@ void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, ui
 void neighbour_arp(struct engine *engine, const struct guest_frame *frame);
 void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+
+/* Who has which MAC address from now on; 0, or -EINVAL for a table that could not be searched or has no such addresses. */
+int neighbour_replace(struct engine *engine, const struct lg_neighbours *table);
+/* The MAC address that frames from this address come from, as the guest sees it. */
+const uint8_t *neighbour_mac(const struct engine *engine, const address *of);
 
 /* The guest asks whether anybody has this address, which it is about to take: a guest that only ever answers says nothing
  * else of it. What it sends from counts more. */

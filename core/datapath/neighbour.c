@@ -3,10 +3,12 @@
  * neighbour.c: what the guest asks of its neighbours: ARP (RFC 826), neighbour solicitations (RFC 4861), and echo to the
  * gateway's own addresses. Answered here from the view, so that a control plane which hangs costs no neighbour.
  *
- * The guest's link is a wire with one other end: every address but the guest's own is reached through us.
+ * The guest's link is a wire with one other end: every address but the guest's own is reached through us. What is said
+ * to have it is the neighbour of the host that really has, where control knows of one.
  *
  * Adversary: the guest. All lengths are checked by the parser; what is answered is bounded by what was asked.
  */
+#include <errno.h>
 #include <netinet/in.h>
 #include <string.h>
 
@@ -22,7 +24,41 @@ enum {
     NA_BYTES = 32,   /* and the target link-layer address option */
     NA_FLAGS = 0xe0, /* router, solicited, override (RFC 4861, 4.4) */
     OPTION_TARGET_LINK_ADDRESS = 2,
+    MAC_GROUP = 1, /* of the first byte: multicast and broadcast, which nobody has */
 };
+
+int neighbour_replace(struct engine *engine, const struct lg_neighbours *table)
+{
+    if (table->count > LG_NEIGHBOURS_MAX || (table->others4[0] | table->others6[0]) & MAC_GROUP)
+        return -EINVAL;
+    for (uint32_t i = 0; i < table->count; i++) {
+        const struct lg_neighbour *one = &table->entry[i];
+        if (one->mac[0] & MAC_GROUP || (i && memcmp(one[-1].address, one->address, sizeof(one->address)) >= 0))
+            return -EINVAL;
+    }
+    engine->neighbours = *table;
+    return 0;
+}
+
+const uint8_t *neighbour_mac(const struct engine *engine, const address *of)
+{
+    static const uint8_t none[ADDRESS_MAC];
+    const struct lg_neighbours *table = &engine->neighbours;
+    uint32_t from = 0, to = table->count;
+
+    while (from < to) {
+        uint32_t middle = (from + to) / 2;
+        int order = memcmp(table->entry[middle].address, of->byte, sizeof(of->byte));
+        if (!order)
+            return table->entry[middle].mac;
+        if (order < 0)
+            from = middle + 1;
+        else
+            to = middle;
+    }
+    const uint8_t *others = address_is_ipv4(of) ? table->others4 : table->others6;
+    return memcmp(others, none, ADDRESS_MAC) ? others : engine->view.our_mac;
+}
 
 void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
 {
@@ -45,12 +81,13 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
     if (!memcmp(sender_ip, nobody, 4) && !address_is(engine->view.gateway4, &target))
         return;
 
+    const uint8_t *mac = neighbour_mac(engine, &target);
     memcpy(reply, arp + 8, ADDRESS_MAC);
-    memcpy(reply + ADDRESS_MAC, engine->view.our_mac, ADDRESS_MAC);
+    memcpy(reply + ADDRESS_MAC, mac, ADDRESS_MAC);
     store_be16(reply + 12, ETHERTYPE_ARP_FRAME);
     memcpy(reply + ETHERNET_HEADER, expected, sizeof(expected));
     reply[ETHERNET_HEADER + 7] = ARP_REPLY;
-    memcpy(reply + ETHERNET_HEADER + 8, engine->view.our_mac, ADDRESS_MAC);
+    memcpy(reply + ETHERNET_HEADER + 8, mac, ADDRESS_MAC);
     memcpy(reply + ETHERNET_HEADER + 14, target_ip, 4);
     memcpy(reply + ETHERNET_HEADER + 18, arp + 8, ADDRESS_MAC);
     memcpy(reply + ETHERNET_HEADER + 24, sender_ip, 4);
@@ -78,7 +115,7 @@ static void solicited(struct engine *engine, const struct guest_frame *frame, co
     memcpy(na + 8, target.byte, sizeof(target.byte));
     na[24] = OPTION_TARGET_LINK_ADDRESS;
     na[25] = 1; /* in units of 8 bytes */
-    memcpy(na + 26, engine->view.our_mac, ADDRESS_MAC);
+    memcpy(na + 26, neighbour_mac(engine, &target), ADDRESS_MAC);
     if (icmp_send(engine, &target, &packet->source, na, sizeof(na)))
         count(engine, C_ns_replies);
     else

@@ -7,14 +7,22 @@ Adversary: nobody.
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from monitor import Monitor
+from monitor import GUEST_MAC, IS_AT, Monitor
 from running import PATIENCE, Foreground
 from scapy.layers.dhcp import BOOTP, DHCP
-from scapy.layers.inet6 import ICMPv6ND_RA, ICMPv6NDOptPrefixInfo, ICMPv6NDOptRDNSS
+from scapy.layers.inet6 import (
+    ICMPv6ND_NA,
+    ICMPv6ND_RA,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptPrefixInfo,
+    ICMPv6NDOptRDNSS,
+)
+from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
 NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount")
@@ -59,8 +67,6 @@ def started_helper(host: Host, start: Callable[..., Foreground]) -> Foreground:
 
 @pytest.fixture(name="guest")
 def attached_guest(helper: Foreground) -> Iterator[Monitor]:
-    import socket
-
     end = socket.socket(socket.AF_UNIX)
     end.connect(str(helper.socket))
     yield Monitor(end)
@@ -141,3 +147,64 @@ def test_what_a_link_leads_to_is_followed(host: Host, start: Callable[..., Foreg
     helper = start("-d", prefix=host.prefix, stream=True)
     host.does("echo nameserver 10.5.0.54 > /etc/elsewhere/new; mv /etc/elsewhere/new /etc/elsewhere/r")
     assert "10.5.0.54" in helper.line_with("network.change")
+
+
+OUR_MAC, LAN_MAC, OTHER_MAC = "9a:55:9a:55:9a:55", "02:00:00:00:00:07", "02:00:00:00:00:08"
+
+
+def announced(guest: Monitor, address: str) -> str:
+    """The MAC address in the next gratuitous ARP request of this address."""
+    while (arp := guest.receives(ARP)[ARP]).psrc != address or arp.pdst != address:
+        pass
+    return str(arp.hwsrc)
+
+
+def resolved(guest: Monitor, address: str) -> str:
+    """The MAC address that answers for it."""
+    ask = ARP(op="who-has", hwsrc=GUEST_MAC, psrc="10.5.0.2", pdst=address)
+    guest.send(bytes(Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / ask))
+    while (answer := guest.receives(ARP))[ARP].op != IS_AT:
+        pass
+    assert answer[ARP].psrc == address and answer.src == answer[ARP].hwsrc
+    return str(answer[ARP].hwsrc)
+
+
+def test_a_machine_of_the_hosts_network_is_seen_under_its_own_mac(
+    host: Host, helper: Foreground, guest: Monitor
+) -> None:
+    """When the host learns of it the guest does, and again when it changes."""
+    helper.line_with("link.attach")
+    assert resolved(guest, "10.5.0.77") == OUR_MAC
+    host.does(f"ip neighbour add 10.5.0.77 lladdr {LAN_MAC} dev cable nud permanent")
+    assert announced(guest, "10.5.0.77") == resolved(guest, "10.5.0.77") == LAN_MAC
+    host.does(f"ip neighbour replace 10.5.0.77 lladdr {OTHER_MAC} dev cable nud permanent")
+    assert announced(guest, "10.5.0.77") == resolved(guest, "10.5.0.77") == OTHER_MAC
+    host.does(f"ip neighbour add fd05::77 lladdr {LAN_MAC} dev cable nud permanent")
+    advertisement = guest.receives(ICMPv6ND_NA)
+    assert (advertisement[ICMPv6ND_NA].tgt, advertisement[ICMPv6NDOptDstLLAddr].lladdr) == ("fd05::77", LAN_MAC)
+    host.does("ip neighbour del 10.5.0.77 dev cable")
+    assert "network.neighbours" in helper.line_with("gone=1")
+    while resolved(guest, "10.5.0.77") != OUR_MAC:
+        pass  # the worker is told just after
+
+
+def test_the_gateway_that_means_the_host_is_at_our_mac(host: Host, helper: Foreground, guest: Monitor) -> None:
+    """The router's own would lead there as well, but the guest has to know one of the two."""
+    helper.line_with("link.attach")
+    host.does(f"ip neighbour add 10.5.0.1 lladdr {LAN_MAC} dev cable nud permanent")
+    host.does(f"ip neighbour add 10.5.0.77 lladdr {OTHER_MAC} dev cable nud permanent")
+    assert announced(guest, "10.5.0.77") == OTHER_MAC
+    assert resolved(guest, "10.5.0.1") == resolved(guest, "10.5.0.99") == OUR_MAC
+
+
+def test_without_the_mapping_the_router_has_its_own_mac(host: Host, start: Callable[..., Foreground]) -> None:
+    """And whoever is no neighbour is behind it; what was known before the start counts."""
+    host.does(f"ip neighbour add 10.5.0.1 lladdr {LAN_MAC} dev cable nud permanent")
+    helper = start("-d", "--no-map-gw", prefix=host.prefix, stream=True)
+    assert "known=1" in helper.line_with("network.neighbours")
+    with socket.socket(socket.AF_UNIX) as end:
+        end.connect(str(helper.socket))
+        guest = Monitor(end)
+        while resolved(guest, "10.5.0.1") != LAN_MAC:
+            pass  # the worker is told just after
+        assert resolved(guest, "198.51.100.1") == LAN_MAC

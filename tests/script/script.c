@@ -161,6 +161,11 @@ struct lg_net_view *script_view(void)
     return &world.engine.view;
 }
 
+int script_neighbours(const struct lg_neighbours *table)
+{
+    return neighbour_replace(&world.engine, table);
+}
+
 /* ---- the loop ---- */
 
 uint64_t script_now_ms(void)

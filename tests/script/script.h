@@ -23,7 +23,8 @@
 int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reorder, uint32_t ack_delay_ms);
 void script_close(void); /* closes all flows; the fake kernel can still be asked */
 struct lg_net_view *script_view(void);
-const char *script_fault(void); /* empty: none */
+int script_neighbours(const struct lg_neighbours *table); /* as LG_CMD_NEIGHBOURS does */
+const char *script_fault(void);                           /* empty: none */
 
 /* ---- the loop ---- */
 

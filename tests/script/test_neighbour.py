@@ -4,12 +4,13 @@ hands to control. Adversary: a guest whose questions are cut off, or about itsel
 
 from __future__ import annotations
 
+import errno
 import struct
 from ipaddress import IPv6Address
 
 import pytest
 import segments
-from fake_core import lib
+from fake_core import ffi, lib
 from segments import (
     GUEST_MAC,
     OUR_MAC,
@@ -20,7 +21,7 @@ from segments import (
     ip_packet,
     pseudo_header,
 )
-from world import GATEWAY, GUEST, OUR_LINK_LOCAL, PEER, World
+from world import GATEWAY, GUEST, OUR_LINK_LOCAL, PEER, World, mapped16
 
 BROADCAST = b"\xff" * 6
 GUEST_LINK_LOCAL = segments.address("fe80::15")
@@ -74,6 +75,59 @@ def test_other_arp_is_not_answered(world: World, frame: bytes) -> None:
 def test_a_probe_for_the_gateways_address_is_answered(world: World) -> None:
     """RFC 5227, 2.1.1: that address is in use, by us."""
     assert len(asked(world, arp(GATEWAY[4], sender=bytes(4))).arp_replies) == 1
+
+
+LAN = segments.address("192.0.2.77")
+LAN_MAC, ROUTER_MAC, OTHER_MAC = bytes((2, 0, 0, 0, 0, 7)), bytes((2, 0, 0, 0, 0, 8)), bytes((2, 0, 0, 0, 0, 9))
+
+
+def mirrored(*entries: tuple[bytes, bytes], others4: bytes = bytes(6), others6: bytes = bytes(6)) -> int:
+    """What the worker says to a table of these."""
+    listed = [{"address": mapped16(one), "mac": mac} for one, mac in entries]
+    table = {"count": len(listed), "others4": others4, "others6": others6, "entry": listed}
+    return int(lib.script_neighbours(ffi.new("struct lg_neighbours *", table)))
+
+
+def test_a_neighbour_of_the_host_answers_under_its_own_mac(world: World) -> None:
+    """In the answer, and as the source of the frame; who is not listed is behind the router of the family, or at us."""
+    assert mirrored((LAN, LAN_MAC), (segments.address("192.0.2.99"), OTHER_MAC)) == 0
+    (reply,) = asked(world, arp(LAN)).arp_replies
+    assert reply == GUEST_MAC + LAN_MAC + b"\x08\x06" + b"\0\1\x08\0\6\4\0\2" + LAN_MAC + LAN + GUEST_MAC + GUEST[4]
+    assert asked(world, arp(GATEWAY[4])).arp_replies[-1][6:12] == OUR_MAC
+    assert mirrored((LAN, LAN_MAC), others4=ROUTER_MAC) == 0
+    assert asked(world, arp(segments.address("8.8.8.8"))).arp_replies[-1][6:12] == ROUTER_MAC
+
+
+def test_a_neighbour_of_ipv6_advertises_its_own_mac(world: World) -> None:
+    target = segments.address("2001:db8::77")
+    assert mirrored((target, LAN_MAC)) == 0
+    (packet,) = asked(world, solicitation(target)).inbox
+    assert packet.frame[6:12] == LAN_MAC and packet.payload[8:] == target + b"\2\1" + LAN_MAC
+
+
+def test_every_entry_of_a_full_table_is_found(world: World) -> None:
+    """And none beside them."""
+    addresses = [segments.address(f"10.0.{n // 128}.{n % 128 * 2}") for n in range(lib.LG_NEIGHBOURS_MAX)]
+    assert mirrored(*((one, b"\2\0\0\0" + struct.pack("!H", n)) for n, one in enumerate(addresses))) == 0
+    for number, one in enumerate(addresses):
+        assert asked(world, arp(one)).arp_replies[-1][6:12] == b"\2\0\0\0" + struct.pack("!H", number)
+    for outside in ("9.255.255.255", "10.0.1.1", "10.0.4.0"):
+        assert asked(world, arp(segments.address(outside))).arp_replies[-1][6:12] == OUR_MAC
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        ((LAN, LAN_MAC), (LAN, OTHER_MAC)),  # twice
+        ((segments.address("192.0.2.99"), OTHER_MAC), (LAN, LAN_MAC)),  # out of order
+        ((LAN, BROADCAST),),
+    ],
+)
+def test_a_table_that_cannot_be_searched_is_refused(world: World, entries: tuple[tuple[bytes, bytes], ...]) -> None:
+    """Nor one with the MAC address of a group; what was there stays."""
+    assert mirrored((LAN, LAN_MAC)) == 0
+    assert mirrored(*entries) == mirrored(others4=BROADCAST) == -errno.EINVAL
+    assert asked(world, arp(LAN)).arp_replies[-1][6:12] == LAN_MAC
 
 
 def test_without_ipv4_nobody_answers_arp(world: World) -> None:

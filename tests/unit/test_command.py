@@ -229,6 +229,12 @@ def test_a_view_needs_an_mtu_that_an_ip_packet_can_have(worker: Worker, mtu: int
     assert worker.result(lib.LG_CMD_NET_VIEW, view={"mtu": mtu}) == result
 
 
+@pytest.mark.parametrize(("count", "result"), [(0, 0), (1, 0), (2, -errno.EINVAL), (513, -errno.EINVAL)])
+def test_neighbours_come_in_order_and_not_too_many(worker: Worker, count: int, result: int) -> None:
+    """The same address twice could not be searched; what follows the table is not read."""
+    assert worker.result(lib.LG_CMD_NEIGHBOURS, table={"count": count}) == result
+
+
 def test_the_dirty_log_is_mapped_replaced_and_put_away(worker: Worker, memory: int) -> None:
     """Its descriptor is not kept, the eventfd is; a log of no bytes, or one that cannot be mapped, changes nothing."""
     fds = eventfds(2)

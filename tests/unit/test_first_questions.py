@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import pytest
-from host_samples import ETH0, host, own, route
-from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6
+from host_samples import ETH0, host, ip, own, route
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, ICMPv6NDOptSrcLLAddr, IPv6
 from scapy.layers.l2 import ARP, Ether
 
 from lockgate.plugin import netview
@@ -49,6 +49,29 @@ def test_without_neighbour_discovery_there_is_no_solicitation(switch: str) -> No
     switches = {"no_icmp": True, "no_ndp": True} if switch == "no_icmp" else {"no_ndp": True}
     (request,) = asked(HOST, **switches)
     assert ARP in request
+
+
+def test_a_neighbour_is_announced_as_if_by_itself() -> None:
+    """A request about itself to all, an advertisement that nobody asked for: both with its own MAC address."""
+    view = netview.assign(NetworkSpec(contract="passt"), host(*HOST))
+    mac = bytes((2, 0, 0, 0, 0, 7))
+    frames = neighbour.announcements(view, {ip("192.0.2.77"): mac, ip("2001:db8::77"): mac})
+    arp, advertisement = map(Ether, frames)
+    assert (arp.src, arp.dst, len(arp)) == ("02:00:00:00:00:07", "ff:ff:ff:ff:ff:ff", 60)
+    assert (arp[ARP].op, arp[ARP].hwsrc, arp[ARP].psrc, arp[ARP].pdst) == (1, arp.src, "192.0.2.77", "192.0.2.77")
+    assert (advertisement.src, advertisement.dst) == ("02:00:00:00:00:07", "33:33:00:00:00:01")
+    packet = advertisement[IPv6]
+    assert (packet.src, packet.dst, packet.hlim) == ("2001:db8::77", "ff02::1", 255)
+    told = advertisement[ICMPv6ND_NA]
+    assert (told.tgt, told.R, told.S, told.O) == ("2001:db8::77", 0, 0, 1)
+    assert advertisement[ICMPv6NDOptDstLLAddr].lladdr == advertisement.src
+
+
+def test_a_family_that_is_off_has_no_announcements() -> None:
+    spec = NetworkSpec(contract="passt")
+    spec.ipv4.enabled, spec.no_ndp = False, True
+    view = netview.assign(spec, host(*HOST))
+    assert neighbour.announcements(view, {ip("192.0.2.77"): bytes(6), ip("2001:db8::77"): bytes(6)}) == []
 
 
 def test_a_guest_without_an_address_is_not_asked_for_it() -> None:

@@ -38,6 +38,7 @@ SHAPES: dict[int, tuple[str, range]] = {
     lib.LG_CMD_FLOWS: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_STREAM_ATTACH: ("struct lg_cmd_header", range(1, 2)),
     lib.LG_CMD_LISTEN: ("struct lg_cmd_listen", range(1, lib.LG_LISTEN_MAX + 1)),
+    lib.LG_CMD_NEIGHBOURS: ("struct lg_cmd_neighbours", range(1)),
     lib.LG_CMD_LISTEN_CLEAR: ("struct lg_cmd_header", range(1)),
     lib.LG_CMD_SEEN: ("struct lg_cmd_seen", range(1)),
     lib.LG_CMD_FLOWS_FREEZE: ("struct lg_cmd_value", range(1)),

@@ -340,12 +340,15 @@ class Control:
         changes = view.changes(self._view)
         if not changes:
             return
-        self._view, self._version = view, self._version + 1
+        before, self._view, self._version = self._view, view, self._version + 1
         self._spawn(self._tell_network(self._worker))
         if self._neighbours is not None:
             self._look_at_neighbours()  # perhaps of another interface
         self.emit("network.change", **{name: _shown(value) for name, value in changes.items()})
         if self._attached and view.ra:
+            farewell = ra.farewell(before, view)
+            if farewell is not None:
+                self._worker.send_frame(farewell)
             self._advertise()
 
     def _look_at_neighbours(self) -> None:

@@ -87,6 +87,7 @@ class HostWatch:
         self._due: asyncio.TimerHandle | None = None
         self._looked = self._loop.time() - LEAST_SECONDS
         self._loop.add_reader(self._netlink.fileno(), self._on_netlink)
+        self._note()  # what happened between the first look, before READY, and the moment when this was made
         if self._file.fd >= 0:
             self._loop.add_reader(self._file.fd, self._on_file)
 

@@ -34,6 +34,8 @@ from lockgate.plugin.services.frame import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lockgate.plugin.netview import Assignments
 
 UNSOLICITED_MIN = 200  # seconds; RFC 4861 §6.2.1 allows up to 1800, and a guest that missed one should not wait long
@@ -86,6 +88,22 @@ def advertise(view: Assignments) -> bytes:
     return icmp6_build(Ends(view.our_mac, _ALL_NODES_MAC, view.our_link_local, _ALL_NODES), _message_build(view))
 
 
+def farewell(before: Assignments, now: Assignments) -> bytes | None:
+    """What is said to all nodes in the name of the router as it was, ahead of what it is now: that it is none any more,
+    if it has another address (RFC 4861 §6.2.5), and that resolvers and search domains are not to be used any more, by
+    a lifetime of zero (RFC 8106 §5.1): else they would be for ever. None: nothing of that kind ended."""
+    ended = before.our_link_local != now.our_link_local
+    kept_servers, kept_names = ((), ()) if ended else (_servers(now), _names(now))
+    servers = [one for one in _servers(before) if one not in kept_servers]
+    names = [one for one in _names(before) if one not in kept_names]
+    if not before.ra or not (ended or servers or names):
+        return None
+    flags = _MANAGED if now.dhcpv6 else 0
+    message = _HEADER.pack(_ADVERTISEMENT, 0, 0, HOP_LIMIT, flags, 0 if ended else _LIFETIME_LONGEST, 0, 0)
+    message += _option(_OPTION_SOURCE_MAC, before.our_mac) + _naming_options(servers, names, 0)
+    return icmp6_build(Ends(before.our_mac, _ALL_NODES_MAC, before.our_link_local, _ALL_NODES), message)
+
+
 def _solicitation_parse(message: bytes, hop_limit: int) -> Ignored | None:
     """RFC 4861 §6.1.1, but for the checksum (see frame.py). Nothing in a valid solicitation changes the answer."""
     if hop_limit != HOP_LIMIT:
@@ -119,12 +137,24 @@ def _message_build(view: Assignments) -> bytes:
     message += _option(_OPTION_SOURCE_MAC, view.our_mac)
     if view.advertised_mtu >= _IPV6_MTU_MIN:
         message += _option(_OPTION_MTU, struct.pack("!HI", 0, view.advertised_mtu))
-    if view.dns6 and view.dhcp_dns:
-        message += _option(_OPTION_RDNSS, struct.pack("!HI", 0, _INFINITE) + b"".join(view.dns6))
-    if view.search and view.dhcp_search:
-        names = b"".join(map(domain_name.encode, view.search))
-        message += _option(_OPTION_DNSSL, struct.pack("!HI", 0, _INFINITE) + names)
-    return message
+    return message + _naming_options(_servers(view), _names(view), _INFINITE)
+
+
+def _servers(view: Assignments) -> Sequence[bytes]:
+    return view.dns6 if view.dhcp_dns else ()
+
+
+def _names(view: Assignments) -> Sequence[str]:
+    return view.search if view.dhcp_search else ()
+
+
+def _naming_options(servers: Sequence[bytes], names: Sequence[str], lifetime: int) -> bytes:
+    options = b""
+    if servers:
+        options += _option(_OPTION_RDNSS, struct.pack("!HI", 0, lifetime) + b"".join(servers))
+    if names:
+        options += _option(_OPTION_DNSSL, struct.pack("!HI", 0, lifetime) + b"".join(map(domain_name.encode, names)))
+    return options
 
 
 def _option(kind: int, body: bytes) -> bytes:

@@ -149,6 +149,23 @@ def test_what_a_link_leads_to_is_followed(host: Host, start: Callable[..., Foreg
     assert "10.5.0.54" in helper.line_with("network.change")
 
 
+def test_a_resolver_of_ipv6_that_ends_is_taken_back(host: Host, helper: Foreground, guest: Monitor) -> None:
+    """By a lifetime of zero (RFC 8106): a guest would use it for ever."""
+    helper.line_with("link.attach")
+    told = []
+    for server in ("fd05::53", "fd05::54"):
+        host.does(f"echo nameserver {server} > /etc/resolv.conf")
+        while [server] not in [servers for servers, _ in told]:
+            told += [(one[ICMPv6NDOptRDNSS].dns, one[ICMPv6NDOptRDNSS].lifetime) for one in advertised(guest)]
+    assert told == [(["fd05::53"], 0xFFFFFFFF), (["fd05::53"], 0), (["fd05::54"], 0xFFFFFFFF)]
+
+
+def advertised(guest: Monitor) -> list[Packet]:
+    """The next advertisement, if it names resolvers."""
+    advertisement = guest.receives(ICMPv6ND_RA)
+    return [advertisement] if ICMPv6NDOptRDNSS in advertisement else []
+
+
 OUR_MAC, LAN_MAC, OTHER_MAC = "9a:55:9a:55:9a:55", "02:00:00:00:00:07", "02:00:00:00:00:08"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from host_samples import ENDLESS_SEARCH, ETH0, assignments, host, own, route
+from host_samples import ENDLESS_SEARCH, ETH0, ORDINARY, RESOLV_CONF, assignments, host, own, route
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet6 import (
@@ -102,6 +102,31 @@ def test_the_prefix_has_no_bits_behind_its_length() -> None:
     """RFC 4861 §4.6.2, for an address whose own prefix is longer than 64 too."""
     view = assignments(own(ETH0, "2001:db8:1:2:3:4:5:6/128"), route("::/0", (ETH0, "fe80::a")))
     assert answered(solicitation(), view)[ICMPv6NDOptPrefixInfo].prefix == "2001:db8:1:2::"
+
+
+def test_a_router_with_another_address_takes_its_leave() -> None:
+    """In the name of the one before, with all that it had told; the new one has its own advertisement."""
+    before, now = assignments(), assignments(*ORDINARY[:-3], route("::/0", (ETH0, "fe80::b")))
+    frame = ra.farewell(before, now)
+    assert frame is not None
+    packet = read(frame)
+    assert (packet[IPv6].src, packet[IPv6].dst, packet[ICMPv6ND_RA].routerlifetime) == (ROUTER, "ff02::1", 0)
+    assert (packet[ICMPv6NDOptRDNSS].dns, packet[ICMPv6NDOptRDNSS].lifetime) == (["2001:db8::53"], 0)
+    assert packet[ICMPv6NDOptDNSSL].lifetime == 0 and ICMPv6NDOptPrefixInfo not in packet
+
+
+def test_resolvers_and_search_domains_that_end_are_taken_back() -> None:
+    """Only those; the router stays what it is."""
+    now = assignments(resolv_conf="nameserver 2001:db8::54\nsearch lab.example.org\n")
+    packet = read(ra.farewell(assignments(), now) or b"")
+    assert (packet[IPv6].src, packet[ICMPv6ND_RA].routerlifetime) == (ROUTER, 65535)
+    assert (packet[ICMPv6NDOptRDNSS].dns, packet[ICMPv6NDOptRDNSS].lifetime) == (["2001:db8::53"], 0)
+    assert (packet[ICMPv6NDOptDNSSL].searchlist, packet[ICMPv6NDOptDNSSL].lifetime) == (["example.org."], 0)
+
+
+def test_what_only_grows_needs_no_farewell() -> None:
+    more = assignments(resolv_conf=RESOLV_CONF + "nameserver 2001:db8::54\n")
+    assert ra.farewell(assignments(), more) is None
 
 
 def test_local_mode_advertises_a_router_without_prefix() -> None:

@@ -208,7 +208,7 @@ class Control:
             self._attached = event == "link.attach"
             self._schedule_advertisement()
         if event == "link.attach":
-            for frame in neighbour.questions(self._view):
+            for frame in neighbour.questions(self._view, {} if self._neighbours is None else self._neighbours.entries):
                 self._worker.send_frame(frame)
         if event in ("migration.saved", "migration.resumed"):
             self._spawn(self._listen(event == "migration.resumed"))

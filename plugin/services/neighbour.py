@@ -37,13 +37,14 @@ _ALL_NODES_MAC = b"\x33\x33\0\0\0\1"
 _FRAME_MIN = 60
 
 
-def questions(view: Assignments) -> list[bytes]:
-    """A frame for each address that is assigned: an ARP request, a neighbour solicitation."""
+def questions(view: Assignments, entries: Mapping[bytes, bytes]) -> list[bytes]:
+    """A frame for each address that is assigned: an ARP request, a neighbour solicitation. A guest learns the router's
+    MAC address from the first: the one that is mirrored, if it is."""
     frames = []
     if view.flags & VIEW_IPV4 and view.guest4 != address.UNSET:
-        ours, guest = view.gateway4[12:], view.guest4[12:]
-        request = _ARP.pack(*_ARP_REQUEST, view.our_mac, ours, bytes(6), guest)
-        frames.append((_BROADCAST_MAC + view.our_mac + _ETHERTYPE_ARP + request).ljust(_FRAME_MIN, b"\0"))
+        mac, router, guest = entries.get(view.gateway4, view.our_mac), view.gateway4[12:], view.guest4[12:]
+        request = _ARP.pack(*_ARP_REQUEST, mac, router, bytes(6), guest)
+        frames.append((_BROADCAST_MAC + mac + _ETHERTYPE_ARP + request).ljust(_FRAME_MIN, b"\0"))
     if view.flags & VIEW_NDP and view.guest6 != address.UNSET:
         group = b"\xff\x02" + bytes(9) + b"\1\xff" + view.guest6[13:]  # RFC 4291 §2.7.1
         message = bytes((_SOLICITATION, 0)) + bytes(6) + view.guest6 + _OPTION_SOURCE_MAC + view.our_mac

@@ -26,7 +26,7 @@ def asked(records: tuple[Address | Route, ...], **fields: object) -> list[Ether]
     spec = NetworkSpec(contract="passt")
     for name, value in fields.items():
         setattr(spec, name, value)
-    return [Ether(frame) for frame in neighbour.questions(netview.assign(spec, host(*records)))]
+    return [Ether(frame) for frame in neighbour.questions(netview.assign(spec, host(*records)), {})]
 
 
 def test_the_guest_is_asked_for_both_its_addresses() -> None:
@@ -42,6 +42,13 @@ def test_the_guest_is_asked_for_both_its_addresses() -> None:
     sum_sent = solicitation[ICMPv6ND_NS].cksum
     del solicitation[ICMPv6ND_NS].cksum
     assert Ether(bytes(solicitation))[ICMPv6ND_NS].cksum == sum_sent
+
+
+def test_the_router_that_asks_has_the_mac_that_is_mirrored() -> None:
+    """Else the guest would learn of two."""
+    view, mac = netview.assign(NetworkSpec(contract="passt"), host(*HOST)), bytes((2, 0, 0, 0, 0, 7))
+    request = Ether(neighbour.questions(view, {ip("192.0.2.1"): mac})[0])
+    assert request.src == request[ARP].hwsrc == "02:00:00:00:00:07"
 
 
 @pytest.mark.parametrize("switch", ["no_icmp", "no_ndp"])

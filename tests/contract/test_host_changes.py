@@ -152,7 +152,7 @@ def test_what_a_link_leads_to_is_followed(host: Host, start: Callable[..., Foreg
 def test_a_resolver_of_ipv6_that_ends_is_taken_back(host: Host, helper: Foreground, guest: Monitor) -> None:
     """By a lifetime of zero (RFC 8106): a guest would use it for ever."""
     helper.line_with("link.attach")
-    told = []
+    told: list[tuple[list[str], int]] = []
     for server in ("fd05::53", "fd05::54"):
         host.does(f"echo nameserver {server} > /etc/resolv.conf")
         while [server] not in [servers for servers, _ in told]:

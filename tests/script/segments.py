@@ -200,9 +200,11 @@ class Segment:
         return self.packet.offload.gso_size if self.packet.offload.gso_type else 0
 
 
-def parse_packet(frame: bytes, offload: Offload, time_ms: int, guest_mac: bytes = GUEST_MAC) -> Packet:
+def parse_packet(
+    frame: bytes, offload: Offload, time_ms: int, guest_mac: bytes = GUEST_MAC, peer_mac: bytes = OUR_MAC
+) -> Packet:
     assert len(frame) >= ETHERNET, "shorter than an Ethernet header"
-    assert frame[:6] == guest_mac and frame[6:12] == OUR_MAC, f"from or to nobody: {frame[:12].hex()}"
+    assert frame[:6] == guest_mac and frame[6:12] == peer_mac, f"from or to nobody: {frame[:12].hex()}"
     (ethertype,) = struct.unpack("!H", frame[12:14])
     ip = frame[ETHERNET:]
     if ethertype == ETHERTYPE_IPV4:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Callable
 from ipaddress import IPv6Address
 
 import pytest
 import segments
+from conversation import Conversation
 from fake_core import ffi, lib
 from segments import (
     GUEST_MAC,
@@ -101,8 +103,18 @@ def test_a_neighbour_of_the_host_answers_under_its_own_mac(world: World) -> None
 def test_a_neighbour_of_ipv6_advertises_its_own_mac(world: World) -> None:
     target = segments.address("2001:db8::77")
     assert mirrored((target, LAN_MAC)) == 0
+    world.peer_mac = LAN_MAC
     (packet,) = asked(world, solicitation(target)).inbox
     assert packet.frame[6:12] == LAN_MAC and packet.payload[8:] == target + b"\2\1" + LAN_MAC
+
+
+def test_the_frames_of_a_flow_come_from_the_neighbour_that_it_is_with(
+    world: World, talk: Callable[..., Conversation], family: int
+) -> None:
+    """As they would on the host's own network: all frames of the handshake and after it."""
+    assert mirrored((PEER[family], LAN_MAC)) == 0
+    world.peer_mac = LAN_MAC
+    talk().opened()
 
 
 def test_every_entry_of_a_full_table_is_found(world: World) -> None:

@@ -80,6 +80,7 @@ class World:
         self._fill_view(chosen.mtu)
         self.inbox: list[Packet] = []
         self.arp_replies: list[bytes] = []
+        self.peer_mac = OUR_MAC  # from which packets have to come
         self.closed = False
 
     def _fill_view(self, mtu: int) -> None:
@@ -162,7 +163,7 @@ class World:
             if frame[12:14] == ETHERTYPE_ARP.to_bytes(2, "big"):
                 self.arp_replies.append(frame)
             else:
-                self.inbox.append(parse_packet(frame, offload, raw.time_ms, bytes(self.seen.mac)))
+                self.inbox.append(parse_packet(frame, offload, raw.time_ms, bytes(self.seen.mac), self.peer_mac))
 
     @property
     def seen(self) -> Any:

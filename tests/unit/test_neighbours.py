@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 from host_samples import ETH0, ORDINARY, assignments, host, ip
@@ -121,7 +122,12 @@ def test_a_storm_is_one_look_and_nobody_listens_to_it(monkeypatch: pytest.Monkey
         watching._monitor = ours
         delays: list[float] = []
         looked = asyncio.Queue[None]()
-        monkeypatch.setattr(loop, "call_later", lambda wait, call: (delays.append(wait), loop.call_soon(call))[1])
+
+        def at_once(wait: float, call: Callable[[], None]) -> asyncio.Handle:
+            delays.append(wait)
+            return loop.call_soon(call)
+
+        monkeypatch.setattr(loop, "call_later", at_once)
         watching.start(lambda: looked.put_nowait(None))
         await looked.get()
         for said in range(2, 4):

@@ -327,10 +327,10 @@ static const struct {
     [LG_CMD_FLOWS_THAW] = {run_thaw, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_FLOWS_FORGET] = {run_forget, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_FLOW_ADOPT] = {run_adopt, sizeof(struct lg_cmd_flow), 1, 1},
+    [LG_CMD_NEIGHBOURS] = {run_neighbours, sizeof(struct lg_cmd_neighbours), 0, 0},
     /* These have replies of their own: reply_page(). */
     [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_FLOWS_FREEZE] = {NULL, sizeof(struct lg_cmd_value), 0, 0},
-    [LG_CMD_NEIGHBOURS] = {run_neighbours, sizeof(struct lg_cmd_neighbours), 0, 0},
 };
 
 /* ---- snapshots of flows, whose replies are longer than the others ---- */

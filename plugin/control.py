@@ -170,12 +170,13 @@ class Control:
             capture = self._capture_type(loop, *fds, self._capture_ended)
         self._capturing = capture is not None
         loop.add_reader(self._keeper, self._on_keeper)
+        if self._neighbours is not None:
+            self._look_at_neighbours(first=True)
+            self._neighbours.start(self._look_at_neighbours)
         await self._adopt(self._worker)
         if self._watch is not None:
             self._watch.start(self._look_at_host)
         self._spawn(repair.serve())
-        if self._neighbours is not None:
-            self._neighbours.start(self._look_at_neighbours)
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -351,7 +352,8 @@ class Control:
                 self._worker.send_frame(farewell)
             self._advertise()
 
-    def _look_at_neighbours(self) -> None:
+    def _look_at_neighbours(self, first: bool = False) -> None:
+        """The first ones are part of what a worker is configured with, and no news to a guest."""
         assert self._neighbours is not None
         try:
             gone = set(self._neighbours.entries)
@@ -362,7 +364,8 @@ class Control:
             return
         if not new and not gone:
             return
-        self._spawn(self._tell_network(self._worker, new))
+        if not first:
+            self._spawn(self._tell_network(self._worker, new))
         self._events.emit("network.neighbours", new=len(new), gone=len(gone), known=len(self._neighbours.entries))
 
     async def _tell_neighbours(self, worker: WorkerChannels) -> None:

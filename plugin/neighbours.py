@@ -90,7 +90,7 @@ def interfaces(view: Assignments) -> set[int]:
 
 
 class Neighbours:
-    """Calls `changed` when the host's table may be another. `entries` is what was mirrored last."""
+    """Calls `changed` when the table may be another than at the last `look`. `entries` is what was mirrored last."""
 
     def __init__(self) -> None:
         kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
@@ -101,8 +101,8 @@ class Neighbours:
     def start(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         self._loop = asyncio.get_running_loop()
-        self._looked = self._loop.time() - LEAST_SECONDS
-        self._loop.call_soon(self._look)  # what is there already
+        self._looked = self._loop.time()
+        self._loop.add_reader(self._monitor.fileno(), self._on_monitor)
 
     def look(self, view: Assignments) -> dict[bytes, bytes]:
         """What is new since the last look, by address. Raises OSError."""

@@ -30,7 +30,7 @@
     apply(drop_length)            /* longer than a frame may be, or than its chain can carry */                        \
     apply(drop_ethertype)         /* neither ARP, IPv4 nor IPv6 */                                                     \
     apply(drop_ip_header)                                                                                              \
-    apply(drop_fragment)                                                                                               \
+    apply(drop_fragment)          /* it does not fit the rest of its packet, or came twice */                          \
     apply(drop_protocol)          /* of a protocol that nobody here answers, or that is switched off */                \
     apply(drop_address)           /* loopback, multicast or unspecified where it may not be */                         \
     apply(drop_tcp_header)                                                                                             \
@@ -42,6 +42,11 @@
     apply(frames_injected)        /* frames that control sent to the guest */                                          \
     apply(frames_injected_lost)                                                                                        \
     apply(events_lost)                                                                                                 \
+    /* packets of the guest's that came in pieces */                                                                   \
+    apply(fragments)              /* the pieces */                                                                     \
+    apply(fragments_joined)       /* packets that they made */                                                         \
+    apply(fragments_late)         /* packets whose pieces did not all come in time */                                  \
+    apply(fragments_evicted)      /* that had to make room for others */                                               \
     /* what we answer ourselves */                                                                                     \
     apply(arp_replies)                                                                                                 \
     apply(ns_replies)                                                                                                  \

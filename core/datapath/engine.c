@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "datagram.h"
+#include "icmp.h"
 #include "pages.h"
 #include "sys.h"
 #include "tcp.h"
@@ -48,7 +49,8 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->inbox.bytes = pages_reserve(INBOX_BYTES);
     engine->arrivals = pages_reserve(INBOX_BYTES);
     if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) ||
-        (!options->peek_off && !engine->discard) || !engine->inbox.bytes || !engine->arrivals)
+        fragments_init(&engine->fragments, counters) || (!options->peek_off && !engine->discard) ||
+        !engine->inbox.bytes || !engine->arrivals)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);
@@ -65,6 +67,7 @@ void engine_free(struct engine *engine)
     flow_table_free(&engine->flows);
     listener_table_free(&engine->listeners);
     hold_pool_free(&engine->holds);
+    fragments_free(&engine->fragments);
     pages_free(engine->inbox.bytes, INBOX_BYTES);
     pages_free(engine->arrivals, INBOX_BYTES);
     pages_free(engine->discard, TCP_REREAD_MAX);
@@ -145,32 +148,94 @@ void engine_see_tentative(struct engine *engine, const address *target)
         see_bytes(engine, known, target->byte, sizeof(target->byte));
 }
 
+/* ---- packets in pieces ---- */
+
+/* One timer for all, which stands where the oldest would have had to be whole: moving it with each packet would cost more
+ * than one look in half a minute. */
+static void arm_fragments(struct engine *engine)
+{
+    struct timer *timer = &engine->fragments.timer;
+    uint64_t due = fragments_next_ms(&engine->fragments);
+
+    if (due == UINT64_MAX)
+        wheel_cancel(&engine->wheel, timer);
+    else if (!timer_armed(timer))
+        wheel_arm(&engine->wheel, timer, due);
+}
+
+static void drop_late_fragments(struct engine *engine)
+{
+    struct fragmented *packet;
+
+    while ((packet = fragments_late(&engine->fragments, engine->now_ms))) {
+        if (!packet->spoiled) {
+            count(engine, C_fragments_late);
+            if (packet->begun)
+                icmp_send_incomplete(engine, &packet->frame, &packet->first);
+        }
+        fragments_drop(&engine->fragments, packet);
+    }
+    arm_fragments(engine);
+}
+
 /* ---- one frame ---- */
+
+static bool is_on(const struct engine *engine, const struct packet *packet)
+{
+    return engine->view.flags & (packet->ipv6 ? LG_VIEW_IPV6 : LG_VIEW_IPV4);
+}
+
+static void take_packet(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    if (!is_on(engine, packet)) {
+        count(engine, C_drop_protocol);
+        return;
+    }
+    see_address(engine, &packet->source);
+    if (packet->protocol == IPPROTO_TCP)
+        tcp_from_guest(engine, frame, packet);
+    else if (packet->protocol == IPPROTO_UDP)
+        udp_from_guest(engine, frame, packet);
+    else if (packet->protocol == IPPROTO_ICMP && !packet->ipv6)
+        neighbour_icmpv4(engine, frame, packet);
+    else if (packet->protocol == IPPROTO_ICMPV6 && packet->ipv6)
+        neighbour_icmpv6(engine, frame, packet);
+    else
+        count(engine, C_drop_protocol);
+}
+
+/* A piece of a packet: what it makes whole goes the way of any other. */
+static void take_fragment(struct engine *engine, const struct guest_frame *frame, struct packet *packet)
+{
+    if (!is_on(engine, packet)) {
+        count(engine, C_drop_protocol);
+        return;
+    }
+    const struct guest_frame *whole = fragments_take(&engine->fragments, frame, packet, engine->now_ms);
+    arm_fragments(engine);
+    if (!whole)
+        return;
+    enum counter reason = packet_parse(whole, packet);
+    if (!reason && !packet->fragmented) {
+        packet->fragmented = true;
+        take_packet(engine, whole, packet);
+    } else {
+        count(engine, C_drop_fragment); /* a guest that changed its frame while we looked */
+    }
+}
 
 static void take_ip(struct engine *engine, const struct guest_frame *frame)
 {
     struct packet packet;
-    enum counter drop = packet_parse(frame, &packet);
+    enum counter reason = packet_parse(frame, &packet);
 
-    if (drop) {
-        count(engine, drop);
+    if (!reason) {
+        take_packet(engine, frame, &packet);
         return;
     }
-    if (!(engine->view.flags & (packet.ipv6 ? LG_VIEW_IPV6 : LG_VIEW_IPV4))) {
-        count(engine, C_drop_protocol);
-        return;
-    }
-    see_address(engine, &packet.source);
-    if (packet.protocol == IPPROTO_TCP)
-        tcp_from_guest(engine, frame, &packet);
-    else if (packet.protocol == IPPROTO_UDP)
-        udp_from_guest(engine, frame, &packet);
-    else if (packet.protocol == IPPROTO_ICMP && !packet.ipv6)
-        neighbour_icmpv4(engine, frame, &packet);
-    else if (packet.protocol == IPPROTO_ICMPV6 && packet.ipv6)
-        neighbour_icmpv6(engine, frame, &packet);
-    else
-        count(engine, C_drop_protocol);
+    count(engine, reason);
+    if (reason == C_fragments)
+        take_fragment(engine, frame, &packet);
 }
 
 static void take_frame(struct engine *engine, const struct guest_frame *frame)
@@ -212,6 +277,8 @@ bool engine_from_guest(struct engine *engine)
         for (unsigned i = 0; i < frames; i++)
             take_frame(engine, &engine->frame[i]);
         settle_ready(engine); /* after it no flow holds a piece of the batch any more */
+        if (engine->fragments.whole)
+            fragments_release(&engine->fragments);
         link->release(engine->link);
         link->flush(engine->link, engine->now_ms);
     }
@@ -269,7 +336,10 @@ static void fire_timers(struct engine *engine)
     wheel_advance(&engine->wheel, engine->now_ms);
     while ((timer = wheel_pop(&engine->wheel))) {
         count(engine, C_timers_fired);
-        flow_timer_fired(engine, container_of(timer, struct flow, timer));
+        if (timer == &engine->fragments.timer)
+            drop_late_fragments(engine);
+        else
+            flow_timer_fired(engine, container_of(timer, struct flow, timer));
     }
 }
 

@@ -8,6 +8,7 @@
 #include "counters.h"
 #include "datapath.h"
 #include "flow.h"
+#include "fragments.h"
 #include "link.h"
 #include "listener.h"
 #include "packet.h"
@@ -61,6 +62,7 @@ struct engine {
     struct unreachable_memory unreachable;
     struct listener_table listeners;
     struct hold_pool holds;
+    struct fragments fragments;
     struct datagram_inbox inbox;
     uint8_t *arrivals; /* as large as the inbox: what came to a port of the host, and is delivered or dropped at once */
     bool no_ping_told;

@@ -13,20 +13,19 @@
 
 enum {
     ICMP_HOPS = 255, /* RFC 4861, 7.1: a neighbour's message that came over a router must not be believed */
-    MESSAGE_MAX = 65535 - IPV4_HEADER,
-    TCP_QUOTED = 8, /* ports and sequence number: what RFC 792 asks for */
-    UDP_QUOTED = 8, /* all of its header */
+    TCP_QUOTED = 8,  /* ports and sequence number: what RFC 792 asks for */
+    UDP_QUOTED = 8,  /* all of its header */
 };
 
 bool icmp_send(struct engine *engine, const address *source, const address *destination, uint8_t *message,
                size_t length)
 {
-    uint8_t frame[ETHERNET_HEADER + IPV6_HEADER + MESSAGE_MAX];
+    uint8_t frame[ETHERNET_HEADER + IPV6_HEADER + ICMP_MESSAGE_MAX];
     struct packet_path path;
     bool ipv4 = address_is_ipv4(source);
     uint8_t protocol = ipv4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
 
-    if (length > MESSAGE_MAX)
+    if (length > ICMP_MESSAGE_MAX)
         return false;
     engine_path(engine, source, destination, &path);
     unsigned header = packet_write_headers(frame, &path, protocol, ICMP_HOPS, (uint32_t)length);
@@ -114,4 +113,31 @@ bool icmp_send_error(struct engine *engine, const struct flow *flow, const addre
     if (!udp && quoted >= ICMP_HEADER) /* the kernel had put its own identifier there */
         store_be16(message + at + 4, flow->key.guest_port);
     return icmp_send(engine, source, &flow->key.guest, message, at + quoted);
+}
+
+/* Errors are not answered by errors; of ICMP, all but what asks for an echo counts as one. */
+static bool may_answer(const struct guest_frame *frame, const struct packet *packet)
+{
+    uint8_t type = packet->l4_offset < frame->head_length ? frame->head[packet->l4_offset] : 0;
+
+    if (address_is_multicast(&packet->destination) || address_is_multicast(&packet->source) ||
+        address_is_unset(&packet->source) || address_is_loopback(&packet->source))
+        return false;
+    if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6)
+        return type == (packet->ipv6 ? ICMPV6_ECHO_REQUEST : ICMPV4_ECHO_REQUEST);
+    return true;
+}
+
+void icmp_send_incomplete(struct engine *engine, const struct guest_frame *frame, const struct packet *first)
+{
+    uint8_t message[ICMP_HEADER + FRAME_HEAD_MAX] = {first->ipv6 ? ICMPV6_TIME_EXCEEDED : ICMPV4_TIME_EXCEEDED,
+                                                     ICMP_TIME_REASSEMBLY};
+    uint32_t end = first->l4_offset + first->l4_length, quoted = end < frame->head_length ? end : frame->head_length;
+
+    if (!may_answer(frame, first) || !may_tell(engine))
+        return;
+    quoted -= ETHERNET_HEADER;
+    memcpy(message + ICMP_HEADER, frame->head + ETHERNET_HEADER, quoted);
+    if (icmp_send(engine, &first->destination, &first->source, message, ICMP_HEADER + quoted))
+        count(engine, C_datagram_errors);
 }

@@ -126,7 +126,7 @@ static void solicited(struct engine *engine, const struct guest_frame *frame, co
 static bool echo(struct engine *engine, const struct guest_frame *frame, const struct packet *packet, uint8_t request,
                  uint8_t reply)
 {
-    uint8_t message[65536 - IPV4_HEADER];
+    uint8_t message[ICMP_MESSAGE_MAX];
     size_t left = packet->l4_length;
 
     if (left < ICMP_HEADER || packet->l4_offset + ICMP_HEADER > frame->head_length ||
@@ -152,9 +152,17 @@ void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, co
         count(engine, C_drop_protocol);
 }
 
-void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+/* 0, which is no type of ICMPv6, where there is none, and for what neighbours may not say in fragments (RFC 6980, 5). */
+static uint8_t type_of(const struct guest_frame *frame, const struct packet *packet)
 {
     uint8_t type = packet->l4_offset < frame->head_length && packet->l4_length ? frame->head[packet->l4_offset] : 0;
+
+    return packet->fragmented && type >= ICMPV6_ROUTER_SOLICITATION ? 0 : type;
+}
+
+void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
+{
+    uint8_t type = type_of(frame, packet);
 
     if (type == ICMPV6_NEIGHBOUR_SOLICITATION && engine->view.flags & LG_VIEW_NDP) {
         solicited(engine, frame, packet);

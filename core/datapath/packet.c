@@ -12,6 +12,15 @@
 /* No drop: C_wakeups can be no reason, so that its number serves as "none". */
 _Static_assert(C_wakeups == 0, "0 means that a packet was parsed");
 
+enum header_fields {
+    IPV4_MORE = 0x2000, /* RFC 791, 3.1: flags and offset, the latter in units of 8 bytes */
+    IPV4_OFFSET = 0x1fff,
+    IPV6_NEXT_HEADER = 6,
+    IPV6_OFFSET = 0xfff8, /* RFC 8200, 4.5: in its place it counts bytes */
+    IPV6_MORE = 1,
+    TRANSPORT_HEADER_MIN = 8, /* UDP's, and ICMP's */
+};
+
 static const uint8_t mapped_prefix[12] = {[10] = 0xff, [11] = 0xff};
 
 bool address_is_ipv4(const address *a)
@@ -80,8 +89,6 @@ static enum counter parse_ipv4(const struct guest_frame *frame, struct packet *p
         return C_drop_ip_header;
     if (total > frame->length - ETHERNET_HEADER)
         return C_drop_short;
-    if (load_be16(ip + 6) & 0x3fff) /* more fragments, or an offset (RFC 791, 3.1) */
-        return C_drop_fragment;
     packet->ipv6 = false;
     packet->protocol = ip[9];
     packet->hops = ip[8];
@@ -90,50 +97,92 @@ static enum counter parse_ipv4(const struct guest_frame *frame, struct packet *p
     packet->l4_length = total - header;
     packet->source = address_from_ipv4(ip + 12);
     packet->destination = address_from_ipv4(ip + 16);
-    return 0;
+    packet->fragmented = load_be16(ip + 6) & (IPV4_MORE | IPV4_OFFSET);
+    if (!packet->fragmented)
+        return 0;
+    packet->fragment = (struct fragment){.identification = load_be16(ip + 4),
+                                         .offset = (uint16_t)((load_be16(ip + 6) & IPV4_OFFSET) * 8),
+                                         .more = load_be16(ip + 6) & IPV4_MORE};
+    return C_fragments;
 }
 
 static bool is_extension(uint8_t protocol)
 {
-    return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_DSTOPTS;
+    return protocol == IPPROTO_HOPOPTS || protocol == IPPROTO_ROUTING || protocol == IPPROTO_DSTOPTS ||
+           protocol == IPPROTO_FRAGMENT;
+}
+
+/* One extension header, the first 8 bytes of which are there. Its length, or 0: none that may stand there. */
+static unsigned take_extension(struct packet *packet, const uint8_t *extension)
+{
+    switch (packet->protocol) {
+    case IPPROTO_HOPOPTS: /* directly behind the IPv6 header only (RFC 8200, 4.3) */
+        return packet->l4_offset == ETHERNET_HEADER + IPV6_HEADER ? (extension[1] + 1u) * 8 : 0;
+    case IPPROTO_ROUTING: /* that it has not been to the end of means somebody who is not its destination (4.4) */
+        return extension[3] ? 0 : (extension[1] + 1u) * 8;
+    case IPPROTO_FRAGMENT:
+        if (packet->fragmented) /* a fragment of a fragment */
+            return 0;
+        packet->fragmented = true;
+        packet->fragment.identification = load_be32(extension + 4);
+        packet->fragment.offset = load_be16(extension + 2) & IPV6_OFFSET;
+        packet->fragment.more = extension[3] & IPV6_MORE;
+        return IPV6_FRAGMENT_HEADER;
+    default:
+        return (extension[1] + 1u) * 8;
+    }
+}
+
+/* Goes over the extension headers (RFC 8200, 4.1), up to what they carry or the header of a fragment. What their options
+ * ask for is nothing to us: nothing of them goes further. */
+static enum counter skip_extensions(const struct guest_frame *frame, struct packet *packet, unsigned named_at)
+{
+    while (is_extension(packet->protocol)) {
+        const uint8_t *extension = frame->head + packet->l4_offset;
+        if (packet->l4_length < 8 || packet->l4_offset + 8u > frame->head_length)
+            return C_drop_ip_header;
+        bool fragment = packet->protocol == IPPROTO_FRAGMENT;
+        unsigned length = take_extension(packet, extension);
+        if (!length || length > packet->l4_length)
+            return C_drop_ip_header;
+        if (fragment)
+            packet->fragment.named_at = (uint16_t)named_at;
+        named_at = packet->l4_offset;
+        packet->protocol = extension[0];
+        packet->l4_offset = (uint16_t)(packet->l4_offset + length);
+        packet->l4_length -= length;
+        if (fragment && (packet->fragment.more || packet->fragment.offset))
+            return C_fragments;
+    } /* a fragment that is all of its packet is one like any other (RFC 6946) */
+    return 0;
 }
 
 static enum counter parse_ipv6(const struct guest_frame *frame, struct packet *packet)
 {
     const uint8_t *ip = frame->head + ETHERNET_HEADER;
-    unsigned at = ETHERNET_HEADER + IPV6_HEADER;
-    uint32_t left;
+    enum counter reason;
 
-    if (frame->head_length < at)
+    if (frame->head_length < ETHERNET_HEADER + IPV6_HEADER)
         return C_drop_short;
-    left = load_be16(ip + 4);
     if (ip[0] >> 4 != 6)
         return C_drop_ip_header;
-    if (left > frame->length - at)
+    packet->l4_offset = ETHERNET_HEADER + IPV6_HEADER;
+    packet->l4_length = load_be16(ip + 4);
+    if (packet->l4_length > frame->length - packet->l4_offset)
         return C_drop_short;
-    packet->protocol = ip[6];
-    while (is_extension(packet->protocol)) { /* RFC 8200, 4.1 */
-        if (left < 8 || at + 8 > frame->head_length)
-            return C_drop_ip_header;
-        unsigned extension = (frame->head[at + 1] + 1u) * 8;
-        if (extension > left)
-            return C_drop_ip_header;
-        packet->protocol = frame->head[at];
-        at += extension;
-        left -= extension;
-    }
-    if (packet->protocol == IPPROTO_FRAGMENT)
-        return C_drop_fragment;
     packet->ipv6 = true;
+    packet->fragmented = false;
+    packet->protocol = ip[6];
     packet->hops = ip[7];
     packet->traffic_class = (uint8_t)(ip[0] << 4 | ip[1] >> 4);
-    packet->l4_offset = (uint16_t)at;
-    packet->l4_length = left;
     packet->source = address_from(ip + 8);
     packet->destination = address_from(ip + 24);
+    reason = skip_extensions(frame, packet, ETHERNET_HEADER + IPV6_NEXT_HEADER);
+    if (reason && reason != C_fragments)
+        return reason;
     if (address_is_ipv4(&packet->source) || address_is_ipv4(&packet->destination))
         return C_drop_address; /* never on a wire (RFC 6890, 2.2.3), and to us it would mean IPv4 */
-    return 0;
+    return reason;
 }
 
 enum counter packet_parse(const struct guest_frame *frame, struct packet *ret_packet)
@@ -147,6 +196,39 @@ enum counter packet_parse(const struct guest_frame *frame, struct packet *ret_pa
     default:
         return C_drop_ethertype;
     }
+}
+
+bool packet_fragment_has_headers(const struct guest_frame *frame, const struct packet *fragment)
+{
+    struct packet inner = *fragment; /* marked as one already: no other fragment header may follow */
+
+    if (inner.ipv6 && skip_extensions(frame, &inner, 0))
+        return false;
+    return inner.l4_length >= (inner.protocol == IPPROTO_TCP ? TCP_HEADER : TRANSPORT_HEADER_MIN);
+}
+
+unsigned packet_write_whole(uint8_t *head, const struct packet *first, uint32_t l4_length)
+{
+    uint8_t *ip = head + ETHERNET_HEADER;
+
+    if (first->ipv6) {
+        unsigned end = first->l4_offset - IPV6_FRAGMENT_HEADER;
+        uint32_t payload = end - ETHERNET_HEADER - IPV6_HEADER + l4_length;
+        if (payload > IP_PAYLOAD_MAX)
+            return 0;
+        store_be16(ip + 4, payload);
+        head[first->fragment.named_at] = first->protocol;
+        return end;
+    }
+    uint32_t total = first->l4_offset - ETHERNET_HEADER + l4_length;
+    if (total > IP_PAYLOAD_MAX)
+        return 0;
+    store_be16(ip + 2, total);
+    memset(ip + 6, 0, 2);
+    memset(ip + 10, 0, 2);
+    uint16_t check = (uint16_t)~checksum_fold(checksum_add(0, ip, first->l4_offset - ETHERNET_HEADER));
+    memcpy(ip + 10, &check, sizeof(check));
+    return first->l4_offset;
 }
 
 enum tcp_option {

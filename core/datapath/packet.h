@@ -24,6 +24,8 @@ enum packet_sizes {
     ETHERNET_HEADER = 14,
     IPV4_HEADER = 20,
     IPV6_HEADER = 40,
+    IPV6_FRAGMENT_HEADER = 8,
+    IP_PAYLOAD_MAX = 65535, /* of IPv6; of IPv4 with its header */
     TCP_HEADER = 20,
     TCP_OPTIONS_MAX = 40,
     ICMP_HEADER = 8,
@@ -44,6 +46,13 @@ struct packet {
     uint16_t ip_offset, l4_offset;
     uint32_t l4_length; /* header and payload, without Ethernet padding */
     address source, destination;
+    bool fragmented; /* it has a fragment header (IPv6), or is a fragment, or was made of some */
+    struct fragment {
+        uint32_t identification;
+        uint16_t offset;   /* of its first byte in what IP carries */
+        bool more;         /* it is not the last */
+        uint16_t named_at; /* in the frame: the field that names the fragment header (IPv6) */
+    } fragment;            /* of a packet that came whole it means nothing */
 };
 
 enum tcp_flags {
@@ -108,8 +117,17 @@ static inline uint16_t frame_ethertype(const struct guest_frame *frame)
     return load_be16(frame->head + 12);
 }
 
-/* Parses the IP header and the IPv6 extension headers. 0, or the counter of the reason to drop the frame. */
+/* Parses the IP header and the IPv6 extension headers. 0, or the counter of the reason why the frame is no packet: of a
+ * fragment (C_fragments) all is known then, with l4_offset and l4_length those of the piece. */
 enum counter packet_parse(const struct guest_frame *frame, struct packet *ret_packet);
+
+/* Whether a first fragment has all headers, up to the transport's: what has not is not taken (RFC 7112, 5; for
+ * TCP over IPv4 RFC 3128), since nobody sends such but to get past a filter. */
+bool packet_fragment_has_headers(const struct guest_frame *frame, const struct packet *fragment);
+
+/* Makes the head of a first fragment that of the whole packet, `l4_length` bytes of which lie behind it. Returns the
+ * length of the head, or 0: the whole would be longer than an IP packet can be. */
+unsigned packet_write_whole(uint8_t *head, const struct packet *first, uint32_t l4_length);
 
 /* Parses a TCP header and its options. False: the header does not fit what is there. */
 bool tcp_segment_parse(const struct guest_frame *frame, const struct packet *packet, struct tcp_segment *ret_segment);

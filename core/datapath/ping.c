@@ -19,7 +19,7 @@ void ping_from_guest(struct engine *engine, const struct guest_frame *frame, con
     uint8_t request = packet->ipv6 ? ICMPV6_ECHO_REQUEST : ICMPV4_ECHO_REQUEST;
 
     if (packet->l4_length < ICMP_HEADER || packet->l4_offset + ICMP_HEADER > frame->head_length || message[1] ||
-        message[0] != request || packet->l4_length > DATAGRAM_PAYLOAD_MAX) {
+        message[0] != request || packet->l4_length > ICMP_MESSAGE_MAX) {
         count(engine, C_drop_protocol);
         return;
     }

@@ -314,13 +314,13 @@ def test_an_address_that_the_guest_is_about_to_take_is_remembered_until_it_speak
     assert bytes(world.seen.addr6) == GUEST[6]
 
 
-def test_fragments_are_counted_and_dropped(world: World) -> None:
-    """Nobody here puts them together."""
-    packet = bytearray(echo(4, GATEWAY[4]))
-    packet[20:22] = b"\x20\0"
-    fragment = ip_packet(GUEST[6], GATEWAY[6], 44, bytes([PROTOCOL_ICMPV6]) + bytes(15))
-    assert not asked(world, bytes(packet), fragment).inbox
-    assert world.counter("drop_fragment") == 2
+def test_neighbours_do_not_speak_in_fragments(world: World) -> None:
+    """RFC 6980, 5: not even in one that is all of its packet, in which an echo request is as good as any."""
+    for asks, answers in ((echo(6, GATEWAY[6]), 1), (solicitation(GATEWAY[6]), 0)):
+        atomic = bytes([PROTOCOL_ICMPV6]) + bytes(7) + asks[54:]
+        asked(world, ip_packet(asks[22:38], asks[38:54], 44, atomic, hops=255))
+        assert len(world.inbox) == answers
+        world.inbox.clear()
 
 
 def test_ipv6_extension_headers_are_passed_over(world: World) -> None:

@@ -35,6 +35,7 @@ HEADERS = (
     "datapath",
     "checksum",
     "flow",
+    "fragments",
     "hold",
     "link_stream",
     "link_vhost",

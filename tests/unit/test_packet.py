@@ -7,6 +7,7 @@ import struct
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple
 
+import pytest
 from core_pieces import COUNTERS, EXAMPLES, ffi, lib
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -82,7 +83,7 @@ def slow_ipv4(packet: bytes) -> Parsed | str:
         return "drop_short"
     more_fragments, offset = packet[6] & 0x20, int.from_bytes(packet[6:8], "big") % 0x2000
     if more_fragments or offset:
-        return "drop_fragment"
+        return "fragments"
     source, destination = MAPPED + packet[12:16], MAPPED + packet[16:20]
     return Parsed(False, packet[9], packet[8], 14 + header, total - header, source, destination)
 
@@ -96,15 +97,18 @@ def slow_ipv6(packet: bytes) -> Parsed | str:
     if 40 + length > len(packet):
         return "drop_short"
     end = 40 + length
-    while protocol in EXTENSIONS:
+    fragmented = False
+    while protocol in (*EXTENSIONS, FRAGMENT):
         if at + 8 > end or 14 + at + 8 > HEAD_MAX:  # an extension header beyond the copied head is not looked for
             return "drop_ip_header"
-        protocol, size = packet[at], 8 * packet[at + 1] + 8
-        if at + size > end:
+        size = 8 if protocol == FRAGMENT else 8 * packet[at + 1] + 8
+        late_hop_by_hop, unfinished_route = protocol == 0 and at > 40, protocol == 43 and packet[at + 3]
+        if late_hop_by_hop or unfinished_route or (protocol == FRAGMENT and fragmented) or at + size > end:
             return "drop_ip_header"
-        at += size
-    if protocol == FRAGMENT:
-        return "drop_fragment"
+        if protocol == FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & 0xFFF9:
+            return "fragments"
+        fragmented |= protocol == FRAGMENT
+        protocol, at = packet[at], at + size
     return Parsed(True, protocol, packet[7], 14 + at, end - at, packet[8:24], packet[24:40])
 
 
@@ -205,14 +209,19 @@ tcp_options = st.lists(
     max_size=3,
 )
 
-extension_headers = st.lists(
-    st.one_of(
-        st.just(IPv6ExtHdrHopByHop()),
-        st.just(IPv6ExtHdrDestOpt()),
-        st.builds(lambda n: IPv6ExtHdrRouting(addresses=["2001:db8::1"] * n), st.integers(0, 2)),
-    ),
-    max_size=3,
-)
+
+@st.composite
+def extension_headers(draw: st.DrawFn) -> list[ScapyPacket]:
+    """As RFC 8200, 4.1, has them: hop-by-hop options first, and one fragment header at most."""
+    chain: list[ScapyPacket] = []
+    for _ in range(draw(st.integers(0, 2))):
+        route = IPv6ExtHdrRouting(addresses=["2001:db8::1"] * draw(st.integers(0, 2)), segleft=0)
+        chain.append(IPv6ExtHdrDestOpt() if draw(st.booleans()) else route)
+    if draw(st.booleans()):
+        chain.insert(draw(st.integers(0, len(chain))), IPv6ExtHdrFragment(id=77))  # RFC 6946: of a packet that is whole
+    if draw(st.booleans()):
+        chain.insert(0, IPv6ExtHdrHopByHop())
+    return chain
 
 
 @st.composite
@@ -226,7 +235,7 @@ def scapy_frames(draw: st.DrawFn) -> bytes:
         packet = IP(src=text4(draw(ipv4_addresses)), dst=text4(draw(ipv4_addresses)), ttl=hops, options=options) / inner
     else:
         packet = ipv6_header(draw(ipv6_addresses), draw(ipv6_addresses), hlim=hops)
-        for extension in draw(extension_headers):
+        for extension in draw(extension_headers()):
             packet = packet / extension.copy()
         packet = packet / inner
     return ether(packet, draw(st.binary(max_size=20)))
@@ -262,7 +271,7 @@ def test_a_right_frame_is_understood_as_scapy_meant_it(frame: bytes) -> None:
         assert (text4(got.source[12:]), text4(got.destination[12:])) == (ip.src, ip.dst)
     else:
         chain = [layer for layer in packet.iterpayloads() if isinstance(layer, _IPv6ExtHdr)]
-        skipped = sum(8 + 8 * layer.len for layer in chain)
+        skipped = sum(8 if isinstance(layer, IPv6ExtHdrFragment) else 8 + 8 * layer.len for layer in chain)
         last = chain[-1] if chain else packet[IPv6]
         expected = (packet[IPv6].hlim, last.nh, packet[IPv6].plen - skipped, 54 + skipped)
     assert (got.hops, got.protocol, got.l4_length, got.l4_offset) == expected
@@ -307,13 +316,34 @@ def test_any_option_bytes_are_read_as_the_slow_parser_reads_them(options: bytes)
     assert (segment.mss, segment.scale, segment.sack_allowed, segment.sack) == slow_options(options)
 
 
-def test_a_fragment_of_ipv6_is_counted_as_one() -> None:
-    """We do not put packets together again: neither the first fragment nor a later one is taken."""
-    for offset in (0, 185):
-        packet = (
-            ipv6_header(bytes(15) + b"\1", bytes(15) + b"\2") / IPv6ExtHdrFragment(offset=offset, m=1) / Raw(bytes(64))
-        )
-        assert parsed(ether(packet)) == "drop_fragment"
+@settings(max_examples=3 * EXAMPLES)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 8191), st.booleans(), st.binary(min_size=1, max_size=60))
+def test_a_fragment_is_known_by_its_place_in_its_packet(number: int, offset: int, more: bool, body: bytes) -> None:
+    """Number, offset in bytes and whether more follow, and where the piece lies."""
+    assume(offset or more)
+    four = IP(id=number & 0xFFFF, frag=offset, flags="MF" if more else 0, proto=17) / Raw(body)
+    six = ipv6_header(bytes(15) + b"\1", bytes(15) + b"\2") / IPv6ExtHdrHopByHop()
+    six = six / IPv6ExtHdrFragment(id=number, offset=offset, m=more, nh=17) / Raw(body)
+    for whole, at, known, named_at in ((four, 34, number & 0xFFFF, 0), (six, 70, number, 54)):
+        packet = ffi.new("struct packet *")
+        assert COUNTERS[lib.packet_parse(guest_frame(ether(whole)), packet)] == "fragments"
+        fragment = packet.fragment
+        assert (fragment.identification, fragment.offset, fragment.more) == (known, offset * 8, more)
+        assert (packet.protocol, packet.l4_offset, packet.l4_length) == (17, at, len(body))
+        assert (packet.fragmented, fragment.named_at) == (True, named_at)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        IPv6ExtHdrDestOpt() / IPv6ExtHdrHopByHop(),
+        IPv6ExtHdrRouting(addresses=["2001:db8::1"], segleft=1),
+        IPv6ExtHdrFragment() / IPv6ExtHdrFragment(),
+    ],
+    ids=["hop-by-hop options that are not first", "a route that is not at its end", "a fragment of a fragment"],
+)
+def test_what_no_receiver_may_pass_over_is_dropped(chain: ScapyPacket) -> None:
+    assert parsed(ether(ipv6_header(bytes(15) + b"\1", bytes(15) + b"\2") / chain / UDP())) == "drop_ip_header"
 
 
 def test_extension_headers_beyond_the_copied_head_are_not_followed() -> None:

@@ -132,8 +132,10 @@ class Control:
     def __init__(self, start: Start, ends: Ends) -> None:
         self._start = start
         self._view, self._version = start.view, 1
-        self._watch = HostWatch() if start.reassign is not None else None
-        self._neighbours = Neighbours() if start.reassign is not None else None
+        self._watch: HostWatch | None = None
+        self._neighbours: Neighbours | None = None
+        if start.reassign is not None:
+            self._open_watches()
         self._log = start.log
         self._pages = ends.pages
         self._keeper = _owned(ends.keeper)
@@ -150,6 +152,13 @@ class Control:
             from lockgate.plugin.pcap import Capture
 
             self._capture_type = Capture
+
+    def _open_watches(self) -> None:
+        try:
+            self._watch, self._neighbours = HostWatch(), Neighbours()
+        except OSError as failure:
+            self._watch = self._neighbours = None
+            self._log.warning(f"Changes of the host's network cannot be followed (netlink): {failure.strerror}")
 
     async def main(self) -> int:
         loop = asyncio.get_running_loop()

@@ -29,6 +29,7 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 _INOTIFY = struct.Struct("=iIII")  # watch, mask, cookie, length of the name behind it
 _READ_MAX = 65536
 _READS_A_TURN = 16  # then others have theirs
+_DRAINED_MAX = 1024  # messages before a look, more than the socket holds; what is left causes another
 
 
 def names_in(events: bytes) -> set[bytes]:
@@ -92,14 +93,19 @@ class HostWatch:
             self._loop.add_reader(self._file.fd, self._on_file)
 
     def _on_netlink(self) -> None:
-        for _ in range(_READS_A_TURN):
+        """The first word is enough: what else is said until the look wakes nobody."""
+        self._loop.remove_reader(self._netlink.fileno())
+        self._note()
+
+    def _drain(self) -> None:
+        for _ in range(_DRAINED_MAX):
             try:
                 self._netlink.recv(1)  # the kernel throws away what does not fit: nobody wants to know
             except BlockingIOError:
                 break
             except OSError:
                 continue  # ENOBUFS: more was said than the socket holds
-        self._note()
+        self._loop.add_reader(self._netlink.fileno(), self._on_netlink)
 
     def _on_file(self) -> None:
         if self._file.touched():
@@ -113,4 +119,5 @@ class HostWatch:
     def _look(self) -> None:
         self._due = None
         self._looked = self._loop.time()
+        self._drain()
         self._changed()

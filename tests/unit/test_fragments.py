@@ -162,7 +162,8 @@ def test_any_pieces_come_to_what_the_slow_model_says(pieces: list[Piece], parts:
 @given(st.randoms(use_true_random=False), st.integers(9, 65515))
 def test_a_packet_of_any_size_is_whole_in_any_order(order: random.Random, length: int) -> None:
     """Cut anywhere, and shuffled: with the last piece and not before."""
-    content, sizes = order.randbytes(length), []
+    content = order.randbytes(length)
+    sizes: list[int] = []
     while 8 * sum(sizes) < length - 8 and len(sizes) < 60:
         sizes.append(min(order.choice([1, 2, 185, 2000]), (length - 1) // 8 - sum(sizes)))
     pieces = cut(length, *sizes)

@@ -43,6 +43,9 @@ class Ring:
 
     def __init__(self, memory: mmap.mmap, index: int) -> None:
         self._memory = memory
+        # Both sides look at the indexes at any time. Through this they are read and written as a whole; struct does it
+        # byte by byte where a byte order is named, and a half of an index is another index.
+        self._words = memoryview(memory).cast("H")
         self.index = index
         self.desc = RINGS + 0x4000 * index
         self.avail, self.used = self.desc + 0x1000, self.desc + 0x2000
@@ -62,14 +65,14 @@ class Ring:
         self._put(self.desc + 16 * slot, "<QIHH", at, length, flags, 0)
         self._put(self.avail + 4 + 2 * (self.offered % RING_SIZE), "<H", slot)
         self.offered += 1
-        self._put(self.avail + 2, "<H", self.offered % 65536)
+        self._words[(self.avail + 2) // 2] = self.offered % 65536
 
     def notify(self) -> None:
         os.eventfd_write(self.kick, 1)
 
     def take_back(self) -> list[tuple[int, bytes]]:
         """(slot, what was written into it) of each buffer that came back."""
-        (index,) = struct.unpack_from("<H", self._memory, self.used + 2)
+        index = self._words[(self.used + 2) // 2]
         back = []
         while self.taken % 65536 != index:
             slot, length = struct.unpack_from("<II", self._memory, self.used + 4 + 8 * (self.taken % RING_SIZE))

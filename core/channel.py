@@ -99,12 +99,13 @@ def dirty_log(size: int, offset: int, port: int = 0) -> Command:
     return _command("lg_cmd_log", lib.LG_CMD_DIRTY_LOG, port, size=size, offset=offset)
 
 
-def listen(protocol: int, target: bytes, ports: Sequence[int], port: int = 0) -> Command:
-    """LG_CMD_LISTEN for as many sockets as there are ports of the guest, LG_LISTEN_MAX at most; they go along in order.
-    `target` is 16 bytes; all zeros: the guest as it is seen."""
-    command = _command(
-        "lg_cmd_listen", lib.LG_CMD_LISTEN, port, count=len(ports), protocol=protocol, guest_port=list(ports)
-    )
+def listen(
+    kind: int, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], port: int = 0
+) -> Command:
+    """LG_CMD_LISTEN for as many sockets as there are ports of the guest, LG_LISTEN_MAX at most, which go along in
+    order; LG_CMD_LISTEN_TARGET for such as are there. `target` is 16 bytes; all zeros: the guest as it is seen."""
+    named = {"slot": list(slots), "guest_port": list(ports)}
+    command = _command("lg_cmd_listen", kind, port, count=len(ports), protocol=protocol, **named)
     command.fill("target", target)
     return command
 

@@ -40,6 +40,24 @@ async def readable(sock: socket.socket) -> None:
         loop.remove_reader(sock)
 
 
+async def accept(listener: socket.socket, tell: Callable[[str], None]) -> socket.socket:
+    """The next client; tell() hears why none can be taken meanwhile."""
+    while True:
+        try:
+            client, _ = listener.accept()
+        except BlockingIOError:
+            await readable(listener)
+        except OSError as error:
+            if error.errno in ACCEPT_EXHAUSTED:
+                tell(f"no room for a connection: {error.strerror}")
+                await asyncio.sleep(ACCEPT_RETRY_SECONDS)
+            elif error.errno != errno.ECONNABORTED:
+                raise
+        else:
+            client.setblocking(False)
+            return client
+
+
 def _has_left(client: socket.socket) -> bool:
     """Whether the other end is closed, whatever is still to be read."""
     poll = select.poll()
@@ -77,20 +95,7 @@ class Clients:
                 return
 
     async def _accept(self, listener: socket.socket) -> socket.socket:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except BlockingIOError:
-                await readable(listener)
-            except OSError as error:
-                if error.errno in ACCEPT_EXHAUSTED:
-                    self._emit("link.refused", reason=f"no room for a connection: {error.strerror}", request="connect")
-                    await asyncio.sleep(ACCEPT_RETRY_SECONDS)
-                elif error.errno != errno.ECONNABORTED:
-                    raise
-            else:
-                client.setblocking(False)
-                return client
+        return await accept(listener, lambda reason: self._emit("link.refused", reason=reason, request="connect"))
 
     async def _send_away(self, listener: socket.socket, client: socket.socket) -> None:
         """Closes what connects while `client` is served. Not its own successor: one that reconnects at once is here

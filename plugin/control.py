@@ -25,15 +25,16 @@ import asyncio  # noqa: E402
 if _no_ssl:
     del sys.modules["ssl"]
 import socket  # noqa: E402
-from itertools import groupby  # noqa: E402
 from types import MappingProxyType  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from lockgate.core import channel  # noqa: E402
 from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
+from lockgate.plugin import ports  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
+from lockgate.plugin.forward_table import ForwardTable  # noqa: E402
 from lockgate.plugin.host_watch import HostWatch  # noqa: E402
 from lockgate.plugin.hostnet import InterfaceError  # noqa: E402
 from lockgate.plugin.migration import stream as migration_stream  # noqa: E402
@@ -50,10 +51,13 @@ from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_server import ForwardServer
     from lockgate.plugin.forwards import Listener
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
     from lockgate.plugin.netview import Assignments
+    from lockgate.plugin.ports import Rights
     from lockgate.plugin.services.frame import Answer
 
 EVENTS, EVENTS_AND_FRAMES = 1, 2  # of LG_CMD_EVENTS
@@ -83,6 +87,9 @@ class Start:
         "repair",
         "migrate_exit",
         "migrate_linger",
+        "rules",
+        "conf",
+        "port_rights",
     )
 
     def __init__(
@@ -99,6 +106,9 @@ class Start:
         repair_fd: int = -1,
         migrate_exit: bool = False,
         migrate_linger: bool = True,
+        rules: Sequence[ForwardRule] = (),
+        conf_fd: int = -1,
+        port_rights: Rights | None = None,
     ) -> None:
         self.log = log
         self.view = view  # as assigned at the start
@@ -112,6 +122,9 @@ class Start:
         self.repair = None if repair_fd < 0 else socket.socket(fileno=repair_fd)  # listening, for the repair helper
         self.migrate_exit = migrate_exit  # when the guest has moved away, and its monitor has gone
         self.migrate_linger = migrate_linger  # connections that have moved away keep their sockets
+        self.rules = rules  # what these were bound for
+        self.conf = None if conf_fd < 0 else socket.socket(fileno=conf_fd)  # where others are asked for
+        self.port_rights = port_rights  # what may be asked for there
 
 
 def run(control: Control) -> int:
@@ -147,6 +160,12 @@ class Control:
         self._seen = b""
         self._tasks: set[asyncio.Task[None]] = set()
         self.ignored: dict[str, int] = {}  # punted frames without an answer, by reason
+        self._forwards = ForwardTable(start.rules, start.forwards, self._ask_keeper)
+        self._forward_server: ForwardServer | None = None
+        if start.port_rights is not None:
+            from lockgate.plugin.forward_server import ForwardServer
+
+            self._forward_server = ForwardServer(start.port_rights, self._forwards, self.emit)
         self._capture_type: type[Capture] | None = None
         if start.capture_fd >= 0:
             from lockgate.plugin.pcap import Capture
@@ -186,6 +205,8 @@ class Control:
         if self._watch is not None:
             self._watch.start(self._look_at_host)
         self._spawn(repair.serve())
+        if self._forward_server is not None and self._start.conf is not None:
+            self._spawn(self._serve_forwards(self._forward_server, self._start.conf))
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -211,6 +232,13 @@ class Control:
                 raise
             await self._ended  # the keeper has shut the listening socket down: it is about to end us
 
+    async def _serve_forwards(self, server: ForwardServer, listener: socket.socket) -> None:
+        try:
+            await server.serve(listener)
+        except OSError as failure:
+            if failure.errno != errno.EINVAL:  # shut down by the keeper, as above
+                raise
+
     def emit(self, event: str, /, **fields: object) -> None:
         """Hears of events, the session's and the worker's; shows them, and follows whether there is a link."""
         self._events.emit(event, **fields)
@@ -221,7 +249,7 @@ class Control:
             for frame in neighbour.questions(self._view, {} if self._neighbours is None else self._neighbours.entries):
                 self._worker.send_frame(frame)
         if event in ("migration.saved", "migration.resumed"):
-            self._spawn(self._listen(event == "migration.resumed"))
+            self._spawn(self._follow_guest(event == "migration.resumed"))
         if event == "migration.left" and self._start.migrate_exit:
             self._tell_keeper(keeper_records.CONTROL_DONE)
         if self._events.on or event not in _SENTENCES:
@@ -245,39 +273,35 @@ class Control:
     async def _configure(self, worker: WorkerChannels) -> None:
         await worker.net_view(self._view.pack(self._version))
         await self._tell_neighbours(worker)
-        await self._forward(worker)
+        await self._forwards.restore(worker)
         if self._events.on:
             await worker.events(EVENTS_AND_FRAMES if self._start.trace else EVENTS)
         if self._capturing:
             await worker.capture(True)
 
-    async def _forward(self, worker: WorkerChannels) -> None:
-        """Ports of the host that lead to the guest: those of one rule together."""
-        for rule, group in groupby(self._start.forwards, key=lambda listener: listener.rule):
-            listeners = list(group)
-            ports = [rule.to_first + listener.port - rule.first for listener in listeners]
-            await worker.listen(rule.protocol, rule.target, ports, [listener.fd for listener in listeners])
+    async def _ask_keeper(self, request: bytes) -> tuple[list[int], list[int]]:
+        """One request for ports; the table of forwards makes the next when it has the answer."""
+        self._keeper.send(request)
+        self._ports_answer: asyncio.Future[tuple[list[int], list[int]]] = asyncio.get_running_loop().create_future()
+        return await self._ports_answer
 
-    async def _listen(self, on: bool) -> None:
+    async def _follow_guest(self, here: bool) -> None:
         """A guest that has moved away has no ports here, until it comes back."""
-        for listener in self._start.forwards:
-            if listener.rule.protocol == socket.IPPROTO_TCP:
-                _set_listening(listener.fd, on)
         try:
-            if on:
-                await self._forward(self._worker)
-            else:
-                await self._worker.listen_clear()
+            await (self._forwards.come_back(self._worker) if here else self._forwards.leave())
         except (WorkerGone, WorkerError):
             pass  # the next worker is told all
 
     def _on_keeper(self) -> None:
         try:
-            record, fds, _, _ = socket.recv_fds(self._keeper, keeper_records.RECORD_MAX, 2)
+            record, fds, _, _ = socket.recv_fds(self._keeper, keeper_records.RECORD_MAX, ports.BATCH_MAX)
         except BlockingIOError:
             return
         except OSError:
             record, fds = b"", []
+        if record.startswith(ports.ANSWER):
+            self._ports_answer.set_result((ports.parse_answer(record), list(fds)))
+            return
         if record in (keeper_records.NEW_WORKER, keeper_records.NEW_WORKER_MEMORY_LOST) and len(fds) == 2:
             self._worker.close()
             self._worker = WorkerChannels(socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), self._on_up)
@@ -473,6 +497,9 @@ _SENTENCES = {
     ),
     "migration.resumed": ("info", "The guest has not moved: {flows} connections go on here"),
     "migration.failed": ("warning", "Migration: {reason}"),
+    "forwards.replaced": ("info", "Forwards of the host's ports, by process {client}: {table}"),
+    "forwards.refused": ("warning", "Forwards stay as they are: the table of process {client} is refused: {reason}"),
+    "forwards.failed": ("warning", "{reason}"),
     "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),
 }
 
@@ -489,17 +516,6 @@ class LineLimit:
             since, count = now, 0
         self._spent[kind] = (since, count + 1)
         return count < _LINES_A_SECOND
-
-
-def _set_listening(fd: int, on: bool) -> None:
-    """Of a TCP socket that is bound; all copies of it follow."""
-    sock = socket.socket(fileno=os.dup(fd))
-    try:
-        sock.listen() if on else sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # somebody else has the port meanwhile; or it was not listening
-    finally:
-        sock.close()
 
 
 def _owned(raw: Any) -> socket.socket:

@@ -70,10 +70,10 @@ def bind(rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None]) -
     Raises ForwardError if a port that was named cannot be bound, or none of a run of ports of which any would do;
     warn() has got a line for each such rule then, in passt's words. What is missing of "all" otherwise is one line.
     """
-    _check_room(rules, room)
+    check_room(rules, room)
     listeners: list[Listener] = []
-    refused: list[_Failure] = []
-    missed: list[_Failure] = []
+    refused: list[Failure] = []
+    missed: list[Failure] = []
     for rule in rules:
         failures = _bind_rule(rule, listeners)
         if rule.best_effort and len(failures) < rule.count:
@@ -84,10 +84,10 @@ def bind(rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None]) -
         close(listeners)
         for failure in refused:
             warn(failure.line())
-        raise ForwardError(f"Couldn't listen on requested ports: {_explain(refused[0])}")
+        raise ForwardError(f"Couldn't listen on requested ports: {explain(refused[0])}")
     if missed:
         total = sum(rule.count for rule in rules if rule.best_effort)
-        warn(f"{len(missed)} of {total} ports are not forwarded: {_examples(missed)}")
+        warn(f"{len(missed)} of {total} ports are not forwarded: {examples(missed)}")
     return listeners
 
 
@@ -97,7 +97,8 @@ def close(listeners: Iterable[Listener]) -> None:
         os.close(listener.fd)
 
 
-def _check_room(rules: Sequence[ForwardRule], room: int) -> None:
+def check_room(rules: Sequence[ForwardRule], room: int) -> None:
+    """Raises ForwardError if they want more sockets than that."""
     wanted = sum(rule.count for rule in rules)
     if wanted > room:
         options = " and ".join(dict.fromkeys(OPTION_NAMES[rule.protocol] for rule in rules))
@@ -107,7 +108,7 @@ def _check_room(rules: Sequence[ForwardRule], room: int) -> None:
         )
 
 
-class _Failure:
+class Failure:
     """A port that could not be bound."""
 
     __slots__ = ("error", "port", "rule")
@@ -127,21 +128,21 @@ class _Failure:
         return f"Listen failed for HOST {name} port {self.rule.listen_text}/{self.port}: {self.reason}"
 
 
-def _bind_rule(rule: ForwardRule, listeners: list[Listener]) -> list[_Failure]:
+def _bind_rule(rule: ForwardRule, listeners: list[Listener]) -> list[Failure]:
     """Appends what could be bound; returns what could not, of ports that were named only the first."""
     failures = []
-    recipe = _Recipe(rule)
+    recipe = Recipe(rule)
     for port in range(rule.first, rule.last + 1):
         try:
             listeners.append(Listener(recipe.open(port), rule, port))
         except OSError as failure:
-            failures.append(_Failure(rule, port, failure.errno or errno.EINVAL))
+            failures.append(Failure(rule, port, failure.errno or errno.EINVAL))
             if not rule.best_effort:
                 break
     return failures
 
 
-class _Recipe:
+class Recipe:
     """What the sockets of one rule have in common."""
 
     __slots__ = ("family", "host", "kind", "options", "scope_id", "tcp")
@@ -203,8 +204,8 @@ def _scope_id(rule: ForwardRule) -> int:
 # ---- what is said ----
 
 
-def _explain(failure: _Failure) -> str:
-    """Why, and what to do; without a full stop."""
+def explain(failure: Failure) -> str:
+    """Why, and what to do; without a full stop. Looks for the holder of a port that is taken."""
     rule, error, port = failure.rule, failure.error, failure.port
     what = f"{PROTOCOL_NAMES[rule.protocol]} port {port}"
     other = f"or choose another port for {OPTION_NAMES[rule.protocol]}"
@@ -239,9 +240,9 @@ def _unprivileged_start() -> int:
         return UNPRIVILEGED_DEFAULT
 
 
-def _examples(missed: Sequence[_Failure]) -> str:
+def examples(missed: Sequence[Failure]) -> str:
     """The first few runs of ports that failed alike, and how many ports more."""
-    runs: list[list[_Failure]] = []
+    runs: list[list[Failure]] = []
     for failure in missed:
         last = runs[-1][-1] if runs else None
         if last and last.rule is failure.rule and (last.port + 1, last.error) == (failure.port, failure.error):

@@ -2,7 +2,8 @@
 """The keeper: what the wrapper becomes. Starts the worker and control, says how they ended, replaces the worker, quits.
 
 Called by launch.py, once everything that needs the caller's rights is open; run() returns the exit code.
-Adversary: a child that the guest has broken. What it can say is a few fixed records; anything else is ignored.
+Adversary: a child that the guest has broken. What it can say is a few fixed records, and requests for ports, which
+ports.py checks; anything else is ignored.
 
 Invariants: one thread, and a loop that sleeps in poll() without a timeout, so that an idle helper costs nothing here.
 No child outlives the keeper: each holds the other end of a channel that only the keeper keeps open, and has asked for
@@ -29,9 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lockgate.plugin.log import Log
+    from lockgate.plugin.ports import Ports
 
 # The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success) and
 # FAILED. Keeper to control: START (the helper is ready) and NEW_WORKER, with the cmd and up ends of a new worker.
+# Requests for ports and their answers, on the same channel, are those of ports.py.
 CONTROL_DONE = b"D"
 CONTROL_FAILED = b"F"
 CONTROL_START = b"S"
@@ -82,7 +85,17 @@ def describe_worker_end(status: int) -> str:
 class Plan:
     """What the keeper is to start; frozen by convention."""
 
-    __slots__ = ("name", "capture", "worker_flags", "flow_limit", "foreground", "resumable", "listeners", "connections")
+    __slots__ = (
+        "name",
+        "capture",
+        "worker_flags",
+        "flow_limit",
+        "foreground",
+        "resumable",
+        "listeners",
+        "ports",
+        "connections",
+    )
 
     def __init__(
         self,
@@ -93,6 +106,7 @@ class Plan:
         foreground: bool,
         resumable: bool,
         listeners: Sequence[_socket.socket],
+        ports: Ports,
         connections: Sequence[_socket.socket],
     ) -> None:
         self.name = name
@@ -102,6 +116,7 @@ class Plan:
         self.foreground = foreground
         self.resumable = resumable  # whether a link survives its worker
         self.listeners = listeners  # shut down first of all on quitting
+        self.ports = ports  # the same, for those of the host that lead to the guest
         self.connections = connections  # control's alone, once it has started
 
 
@@ -251,6 +266,17 @@ class Keeper:
             self._exit_code = 0
         elif record == CONTROL_FAILED:
             self._exit_code = 1
+        else:
+            self._plan.ports.serve(record, self._answer_control)
+
+    def _answer_control(self, answer: bytes, fds: Sequence[int]) -> bool:
+        """Whether it could be sent: control takes one answer before it asks again, unless it is broken."""
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+        try:
+            self._control.sendmsg([answer], rights)
+        except OSError:
+            return False
+        return True
 
     # ---- what happens to children ----
 
@@ -344,6 +370,7 @@ class Keeper:
                 listener.shutdown(_socket.SHUT_RDWR)
             except OSError:
                 pass  # not listening any more
+        self._plan.ports.shut_down()
         self._worker.keeper.close()
         self._wait(self._worker.pid)
         self._control.close()

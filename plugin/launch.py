@@ -20,7 +20,7 @@ import sys
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import forwards, hostnet, keeper, log, netview
+from lockgate.plugin import forwards, hostnet, keeper, log, netview, ports
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.address import UNSET, to_text
 from lockgate.plugin.version import VERSION
@@ -36,6 +36,8 @@ PEEK_VARIABLE = "LOCKGATE_TCP_PEEK"  # "discard": act as on a kernel without SO_
 REORDER_VARIABLE = "LOCKGATE_TCP_REORDER"  # "off": drop what comes ahead of a gap, to compare with
 
 FEW_FLOWS = 512  # a limit on open files that allows no more is worth a warning: a browser alone opens a hundred
+
+CONF_BACKLOG = 16  # clients of --conf-path that wait for their turn; more wait in connect()
 
 NOBODY = 65534  # uid and gid; the number is the kernel's own "overflow" id, whatever /etc/passwd calls it
 _INITIAL_UID_MAP = ("0", "0", "4294967295")
@@ -149,8 +151,11 @@ class Start:
                 f"The limit of {descriptors} open files allows {self.flow_limit} connections at once; more are refused "
                 "(ulimit -n, or LimitNOFILE= of a systemd unit)"
             )
+        self.port_rights = self._port_rights(descriptors)
+        self.ports = ports.Ports(self.forwards, self.port_rights)
         self.link, self.link_name = _open_link(spec)
         self.repair = self._open_repair()
+        self.conf = _listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
         self.leaving_root = os.geteuid() == 0 and _in_initial_user_namespace()
         if self.leaving_root:
             self.log.warning("Started as root: going on as nobody")
@@ -205,6 +210,19 @@ class Start:
             self.log.warning(f"{fault}; connections cannot move to another host")
             return None
 
+    def _port_rights(self, descriptors: int) -> ports.Rights | None:
+        """What control may have the keeper bind later: nothing, unless the caller wants forwards to be changed."""
+        spec = self.spec
+        if not spec.conf_path:
+            return None
+        switched_on = ((_socket.IPPROTO_TCP, not spec.no_tcp), (_socket.IPPROTO_UDP, not spec.no_udp))
+        return ports.Rights(
+            ipv4=spec.ipv4.enabled,
+            ipv6=spec.ipv6.enabled,
+            protocols=[protocol for protocol, on in switched_on if on],
+            room=max(len(self.forwards), descriptors - core_worker.FLOW_DESCRIPTORS_SPARED - FEW_FLOWS),
+        )
+
     def _open_capture(self) -> int:
         """With the rights of the user that we go on as; without the file the guest still gets its network."""
         path = self.spec.pcap_file
@@ -224,12 +242,15 @@ class Start:
                 os.seteuid(0)
                 os.setegid(0)
 
-    def _leave_root(self) -> None:
+    def _leave_root(self, bind_ports: bool = False) -> None:
         """Root of the machine becomes nobody, for good; root of some container, who is only somebody outside, stays."""
-        if self.leaving_root:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
+        refused = lib.lg_leave_root(NOBODY, bind_ports) if self.leaving_root else 0
+        if refused < 0:
+            raise OSError(-refused, os.strerror(-refused))
+
+    def _become_keeper(self) -> None:
+        """Nobody, but one who may bind any port, as long as there is somebody to ask for it."""
+        self._leave_root(bind_ports=self.conf is not None)
 
     def _announce_configuration(self) -> None:
         """What a person who starts this by hand wants to see; with -q, the warnings remain."""
@@ -287,16 +308,18 @@ class Start:
             flow_limit=self.flow_limit,
             foreground=spec.foreground,
             resumable=spec.link == vocabulary.VHOST_USER or spec.socket_fd is None,
-            listeners=[*self._own_listener(), *(_socket.socket(fileno=one.fd) for one in self.forwards)],
+            listeners=self._own_listeners(),
+            ports=self.ports,
             connections=[*([] if spec.socket_fd is None else [self.link]), *self._repair_listener()],
         )
         try:
-            return keeper.Keeper(plan, self.log, self._control, self._leave_root, self._ready).run()
+            return keeper.Keeper(plan, self.log, self._control, self._become_keeper, self._ready).run()
         except OSError as failure:
             raise StartError(f"Processes cannot be started: {failure.strerror}") from None
 
-    def _own_listener(self) -> list[_socket.socket]:
-        return [self.link] if self.spec.socket_fd is None else []
+    def _own_listeners(self) -> list[_socket.socket]:
+        own = [self.link] if self.spec.socket_fd is None else []
+        return own if self.conf is None else [*own, self.conf]
 
     def _repair_listener(self) -> list[_socket.socket]:
         return [] if self.repair is None else [self.repair]
@@ -326,8 +349,9 @@ class Start:
         channels = [ends.keeper.fileno(), ends.cmd.fileno(), ends.up.fileno()]
         shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]
         listeners = [listener.fd for listener in self.forwards]
+        conf_fd = -1 if self.conf is None else self.conf.fileno()
         repair = [listener.fileno() for listener in self._repair_listener()]
-        keep = [self.link.fileno(), *channels, *shared, *self.log.descriptors(), *listeners, *repair]
+        keep = [self.link.fileno(), conf_fd, *channels, *shared, *self.log.descriptors(), *listeners, *repair]
         lib.lg_close_all_but(keep, len(keep))
         if not ends.wait_for_start():
             return 0
@@ -346,6 +370,9 @@ class Start:
             repair_fd=-1 if self.repair is None else self.repair.detach(),
             migrate_exit=spec.migrate_exit,
             migrate_linger=spec.migrate_linger,
+            rules=spec.forwards,
+            conf_fd=-1 if self.conf is None else self.conf.detach(),
+            port_rights=self.port_rights,
         )
         mind = control.Control(start, ends)
         self._leave_root()
@@ -394,7 +421,7 @@ def _take_descriptor(fd: int) -> _socket.socket:
     return link
 
 
-def _in_use(path: str) -> bool:
+def _in_use(path: str, what: str = "Socket path") -> bool:
     """Whether somebody accepts connections there. Without blocking: a full backlog is an answer too."""
     probe = _unix_socket()
     try:
@@ -404,16 +431,16 @@ def _in_use(path: str) -> bool:
     except OSError as failure:
         if failure.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
             return False
-        raise StartError(f"Socket path {path} cannot be used: {failure.strerror or failure}") from None
+        raise StartError(f"{what} {path} cannot be used: {failure.strerror or failure}") from None
     finally:
         probe.close()
     return True
 
 
-def _listen(path: str) -> _socket.socket:
+def _listen(path: str, what: str = "Socket path", backlog: int = 0) -> _socket.socket:
     """What a helper that died has left there is replaced; a living one is not."""
-    if _in_use(path):
-        raise StartError(f"Socket path {path} is already in use; stop the other helper, or name another path")
+    if _in_use(path, what):
+        raise StartError(f"{what} {path} is already in use; stop the other helper, or name another path")
     listener = _unix_socket()
     try:
         os.unlink(path)
@@ -421,9 +448,9 @@ def _listen(path: str) -> _socket.socket:
         pass  # not there; or not ours to remove, and then bind() says so
     try:
         listener.bind(path)
-        listener.listen(0)
+        listener.listen(backlog)
     except OSError as failure:
-        raise StartError(f"Socket path {path} cannot be bound: {failure.strerror or failure}") from None
+        raise StartError(f"{what} {path} cannot be bound: {failure.strerror or failure}") from None
     return listener
 
 

@@ -99,6 +99,7 @@ class NetworkSpec:
     """One network, as asked for. What is None, UNSET or empty was left to us."""
 
     __slots__ = (
+        "conf_path",
         "contract",
         "foreground",
         "forwards",
@@ -148,6 +149,7 @@ class NetworkSpec:
         log_size: int = LOG_SIZE_DEFAULT,
         pid_file: str | None = None,
         pcap_file: str | None = None,
+        conf_path: str | None = None,
         interface: str | None = None,
         mtu: int = MTU_DEFAULT,
         mac: bytes = MAC_DEFAULT,
@@ -173,6 +175,7 @@ class NetworkSpec:
         self.log_size = log_size  # bytes, of log_file
         self.pid_file = pid_file
         self.pcap_file = pcap_file
+        self.conf_path = conf_path  # the socket by which forwards are changed later
         self.ipv4 = FamilySpec()
         self.ipv6 = FamilySpec()
         self.interface = interface  # of the host, whose addresses and routes the guest's are made from

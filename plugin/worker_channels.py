@@ -173,11 +173,21 @@ class WorkerChannels:
         """A connected stream socket becomes the link; `fd` stays the caller's."""
         await self.request(channel.bare(lib.LG_CMD_STREAM_ATTACH), [fd])
 
-    async def listen(self, protocol: int, target: bytes, ports: Sequence[int], fds: Sequence[int]) -> None:
+    # ---- what the table of forwards asks: plugin.forward_table.Worker; LG_LISTEN_MAX of them at a time ----
+
+    async def listen(
+        self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], fds: Sequence[int]
+    ) -> None:
         """What connects to these sockets reaches these ports of the guest; the descriptors stay the caller's."""
-        for start in range(0, len(fds), lib.LG_LISTEN_MAX):
-            part = slice(start, start + lib.LG_LISTEN_MAX)
-            await self.request(channel.listen(protocol, target, ports[part]), fds[part])
+        await self.request(channel.listen(lib.LG_CMD_LISTEN, protocol, target, slots, ports), fds)
+
+    async def listen_target(self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int]) -> None:
+        """Sockets that are there lead elsewhere from now on."""
+        await self.request(channel.listen(lib.LG_CMD_LISTEN_TARGET, protocol, target, slots, ports))
+
+    async def listen_close(self, first: int, count: int) -> None:
+        """Of `count` slots, those that have a socket."""
+        await self.request(channel.value(lib.LG_CMD_LISTEN_CLOSE, first | count << 32))
 
     # ---- what a migration asks ----
 
@@ -204,9 +214,6 @@ class WorkerChannels:
     async def adopt(self, flow: channel.TcpFlow, fd: int) -> None:
         """A flow from elsewhere, and its socket, of which the worker gets a copy."""
         await self.request(channel.flow_adopt(flow), [fd])
-
-    async def listen_clear(self) -> None:
-        await self.request(channel.bare(lib.LG_CMD_LISTEN_CLEAR))
 
     # ---- what the vhost-user session asks: plugin.vhost_user.worker.Worker ----
 

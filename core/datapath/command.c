@@ -226,7 +226,7 @@ static int run_listen(struct worker *worker, struct request *request)
                                     .protocol = listen->protocol,
                                     .port = listen->guest_port[i],
                                     .target = address_from(listen->target)};
-        int err = engine_listen(&worker->engine, &listener);
+        int err = engine_listen(&worker->engine, listen->slot[i], &listener);
         if (err)
             return err;
         take_fd(request, i);
@@ -234,10 +234,27 @@ static int run_listen(struct worker *worker, struct request *request)
     return 0;
 }
 
-static int run_listen_clear(struct worker *worker, struct request *request)
+static int run_listen_close(struct worker *worker, struct request *request)
 {
-    (void)request;
-    engine_listen_clear(&worker->engine);
+    uint64_t slots = request->command->value.value;
+
+    engine_listen_close(&worker->engine, (uint32_t)slots, (uint32_t)(slots >> 32));
+    return 0;
+}
+
+static int run_listen_target(struct worker *worker, struct request *request)
+{
+    const struct lg_cmd_listen *listen = &request->command->listen;
+
+    if (listen->count > LG_LISTEN_MAX)
+        return -EINVAL;
+    for (unsigned i = 0; i < listen->count; i++) {
+        struct listener *listener = listener_at(&worker->engine.listeners, listen->slot[i]);
+        if (!listener || listener->protocol != listen->protocol)
+            return -ENOENT;
+        listener->port = listen->guest_port[i];
+        listener->target = address_from(listen->target);
+    }
     return 0;
 }
 
@@ -322,7 +339,8 @@ static const struct {
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_LISTEN] = {run_listen, sizeof(struct lg_cmd_listen), 1, LG_LISTEN_MAX},
-    [LG_CMD_LISTEN_CLEAR] = {run_listen_clear, sizeof(struct lg_cmd_header), 0, 0},
+    [LG_CMD_LISTEN_CLOSE] = {run_listen_close, sizeof(struct lg_cmd_value), 0, 0},
+    [LG_CMD_LISTEN_TARGET] = {run_listen_target, sizeof(struct lg_cmd_listen), 0, 0},
     [LG_CMD_SEEN] = {run_seen, sizeof(struct lg_cmd_seen), 0, 0},
     [LG_CMD_FLOWS_THAW] = {run_thaw, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_FLOWS_FORGET] = {run_forget, sizeof(struct lg_cmd_value), 0, 0},

@@ -59,6 +59,7 @@ static struct flow *flow_of(struct engine *engine, const struct listener *listen
         return NULL;
     flow->active_ms = engine->now_ms;
     flow->datagram.peer.fd = listener->fd;
+    flow->datagram.peer.slot = listener_slot(&engine->listeners, listener);
     flow->datagram.peer.addr_length = msg->msg_namelen;
     memcpy(&flow->datagram.peer.addr, addr, msg->msg_namelen);
     note_local(msg, &flow->datagram.peer);

@@ -40,6 +40,7 @@ enum datagram_limits {
  * all that the guest answers goes through it, from the address that was asked. */
 struct datagram_peer {
     int fd;                   /* of the listener */
+    uint32_t slot;            /* of the listener */
     struct sockaddr_in6 addr; /* sockaddr_in where the listener's socket has only IPv4 */
     socklen_t addr_length;    /* 0: the flow has a socket of its own */
     uint8_t local[16];        /* IPv4 mapped; unset: the kernel's choice */

@@ -97,13 +97,15 @@ struct lg_neighbours {
 #define LG_CMD_STREAM_ATTACH 16 /* lg_cmd_header and one descriptor: a connected stream socket becomes the link */
 
 #define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
-#define LG_CMD_LISTEN_CLEAR 18 /* lg_cmd_header: closes all of them; connections go on, flows of their datagrams end */
+#define LG_CMD_LISTEN_CLOSE 18 /* lg_cmd_value: first slot | how many << 32, slots without a socket among them: closes
+                                * what is there. Connections go on, flows of their datagrams end. */
 #define LG_CMD_SEEN 19 /* lg_cmd_seen: what another worker, elsewhere, has seen of the guest that comes here */
 #define LG_CMD_FLOWS_FREEZE 20 /* lg_cmd_value: cursor; reply is lg_frozen_page and the sockets of its flows, in order */
 #define LG_CMD_FLOWS_THAW 21   /* lg_cmd_value: id of a frozen flow, 0 all of them: they go on where they stood */
 #define LG_CMD_FLOWS_FORGET 22 /* lg_cmd_value: the same; their sockets are closed, and the guest is not told */
 #define LG_CMD_FLOW_ADOPT 23   /* lg_cmd_flow and its connected socket */
 #define LG_CMD_NEIGHBOURS 24   /* lg_cmd_neighbours: replaces all */
+#define LG_CMD_LISTEN_TARGET 25 /* lg_cmd_listen, no descriptor: sockets that are there lead elsewhere from now on */
 
 #define LG_MEM_SLOTS 64
 
@@ -168,7 +170,8 @@ struct lg_cmd_log {
     uint64_t offset;
 };
 
-#define LG_LISTEN_MAX 64 /* sockets in one command */
+#define LG_LISTEN_MAX 64        /* sockets in one command */
+#define LG_LISTEN_SLOTS 327680  /* of all sockets: five addresses with every port, as many as a table may ask for */
 
 struct lg_cmd_listen {
     struct lg_cmd_header header;
@@ -176,6 +179,7 @@ struct lg_cmd_listen {
     uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP */
     uint8_t padding[3];
     uint8_t target[16];                 /* of the guest; unset: as it is seen */
+    uint32_t slot[LG_LISTEN_MAX];       /* of each socket, below LG_LISTEN_SLOTS: by which control calls it */
     uint16_t guest_port[LG_LISTEN_MAX]; /* for each socket */
 };
 
@@ -392,6 +396,10 @@ int lg_worker_spawn(const struct lg_worker_config *config, const char *name, int
 
 /* In the child that becomes control, after any setuid: no capabilities, no_new_privs, dies with its parent. */
 int lg_control_confine(const char *name);
+
+/* Root becomes another, for good: `id` as user and group, without further groups. With `bind_ports`, the right to bind
+ * ports below 1024 is kept, and that alone. 0 or a negative errno. */
+int lg_leave_root(unsigned id, int bind_ports);
 
 int lg_process_name(const char *name);
 

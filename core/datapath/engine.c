@@ -293,21 +293,27 @@ void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events
         flow_event(engine, flow, events);
 }
 
-int engine_listen(struct engine *engine, const struct listener *listener)
+int engine_listen(struct engine *engine, uint32_t slot, const struct listener *listener)
 {
-    return listener_add(&engine->listeners, engine->epoll_fd, listener);
+    return listener_add(&engine->listeners, engine->epoll_fd, slot, listener);
 }
 
-void engine_listen_clear(struct engine *engine)
+void engine_listen_close(struct engine *engine, uint32_t first, uint32_t count)
 {
-    uint32_t cursor = 0;
+    uint32_t cursor = 0, used = engine->listeners.used;
+    bool datagrams = false;
 
+    for (uint32_t slot = first; slot < used && slot - first < count; slot++) {
+        const struct listener *listener = listener_at(&engine->listeners, slot);
+        datagrams |= listener && listener->protocol == IPPROTO_UDP;
+        listener_close(&engine->listeners, engine->epoll_fd, slot);
+    }
     /* Whatever the guest answers there would go out of a socket that is gone. */
-    for (struct flow *flow; (flow = flow_next(&engine->flows, &cursor));) {
-        if (flow->key.protocol == IPPROTO_UDP && flow->datagram.peer.addr_length)
+    for (struct flow *flow; datagrams && (flow = flow_next(&engine->flows, &cursor));) {
+        if (flow->key.protocol == IPPROTO_UDP && flow->datagram.peer.addr_length &&
+            flow->datagram.peer.slot - first < count)
             flow_close(engine, flow, CLOSE_shutdown);
     }
-    listener_table_clear(&engine->listeners, engine->epoll_fd);
 }
 
 void engine_listener_event(struct engine *engine, uint64_t data, uint32_t events)

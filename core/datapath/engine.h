@@ -102,8 +102,8 @@ void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events
 
 /* A port of the host that leads to the guest; the socket is ours then. 0 or a negative errno. */
 void engine_listener_event(struct engine *engine, uint64_t data, uint32_t events);
-int engine_listen(struct engine *engine, const struct listener *listener);
-void engine_listen_clear(struct engine *engine); /* none any more */
+int engine_listen(struct engine *engine, uint32_t slot, const struct listener *listener);
+void engine_listen_close(struct engine *engine, uint32_t first, uint32_t count); /* slots */
 
 /* The link has room again, or a guest behind it. */
 void engine_link_room(struct engine *engine);

@@ -17,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/capability.h>
 #include <linux/securebits.h>
 #include <sched.h>
@@ -276,6 +277,22 @@ int lg_control_confine(const char *name)
     if (!error)
         error = give_up_privileges();
     return -error;
+}
+
+int lg_leave_root(unsigned id, int bind_ports)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
+
+    /* Else the kernel drops all of them with the last uid of 0 (capabilities(7)). */
+    if (bind_ports && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
+        return -errno;
+    if (setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0)
+        return -errno;
+    if (!bind_ports)
+        return 0;
+    data[0].permitted = data[0].effective = 1u << CAP_NET_BIND_SERVICE;
+    return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
 int lg_process_name(const char *name)

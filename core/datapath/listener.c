@@ -23,39 +23,58 @@ int listener_table_init(struct listener_table *table, uint64_t source)
     return table->listener ? 0 : -ENOMEM;
 }
 
-void listener_table_clear(struct listener_table *table, int epoll_fd)
-{
-    for (uint32_t i = 0; i < table->count; i++) {
-        /* Others hold the same socket: closing ours alone would leave it in epoll (epoll(7), questions 1 and 6). */
-        sys_epoll_ctl(epoll_fd, EPOLL_CTL_DEL, table->listener[i].fd, 0, 0);
-        sys_close(table->listener[i].fd);
-    }
-    table->count = 0;
-}
-
 void listener_table_free(struct listener_table *table)
 {
-    for (uint32_t i = 0; i < table->count; i++)
-        sys_close(table->listener[i].fd);
-    table->count = 0;
+    for (uint32_t slot = 0; slot < table->used; slot++) {
+        if (listener_at(table, slot))
+            sys_close(table->listener[slot].fd);
+    }
+    table->used = 0;
     pages_free(table->listener, LISTENERS_MAX * sizeof(struct listener));
     table->listener = NULL;
 }
 
-int listener_add(struct listener_table *table, int epoll_fd, const struct listener *listener)
+int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, const struct listener *listener)
 {
-    if (table->count == LISTENERS_MAX)
-        return -ENOSPC;
+    if (slot >= LISTENERS_MAX)
+        return -EINVAL;
+    if (listener_at(table, slot))
+        return -EEXIST;
     uint32_t interest = EPOLLIN | (listener->protocol == IPPROTO_TCP ? (uint32_t)EPOLLET : 0);
-    int err = sys_epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, interest, table->source + table->count);
-    if (!err)
-        table->listener[table->count++] = *listener;
-    return err;
+    int err = sys_epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, interest, table->source + slot);
+    if (err)
+        return err;
+    table->listener[slot] = *listener;
+    if (table->used <= slot)
+        table->used = slot + 1;
+    return 0;
+}
+
+void listener_close(struct listener_table *table, int epoll_fd, uint32_t slot)
+{
+    struct listener *listener = listener_at(table, slot);
+
+    if (!listener)
+        return;
+    /* Others hold the same socket: closing ours alone would leave it in epoll (epoll(7), questions 1 and 6). */
+    sys_epoll_ctl(epoll_fd, EPOLL_CTL_DEL, listener->fd, 0, 0);
+    sys_close(listener->fd);
+    *listener = (struct listener){.fd = -1};
+}
+
+struct listener *listener_at(const struct listener_table *table, uint64_t slot)
+{
+    return slot < table->used && table->listener[slot].protocol ? &table->listener[slot] : NULL;
+}
+
+uint32_t listener_slot(const struct listener_table *table, const struct listener *listener)
+{
+    return (uint32_t)(listener - table->listener);
 }
 
 const struct listener *listener_of(const struct listener_table *table, uint64_t data)
 {
-    return data >= table->source && data - table->source < table->count ? &table->listener[data - table->source] : NULL;
+    return data >= table->source ? listener_at(table, data - table->source) : NULL;
 }
 
 /* The host's loopback address itself, which the guest knows by another name. */

@@ -8,34 +8,39 @@
 
 #include <stdint.h>
 
+#include "datapath.h"
 #include "packet.h"
 
 enum listener_limits {
-    LISTENERS_MAX = 1 << 17, /* every port of TCP and of UDP; a table of addresses that the kernel fills as they come */
-    ACCEPTS_PER_TURN = 256,  /* of one socket: more than its backlog holds */
+    LISTENERS_MAX = LG_LISTEN_SLOTS, /* a table of addresses, whose pages the kernel fills as they are touched */
+    ACCEPTS_PER_TURN = 256,          /* of one socket: more than its backlog holds */
 };
 
 struct engine;
 
 struct listener {
     int fd;
-    uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+    uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP; 0: nothing is in this slot */
     uint16_t port;    /* of the guest */
     address target;   /* of the guest; unset: as it is seen */
 };
 
 struct listener_table {
     struct listener *listener;
-    uint32_t count;
+    uint32_t used;   /* slots above have never had a socket */
     uint64_t source; /* what epoll carries for the first; the next has one more, and so on */
 };
 
 int listener_table_init(struct listener_table *table, uint64_t source); /* 0 or -ENOMEM */
-void listener_table_clear(struct listener_table *table, int epoll_fd);  /* closes all */
-void listener_table_free(struct listener_table *table);                 /* and the table itself */
+void listener_table_free(struct listener_table *table);                 /* closes all */
 
 /* Watches a socket from now on; it is the table's then. 0 or a negative errno. */
-int listener_add(struct listener_table *table, int epoll_fd, const struct listener *listener);
+int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, const struct listener *listener);
+
+void listener_close(struct listener_table *table, int epoll_fd, uint32_t slot); /* if there is one */
+
+struct listener *listener_at(const struct listener_table *table, uint64_t slot); /* NULL: there is none */
+uint32_t listener_slot(const struct listener_table *table, const struct listener *listener);
 
 /* The listener that epoll spoke of; NULL: it is another's event. */
 const struct listener *listener_of(const struct listener_table *table, uint64_t data);

@@ -299,7 +299,7 @@ class _Spec:
 
     def _take_listen(self, text: str) -> None:
         host, percent, self.interface = text.partition("%")
-        if percent and not _is_interface(self.interface):
+        if percent and not is_interface(self.interface):
             raise self.words.mistake(
                 f"expected the name of an interface after %, 1 to {_INTERFACE_MAX} bytes without blanks", text
             )
@@ -399,5 +399,7 @@ def _looks_like_ports(text: str) -> bool:
     return text.replace("-", "0").isdecimal()
 
 
-def _is_interface(name: str) -> bool:
-    return 0 < len(os.fsencode(name)) <= _INTERFACE_MAX and not any(letter.isspace() for letter in name)
+def is_interface(name: str) -> bool:
+    """Whether an interface could be called so, and a line of a log may repeat it."""
+    plain = name.isprintable() and "/" not in name and not any(letter.isspace() for letter in name)
+    return plain and 0 < len(os.fsencode(name)) <= _INTERFACE_MAX

@@ -213,6 +213,9 @@ class _Request:
     def on_pcap(self, path: str) -> None:
         self.spec.pcap_file = _path("--pcap", path)
 
+    def on_conf_path(self, path: str) -> None:
+        self.spec.conf_path = _path("--conf-path", path, SOCKET_PATH_MAX)
+
     def on_socket(self, path: str) -> None:
         self.spec.socket_path = _path("--socket", path, SOCKET_PATH_MAX)
         self.spec.socket_fd = None
@@ -376,6 +379,7 @@ _METHODS: dict[str, Callable[[_Request, str], None]] = {
     "pid": _Request.on_pid,
     "pcap": _Request.on_pcap,
     "repair-path": _Request.on_repair_path,
+    "conf-path": _Request.on_conf_path,
     "socket": _Request.on_socket,
     "fd": _Request.on_fd,
     "ipv4-only": _Request.on_ipv4_only,

@@ -32,7 +32,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option("pid", "P", "PATH", help="write the process number to this file"),
             Option("pcap", "p", "PATH", help="record the guest's frames in this file"),
             Option("runas", "", "UID[:GID]", help="run as this user, by number or name", built=False),
-            Option("conf-path", "c", "PATH", help="listen here for changes of the port forwards", built=False),
+            Option("conf-path", "c", "PATH", help="listen on this UNIX socket for pesto, which changes forwards"),
             Option("chroot-fallback", help="use chroot where pivot_root is refused", built=False),
         ),
     ),

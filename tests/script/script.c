@@ -271,12 +271,26 @@ static int step(void)
     return n || due;
 }
 
-int script_listen(int fd, uint8_t protocol, uint16_t port, const uint8_t target[16])
+int script_listen(uint32_t slot, int fd, uint8_t protocol, uint16_t port, const uint8_t target[16])
 {
     struct listener listener = {.fd = fd, .protocol = protocol, .port = port};
 
     memcpy(listener.target.byte, target, sizeof(listener.target.byte));
-    return engine_listen(&world.engine, &listener);
+    return engine_listen(&world.engine, slot, &listener);
+}
+
+void script_listen_close(uint32_t first, uint32_t count)
+{
+    engine_listen_close(&world.engine, first, count);
+}
+
+static int listening(void)
+{
+    int count = 0;
+
+    for (uint32_t slot = 0; slot < world.engine.listeners.used; slot++)
+        count += listener_at(&world.engine.listeners, slot) != NULL;
+    return count;
 }
 
 int script_step(void)
@@ -546,7 +560,7 @@ const char *script_left(void)
     add(!list_empty(&engine->waiting), "list of waiting flows");
     add(link->reserved_end - link->reserved_first, "reservations");
     add(!list_empty(&link->lent), "batch of the guest's frames");
-    add((fake_sockets_open() - world.engine.listeners.count), "sockets");
+    add((unsigned)(fake_sockets_open() - listening()), "sockets");
     add(world.counters[C_flows] != engine->flows.count, "wrong count of flows");
     if (link->violation)
         add(1, link->violation);

@@ -60,8 +60,9 @@ void script_get_link(struct script_link *ret_settings);
 unsigned script_room(void);          /* free buffers */
 void script_set_room(unsigned room); /* silently */
 void script_give_room(unsigned buffers);
-int script_listen(int fd, uint8_t protocol, uint16_t port,
-                  const uint8_t target[16]);  /* a port that leads to the guest */
+int script_listen(uint32_t slot, int fd, uint8_t protocol, uint16_t port,
+                  const uint8_t target[16]); /* a port that leads to the guest */
+void script_listen_close(uint32_t first, uint32_t count);
 void script_give_room_late(unsigned buffers); /* just after the engine has found the link full, and before it waits */
 void script_attach(void);                     /* the guest's driver is there (again): the link's room event */
 

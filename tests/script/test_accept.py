@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Callable
 
@@ -12,6 +13,7 @@ from segments import ACK, FIN, PSH, RST, SYN, Ends, Options, Segment, checksum, 
 from world import GATEWAY, GUEST, MAPPED, OUR_LINK_LOCAL, PEER, World, mapped16
 
 UDP = 17
+LISTENERS_MAX = 5 << 16
 PORT, PEER_PORT = 8080, 55555
 ANY = bytes(16)
 LOOPBACK = {4: bytes((127, 0, 0, 1)), 6: bytes(15) + b"\1"}
@@ -25,7 +27,7 @@ class Host:
     def __init__(self, world: World, family: int) -> None:
         self.world, self.family = world, family
         self.listener = lib.fake_listen()
-        assert lib.script_listen(self.listener, 6, PORT, ANY) == 0
+        assert lib.script_listen(0, self.listener, 6, PORT, ANY) == 0
         self.fd = -1
 
     def peer_connects(self, source: bytes | None = None) -> None:
@@ -178,7 +180,7 @@ def test_other_loopback_addresses_are_the_gateway(world: World) -> None:
 def test_a_port_may_lead_to_an_address_of_its_own(world: World, family: int) -> None:
     target = HERE[family]
     listener = lib.fake_listen()
-    assert lib.script_listen(listener, 6, 22, mapped16(target)) == 0
+    assert lib.script_listen(0, listener, 6, 22, mapped16(target)) == 0
     lib.fake_peer_connect(listener, mapped16(PEER[family]), PEER_PORT)
     world.settle()
     syn = parse_segment(world.inbox.pop())
@@ -203,6 +205,30 @@ def test_a_peer_that_the_guest_could_not_be_shown_is_reset(world: World) -> None
     assert world.counter("tcp_turned_away") == 1 and not world.flows()
 
 
+def test_a_connection_outlives_its_port(host: Host) -> None:
+    """The port is closed, and nobody else is let in; who is in goes on."""
+    host.peer_connects()
+    syn = host.segment()
+    lib.script_listen_close(0, 1)
+    assert lib.fake_socket_at(host.listener).closed
+    host.guest_answers(syn)
+    assert not host.socket.closed and len(host.world.flows()) == 1
+
+
+def test_only_the_ports_that_are_named_are_closed(world: World) -> None:
+    """A slot is free then for another; in one that is taken, nothing is put."""
+    fds = [lib.fake_listen() for _ in range(4)]
+    for slot, fd in zip((0, 1, 5), fds, strict=False):
+        assert lib.script_listen(slot, fd, 6, PORT, ANY) == 0
+    assert lib.script_listen(1, fds[3], 6, PORT, ANY) == -errno.EEXIST
+    assert lib.script_listen(LISTENERS_MAX, fds[3], 6, PORT, ANY) == -errno.EINVAL
+    lib.script_listen_close(1, 4)  # of which only the first has a socket
+    assert [bool(lib.fake_socket_at(fd).closed) for fd in fds] == [False, True, False, False]
+    assert lib.script_listen(1, fds[3], 6, PORT, ANY) == 0
+    lib.script_listen_close(0, LISTENERS_MAX)
+    assert all(lib.fake_socket_at(fd).closed for fd in fds)
+
+
 def test_many_peers_at_once_are_all_served(host: Host) -> None:
     for port in range(8):
         assert lib.fake_peer_connect(host.listener, mapped16(PEER[host.family]), 1000 + port) >= 0
@@ -217,10 +243,10 @@ def test_many_peers_at_once_are_all_served(host: Host) -> None:
 class Port:
     """A UDP port of the host that leads to the guest."""
 
-    def __init__(self, world: World, family: int) -> None:
+    def __init__(self, world: World, family: int, slot: int = 0) -> None:
         self.world, self.family = world, family
         self.fd = lib.sys_socket(10, 2 | 0o4000 | 0o2000000, 0)
-        assert lib.script_listen(self.fd, UDP, PORT, ANY) == 0
+        assert lib.script_listen(slot, self.fd, UDP, PORT, ANY) == 0
 
     def peer_sends(self, data: bytes, source: bytes | None = None, port: int = PEER_PORT) -> None:
         here = mapped16(HERE[self.family])
@@ -285,6 +311,19 @@ def test_the_hosts_loopback_is_shown_by_its_other_name_and_answered(port: Port) 
     assert port.guest_gets()[0][0] == MAPPED[port.family]
     port.guest_sends(b"y", to=MAPPED[port.family])
     assert port.sent()[0][0] == mapped16(LOOPBACK[port.family])
+
+
+def test_datagrams_of_a_port_that_is_closed_end_and_those_of_others_go_on(world: World, family: int) -> None:
+    """What the guest answers must leave by the port that was asked, so that without it there is no flow."""
+    closing, staying = Port(world, family, 3), Port(world, family, 4)
+    closing.peer_sends(b"x", port=1001)
+    staying.peer_sends(b"y", port=1002)
+    staying.guest_gets()
+    lib.script_listen_close(3, 1)
+    world.settle()
+    assert lib.fake_socket_at(closing.fd).closed and len(world.flows()) == 1
+    staying.guest_sends(b"answer", port=1002)
+    assert [data for _, _, _, data in staying.sent()] == [b"answer"]
 
 
 def test_such_a_flow_ends_by_silence_and_the_port_stays(port: Port) -> None:

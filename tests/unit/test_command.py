@@ -33,7 +33,7 @@ def reset_worker(only_worker: Worker) -> Iterator[Worker]:
     """One worker serves all tests, as it serves one front end after the other: a reset leaves nothing in it."""
     yield only_worker
     assert only_worker.result(lib.LG_CMD_LINK_RESET) == 0
-    assert only_worker.result(lib.LG_CMD_LISTEN_CLEAR) == 0
+    assert only_worker.result(lib.LG_CMD_LISTEN_CLOSE, value=lib.LG_LISTEN_SLOTS << 32) == 0
     assert only_worker.fds() == only_worker.baseline
 
 
@@ -267,6 +267,49 @@ def test_without_flows_a_snapshot_is_one_empty_page(worker: Worker) -> None:
     for cursor in (0, 5, 2**32 - 1, 2**64 - 1):
         page = worker.call(lib.LG_CMD_FLOWS, value=cursor)
         assert (page.reply.result, page.reply.value, page.count) == (0, 0, 0)
+
+
+# ---- ports of the host ----
+
+
+def listening() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_ports_are_kept_in_their_slots_until_these_are_closed(worker: Worker) -> None:
+    """As many as the record has room for; closing slots that are empty, or beyond all, does nothing."""
+    with listening() as port:
+        full = {"count": lib.LG_LISTEN_MAX, "protocol": socket.IPPROTO_TCP}
+        same = [port.fileno()] * lib.LG_LISTEN_MAX
+        slots = [lib.LG_LISTEN_SLOTS - 1 - 2 * n for n in range(lib.LG_LISTEN_MAX)]
+        # The very same socket is in epoll once only, by each of its descriptors.
+        assert worker.result(lib.LG_CMD_LISTEN, same, slot=slots, **full) == 0
+        assert worker.fds() == worker.baseline + lib.LG_LISTEN_MAX
+        assert worker.result(lib.LG_CMD_LISTEN, same, slot=slots, **full) == -errno.EEXIST
+        assert worker.result(lib.LG_CMD_LISTEN_TARGET, slot=slots, **full) == 0
+        assert worker.result(lib.LG_CMD_LISTEN_CLOSE, value=slots[5] | 3 << 32) == 0  # two of three have a socket
+        assert worker.fds() == worker.baseline + lib.LG_LISTEN_MAX - 2
+        assert worker.result(lib.LG_CMD_LISTEN_TARGET, slot=slots, **full) == -errno.ENOENT
+        assert worker.result(lib.LG_CMD_LISTEN_CLOSE, value=2**64 - 1) == 0
+        assert worker.result(lib.LG_CMD_LISTEN_CLOSE, value=(2**32 - 1) << 32) == 0
+    assert worker.fds() == worker.baseline
+
+
+@pytest.mark.parametrize("slot", [lib.LG_LISTEN_SLOTS, 2**31, 2**32 - 1])
+def test_a_slot_that_there_is_not_is_refused(worker: Worker, slot: int) -> None:
+    with listening() as port:
+        one: dict[str, Any] = {"count": 1, "protocol": socket.IPPROTO_TCP, "slot": [slot]}
+        assert worker.result(lib.LG_CMD_LISTEN, [port.fileno()], **one) == -errno.EINVAL
+        assert worker.result(lib.LG_CMD_LISTEN_TARGET, **one) == -errno.ENOENT
+
+
+def test_a_target_is_for_ports_of_its_protocol(worker: Worker) -> None:
+    """And for as many as the record can name."""
+    with listening() as port:
+        assert worker.result(lib.LG_CMD_LISTEN, [port.fileno()], count=1, protocol=socket.IPPROTO_TCP) == 0
+        assert worker.result(lib.LG_CMD_LISTEN_TARGET, count=1, protocol=socket.IPPROTO_UDP) == -errno.ENOENT
+        many = lib.LG_LISTEN_MAX + 1
+        assert worker.result(lib.LG_CMD_LISTEN_TARGET, count=many, protocol=socket.IPPROTO_TCP) == -errno.EINVAL
 
 
 # ---- the end ----

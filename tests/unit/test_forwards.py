@@ -314,8 +314,8 @@ def test_other_reasons_come_with_what_to_do(port: int, text: str, reason: str, a
 def test_reasons_of_other_machines(error: int, text: str, about: str) -> None:
     """What this one may not bring about, from the number that the kernel gives."""
     (rule,) = rules(text.format(4000))
-    failure = forwards._Failure(rule, rule.first, error)
-    assert forwards._explain(failure) == about.format(4000)
+    failure = forwards.Failure(rule, rule.first, error)
+    assert forwards.explain(failure) == about.format(4000)
 
 
 def test_a_port_for_root_only_names_the_sysctl() -> None:
@@ -415,7 +415,7 @@ def test_what_is_missing_is_told_with_a_few_examples() -> None:
         *((other, port, in_use) for port in range(40, 45)),
         (other, 50, in_use),
     ]
-    assert forwards._examples([forwards._Failure(*each) for each in missed]) == (
+    assert forwards.examples([forwards.Failure(*each) for each in missed]) == (
         "TCP 1-22 (Permission denied), TCP 23 (Address already in use), TCP 30 (Address already in use), "
         "UDP 31 (Address already in use), UDP 33 (Permission denied), and 6 more"
     )

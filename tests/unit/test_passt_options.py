@@ -118,7 +118,7 @@ def test_nothing_asked_for_means_the_defaults() -> None:
     got = parse()
     assert (got.socket_path, got.socket_fd, got.one_off, got.foreground) == (None, None, False, False)
     assert (got.log_level, got.log_file, got.log_size) == (spec.INFO, None, 1048576)
-    assert (got.pid_file, got.pcap_file, got.interface) == (None, None, None)
+    assert (got.pid_file, got.pcap_file, got.interface, got.conf_path) == (None, None, None, None)
     assert (got.mtu, got.mac) == (65520, bytes.fromhex("9a559a559a55"))
     assert (got.hostname, got.fqdn, got.search, got.no_dhcp_dns, got.no_dhcp_search) == ("", "", None, False, False)
     for family in (got.ipv4, got.ipv6):
@@ -264,6 +264,7 @@ def test_mtu_is_a_c_number(text: str, mtu: int) -> None:
         *(["--log-size", text] for text in ("", "40959", "1M", "-1")),
         *(["--fd", text] for text in ("", "x", "-1", "2147483648", "1x")),
         *(["-s", path] for path in ("", "s" * 108, "é" * 54)),
+        *(["-c", path] for path in ("", "c" * 108)),
         *([option, path] for option in ("-P", "-l", "-p") for path in ("", "p" * 4096)),
         *(
             ["-M", mac]
@@ -323,8 +324,8 @@ def test_log_size_has_a_least_value() -> None:
 
 def test_paths_of_the_greatest_length_are_taken() -> None:
     """107 bytes for a socket, 4095 for a file."""
-    got = parse("-s", "s" * 107, "-p", "p" * 4095)
-    assert (got.socket_path, got.pcap_file) == ("s" * 107, "p" * 4095)
+    got = parse("-s", "s" * 107, "-p", "p" * 4095, "-c", "c" * 107)
+    assert (got.socket_path, got.pcap_file, got.conf_path) == ("s" * 107, "p" * 4095, "c" * 107)
 
 
 def test_bytes_that_are_no_utf_8_survive_in_a_path() -> None:

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control protocol of passt, version 2, by which the command `pesto` reads and replaces the table of forwards.
+
+Called by forward_server.py, which has the socket; sans-io: bytes in, bytes and rules out. passt calls it experimental:
+whatever changes with its version changes here and nowhere else.
+Adversary: whoever may connect to the socket. It is believed in nothing: each number is checked before it is used for
+anything, and no more than one table's worth of rules is ever taken.
+
+Invariants: what a Message has as its rules could have come from a command line: the same limits hold, and no two rules
+want one socket. A Message asks for exactly the bytes that come next, so that nothing behind its end is ever read.
+
+    greeting := "basil:s" NUL, version, length of a table's name, length of an interface's name; tables; 0
+    table    := u8 id, its name, u32 capabilities, u32 count, rules            (what the server has)
+    message  := tables; 0
+    table    := u8 id, u32 count, rules                                        (what the client wants, in place of all)
+    rule     := listening address, target address, interface, u16 first, u16 last, u16 first of the guest, u8 protocol,
+                u8 flags
+
+All numbers are big-endian; addresses are IPv6, with IPv4 mapped.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from lockgate.plugin import address
+from lockgate.plugin.address import ANY4, UNSET
+from lockgate.plugin.contracts.forward_spec import (
+    PORT_MAX,
+    PROTOCOL_NAMES,
+    RULES_MAX,
+    SOCKETS_MAX,
+    TCP,
+    UDP,
+    ForwardRule,
+    bracketed,
+    is_interface,
+    range_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lockgate.plugin.ports import Rights
+
+MAGIC = b"basil:s\0"
+VERSION = 2
+TABLE_NAME_BYTES = 128
+INTERFACE_BYTES = 16  # IFNAMSIZ of <linux/if.h>
+
+HOST = 1  # the one table that passt has: ports of the host that lead to the guest
+HOST_NAME = b"HOST"
+END = b"\0"  # in the place of one more table
+
+CAP_IPV4, CAP_IPV6, CAP_TCP, CAP_UDP, CAP_INTERFACE = 1, 2, 4, 8, 32  # 16: ports that are looked for, pasta only
+
+FLAG_DUAL_STACK = 1
+FLAG_BEST_EFFORT = 2
+_FLAGS = FLAG_DUAL_STACK | FLAG_BEST_EFFORT
+
+_HELLO = struct.Struct("!8sIII")
+_TABLE = struct.Struct(f"!B{TABLE_NAME_BYTES}sII")
+_WANTED = struct.Struct("!I")
+_RULE = struct.Struct(f"!16s16s{INTERFACE_BYTES}sHHHBB")
+RULE_BYTES = _RULE.size
+
+
+class ProtocolError(ValueError):
+    """What is wrong with a message: the end of a sentence."""
+
+
+def capabilities(rights: Rights) -> int:
+    offered = (
+        (rights.ipv4, CAP_IPV4),
+        (rights.ipv6, CAP_IPV6),
+        (TCP in rights.protocols, CAP_TCP),
+        (UDP in rights.protocols, CAP_UDP),
+        (True, CAP_INTERFACE),
+    )
+    return sum(bit for there, bit in offered if there)
+
+
+def greeting(rights: Rights, rules: Sequence[ForwardRule]) -> bytes:
+    """All that the server ever says."""
+    hello = _HELLO.pack(MAGIC, VERSION, TABLE_NAME_BYTES, INTERFACE_BYTES)
+    table = _TABLE.pack(HOST, HOST_NAME, capabilities(rights), len(rules))
+    return b"".join((hello, table, *map(pack_rule, rules), END))
+
+
+def pack_rule(rule: ForwardRule) -> bytes:
+    flags = (FLAG_DUAL_STACK if rule.dual_stack else 0) | (FLAG_BEST_EFFORT if rule.best_effort else 0)
+    interface = os.fsencode(rule.interface)
+    ports = rule.first, rule.last, rule.to_first
+    return _RULE.pack(rule.listen, rule.target, interface, *ports, rule.protocol, flags)
+
+
+class Message:
+    """What a client wants, as far as it has come. `wanted` bytes come next; 0: the message is whole."""
+
+    __slots__ = ("_count", "_rights", "_sockets", "_take", "rules", "wanted")
+
+    def __init__(self, rights: Rights) -> None:
+        self._rights = rights
+        self._sockets = 0
+        self._count = 0  # of rules that the table has still to bring
+        self.rules: list[ForwardRule] = []
+        self._await_table()
+
+    def feed(self, data: bytes) -> None:
+        """Takes exactly the bytes that were wanted. Raises ProtocolError; the message is good for nothing then."""
+        self._take(data)
+
+    def _await_table(self) -> None:
+        self.wanted, self._take = 1, self._take_id
+
+    def _take_id(self, data: bytes) -> None:
+        if data == END:
+            self.wanted = 0
+        elif data[0] == HOST:
+            self.wanted, self._take = _WANTED.size, self._take_count
+        else:
+            raise ProtocolError(f"there is no table {data[0]} here; expected {HOST}, {HOST_NAME.decode()}")
+
+    def _take_count(self, data: bytes) -> None:
+        (self._count,) = _WANTED.unpack(data)
+        if self._count > RULES_MAX - len(self.rules):
+            raise ProtocolError(f"expected at most {RULES_MAX} rules in all, not {len(self.rules) + self._count}")
+        self._await_rule()
+
+    def _await_rule(self) -> None:
+        if self._count:
+            self.wanted, self._take = RULE_BYTES, self._take_rule
+        else:
+            self._await_table()
+
+    def _take_rule(self, data: bytes) -> None:
+        rule = _unpack_rule(data, self._rights)
+        self._sockets += rule.count
+        if self._sockets > SOCKETS_MAX:
+            raise ProtocolError(f"expected at most {SOCKETS_MAX} sockets in all; forward fewer ports")
+        for other in self.rules:
+            if rule.conflicts(other):
+                raise ProtocolError(f"two rules want the same port, [{other}] and [{rule}]; leave out one of the two")
+        self.rules.append(rule)
+        self._count -= 1
+        self._await_rule()
+
+
+def _unpack_rule(data: bytes, rights: Rights) -> ForwardRule:
+    listen, target, name, first, last, to_first, protocol, flags = _RULE.unpack(data)
+    if protocol not in PROTOCOL_NAMES:
+        raise ProtocolError(f"expected the number of TCP or UDP as a rule's protocol, not {protocol}")
+    if protocol not in rights.protocols:
+        raise ProtocolError(f"{PROTOCOL_NAMES[protocol]} is switched off")
+    if flags & ~_FLAGS:
+        raise ProtocolError(f"expected flags {_FLAGS} at most, not {flags}")
+    _check_ports(first, last, to_first)
+    listen, dual_stack = _where(listen, bool(flags & FLAG_DUAL_STACK), rights)
+    _check_target(target, listen, dual_stack)
+    return ForwardRule(
+        protocol=protocol,
+        listen=listen,
+        dual_stack=dual_stack,
+        interface=_interface(name),
+        first=first,
+        last=last,
+        to_first=to_first,
+        target=target,
+        best_effort=bool(flags & FLAG_BEST_EFFORT),
+    )
+
+
+def _check_ports(first: int, last: int, to_first: int) -> None:
+    if not 0 < first <= last:
+        raise ProtocolError(f"expected ports from 1 up, the lower first, not {range_text(first, last)}")
+    if not to_first or to_first + last - first > PORT_MAX:
+        to_ports = range_text(to_first, to_first + last - first)
+        raise ProtocolError(f"expected ports of the guest from 1 to {PORT_MAX}, not {to_ports}")
+
+
+def _where(listen: bytes, any_family: bool, rights: Rights) -> tuple[bytes, bool]:
+    """As forward_spec has it: of both families at once only where there are both."""
+    if any_family:
+        if listen != UNSET:
+            raise ProtocolError(f"expected no address for a port of both families, not {address.to_text(listen)}")
+        if rights.ipv4 and rights.ipv6:
+            return UNSET, True
+        return (ANY4 if rights.ipv4 else UNSET), False
+    if not (rights.ipv4 if address.is_ipv4(listen) else rights.ipv6):
+        raise ProtocolError(f"{bracketed(listen)} is of a family that is switched off")
+    return listen, False
+
+
+def _check_target(target: bytes, listen: bytes, dual_stack: bool) -> None:
+    if target == UNSET:
+        return
+    if address.is_unspecified(target):
+        raise ProtocolError(f"expected a target that a guest can be, not {address.to_text(target)}")
+    if dual_stack or address.is_ipv4(listen) != address.is_ipv4(target):
+        raise ProtocolError(f"expected to listen on an address of the family of its target {address.to_text(target)}")
+
+
+def _interface(field: bytes) -> str:
+    name, _, padding = field.partition(b"\0")
+    text = os.fsdecode(name)
+    if len(name) == INTERFACE_BYTES or padding.strip(b"\0") or (text and not is_interface(text)):
+        raise ProtocolError(f"expected the name of an interface, filled with zeros, not {ascii(field)}")
+    return text

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of forwards while the helper runs: which ports lead where, in control, in the keeper and in the worker.
+
+Called by control.py, which tells it of new workers, and by forward_server.py, which replaces the table as a whole.
+Adversary: the client that made the table, which contracts/pesto.py has checked; nothing else speaks to this.
+
+Invariants: a port that stands in the old table and in the new one is neither closed nor opened, so that nobody who
+connects meanwhile is refused; connections go on whatever becomes of their port. One change is under way at a time. A
+worker that dies in the middle is followed by one that is told all: the table is right after each of its steps. Whatever
+takes system calls is done in slices, so that neither this loop nor the worker's stands still for tens of thousands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import heapq
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Protocol
+
+from lockgate.core._datapath import lib
+from lockgate.plugin import ports
+from lockgate.plugin.contracts.forward_spec import TCP, ForwardRule
+from lockgate.plugin.forwards import BACKLOG, Failure, Listener
+from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
+
+_SLICE = 1024  # ports between two turns of the loop: a millisecond or so, here and in the worker that closes them
+
+Ask = Callable[[bytes], Awaitable[tuple[list[int], list[int]]]]  # a request to the keeper: results, descriptors
+
+
+class Worker(Protocol):
+    """What is asked of the worker; each may raise WorkerError or WorkerGone. Descriptors stay the caller's."""
+
+    async def listen(
+        self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], fds: Sequence[int]
+    ) -> None: ...
+
+    async def listen_target(self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int]) -> None: ...
+
+    async def listen_close(self, first: int, count: int) -> None: ...
+
+
+class _Nobody:
+    """In the place of a worker that is not there yet, or has died: the next one will be told all at once."""
+
+    async def listen(
+        self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], fds: Sequence[int]
+    ) -> None:
+        pass
+
+    async def listen_target(self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int]) -> None:
+        pass
+
+    async def listen_close(self, first: int, count: int) -> None:
+        pass
+
+
+class Port:
+    """One socket, and where it leads to."""
+
+    __slots__ = ("fd", "port", "rule", "slot")
+
+    def __init__(self, fd: int, rule: ForwardRule, port: int, slot: int) -> None:
+        self.fd = fd
+        self.rule = rule
+        self.port = port
+        self.slot = slot
+
+    @property
+    def guest_port(self) -> int:
+        return self.rule.to_first + self.port - self.rule.first
+
+    def set_listening(self, on: bool) -> None:
+        """All copies of the socket follow. Datagrams know no such thing."""
+        if self.rule.protocol != TCP:
+            return
+        sock = socket.socket(fileno=os.dup(self.fd))
+        try:
+            sock.listen(BACKLOG) if on else sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # somebody else has the port meanwhile; or it was not listening
+        finally:
+            sock.close()
+
+
+class Change:
+    """What became of a table that was asked for."""
+
+    __slots__ = ("closed", "failures", "kept", "opened")
+
+    def __init__(self) -> None:
+        self.opened = self.closed = self.kept = 0
+        self.failures: list[Failure] = []
+
+
+class ForwardTable:
+    """Each port that is bound, by what its socket is."""
+
+    def __init__(self, rules: Sequence[ForwardRule], listeners: Sequence[Listener], ask: Ask) -> None:
+        self.rules = tuple(rules)
+        self._ask = ask
+        self._worker: Worker = _Nobody()
+        self._away = False  # the guest has moved to another host
+        self._turn = asyncio.Lock()
+        self._free: list[int] = []  # slots below _next
+        self._next = len(listeners)
+        self._ports = {
+            ports.key_of(one.rule, one.port): Port(one.fd, one.rule, one.port, slot)
+            for slot, one in enumerate(listeners)
+        }
+
+    async def restore(self, worker: Worker) -> None:
+        """Tells a new worker all. Raises WorkerError or WorkerGone."""
+        async with self._turn:
+            if not self._away:
+                await self._tell_all(worker)
+
+    async def leave(self) -> None:
+        """The guest is elsewhere: its ports are kept, and nobody reaches them."""
+        async with self._turn:
+            self._away = True
+            for port in self._ports.values():
+                port.set_listening(False)
+            for first in range(0, self._next, _SLICE):
+                await self._tell(self._worker.listen_close(first, _SLICE))
+            self._worker = _Nobody()
+
+    async def come_back(self, worker: Worker) -> None:
+        """It is here after all. Raises WorkerError or WorkerGone."""
+        async with self._turn:
+            self._away = False
+            for port in self._ports.values():
+                port.set_listening(True)
+            await self._tell_all(worker)
+
+    async def replace(self, rules: Sequence[ForwardRule]) -> Change:
+        """From now on these lead to the guest and no others. What cannot be bound is left out, and told."""
+        async with self._turn:
+            change = Change()
+            wanted = {ports.key_of(rule, port): rule async for rule, port in _sliced(rules)}
+            # What goes comes first: it may stand in the way of what is new.
+            await self._close([port for key, port in self._ports.items() if key not in wanted], change)
+            await self._lead(wanted)
+            change.kept = len(self._ports)
+            for rule in rules:
+                await self._open(rule, change)
+            bound = {id(port.rule) for port in self._ports.values()}
+            self.rules = tuple(rule for rule in rules if id(rule) in bound)
+            return change
+
+    async def _tell_all(self, worker: Worker) -> None:
+        self._worker = worker
+        for batch in _batches(self._ports.values()):
+            await _listen(worker, batch)
+
+    # ---- the three steps ----
+
+    async def _close(self, gone: list[Port], change: Change) -> None:
+        """In the worker, in the keeper, and here; the port is free when all three have closed it."""
+        for first, count in _runs(sorted(port.slot for port in gone), _SLICE):
+            await self._tell(self._worker.listen_close(first, count))
+        for batch in _batches(sorted(gone, key=lambda port: ports.key_of(port.rule, port.port)), consecutive=True):
+            await self._ask(ports.pack_request(ports.CLOSE, batch[0].rule, batch[0].port, len(batch)))
+            for port in batch:
+                del self._ports[ports.key_of(port.rule, port.port)]
+                os.close(port.fd)
+                heapq.heappush(self._free, port.slot)
+        change.closed = len(gone)
+
+    async def _lead(self, wanted: dict[ports.Key, ForwardRule]) -> None:
+        """Ports that stay may lead elsewhere from now on."""
+        moved = []
+        for key, port in self._ports.items():
+            before = port.rule.target, port.guest_port
+            port.rule = wanted[key]
+            if (port.rule.target, port.guest_port) != before:
+                moved.append(port)
+        for batch in _batches(moved):
+            rule, slots, guest_ports = _of(batch)
+            await self._tell(self._worker.listen_target(rule.protocol, rule.target, slots, guest_ports))
+
+    async def _open(self, rule: ForwardRule, change: Change) -> None:
+        missing = [port for port in range(rule.first, rule.last + 1) if ports.key_of(rule, port) not in self._ports]
+        for first, count in _runs(missing, ports.BATCH_MAX):
+            results, fds = await self._ask(ports.pack_request(ports.OPEN, rule, first, count))
+            opened, given = [], iter(fds)
+            for number, error in enumerate(results or [errno.EINVAL] * count):
+                if error:
+                    change.failures.append(Failure(rule, first + number, error))
+                else:
+                    opened.append(Port(next(given), rule, first + number, self._slot()))
+            for port in opened:
+                self._ports[ports.key_of(rule, port.port)] = port
+                if self._away:
+                    port.set_listening(False)
+            refusal = await self._tell(_listen(self._worker, opened)) if opened else 0
+            if refusal:
+                change.failures += [Failure(rule, port.port, refusal) for port in opened]
+                await self._close(opened, Change())
+            else:
+                change.opened += len(opened)
+
+    async def _tell(self, word: Awaitable[None]) -> int:
+        """0, or why the worker refuses."""
+        try:
+            await word
+        except WorkerGone:
+            self._worker = _Nobody()
+        except WorkerError as refusal:
+            return refusal.error
+        return 0
+
+    def _slot(self) -> int:
+        if self._free:
+            return heapq.heappop(self._free)
+        self._next += 1
+        return self._next - 1
+
+
+def _of(batch: Sequence[Port]) -> tuple[ForwardRule, list[int], list[int]]:
+    """What a record says of ports of one rule: their slots, and the guest's ports."""
+    return batch[0].rule, [port.slot for port in batch], [port.guest_port for port in batch]
+
+
+async def _listen(worker: Worker, batch: Sequence[Port]) -> None:
+    rule, slots, guest_ports = _of(batch)
+    await worker.listen(rule.protocol, rule.target, slots, guest_ports, [port.fd for port in batch])
+
+
+async def _sliced(rules: Iterable[ForwardRule]) -> AsyncIterator[tuple[ForwardRule, int]]:
+    """Every port of every rule."""
+    for rule in rules:
+        for port in range(rule.first, rule.last + 1):
+            yield rule, port
+            if not port % _SLICE:
+                await asyncio.sleep(0)
+
+
+def _batches(all_ports: Iterable[Port], consecutive: bool = False) -> Iterator[list[Port]]:
+    """Neighbours of one rule, as many as one record carries; if asked for, without a gap between their ports."""
+    for _, group in groupby(all_ports, key=lambda port: port.rule):
+        batch: list[Port] = []
+        for port in group:
+            gap = consecutive and batch and port.port != batch[-1].port + 1
+            if batch and (gap or len(batch) == lib.LG_LISTEN_MAX):
+                yield batch
+                batch = []
+            batch.append(port)
+        yield batch
+
+
+def _runs(numbers: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """First of consecutive numbers, and how many, in ascending ones."""
+    first, count = 0, 0
+    for number in numbers:
+        if count and (number != first + count or count == most):
+            yield first, count
+            count = 0
+        if not count:
+            first = number
+        count += 1
+    if count:
+        yield first, count

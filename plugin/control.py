@@ -82,6 +82,7 @@ class Start:
         "one_off",
         "trace",
         "capture_fd",
+        "stats_seconds",
         "forwards",
         "reassign",
         "repair",
@@ -101,6 +102,7 @@ class Start:
         one_off: bool,
         trace: bool,
         capture_fd: int,
+        stats_seconds: int = 0,
         forwards: Sequence[Listener] = (),
         reassign: Callable[[Assignments], Assignments] | None = None,
         repair_fd: int = -1,
@@ -118,6 +120,7 @@ class Start:
         self.one_off = one_off
         self.trace = trace
         self.capture_fd = capture_fd  # the file; -1: none
+        self.stats_seconds = stats_seconds  # how often counters are printed; 0: never
         self.forwards = forwards  # each worker gets a copy of their sockets
         self.repair = None if repair_fd < 0 else socket.socket(fileno=repair_fd)  # listening, for the repair helper
         self.migrate_exit = migrate_exit  # when the guest has moved away, and its monitor has gone
@@ -166,6 +169,11 @@ class Control:
             from lockgate.plugin.forward_server import ForwardServer
 
             self._forward_server = ForwardServer(start.port_rights, self._forwards, self.emit)
+        self._print_stats: Callable[[], None] | None = None
+        if start.stats_seconds:
+            from lockgate.plugin import stats
+
+            self._print_stats = stats.Printer(ends.pages.counters_fd, start.log).print
         self._capture_type: type[Capture] | None = None
         if start.capture_fd >= 0:
             from lockgate.plugin.pcap import Capture
@@ -198,6 +206,7 @@ class Control:
             capture = self._capture_type(loop, *fds, self._capture_ended)
         self._capturing = capture is not None
         loop.add_reader(self._keeper, self._on_keeper)
+        self._schedule_stats()
         if self._neighbours is not None:
             self._look_at_neighbours(first=True)
             self._neighbours.start(self._look_at_neighbours)
@@ -418,6 +427,15 @@ class Control:
             pass  # the next one is told everything
         except WorkerError as refusal:
             self._fail(f"The worker refused its configuration: {refusal}")
+
+    # ---- counters ----
+
+    def _schedule_stats(self, due: bool = False) -> None:
+        if self._print_stats is None:
+            return
+        if due:
+            self._print_stats()
+        asyncio.get_running_loop().call_later(self._start.stats_seconds, self._schedule_stats, True)
 
     # ---- faults ----
 

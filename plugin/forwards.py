@@ -8,11 +8,12 @@ Adversary: nobody; but ports are taken by others at any time, so that only bind(
 Invariants: bind() returns all that was asked for, or leaves nothing open. Sockets do not block, and are closed on exec.
 
 What a socket is, by rule:
-- Without an address it serves both families: an IPv6 socket that takes IPv4 too. On a kernel without IPv6, an IPv4
-  socket does. With an address, and if only one family is enabled, it serves one.
+- Without an address it serves both families: an IPv6 socket that takes IPv4 too. With an address, and if only one
+  family is enabled (on a kernel without IPv6 no more is), it serves one.
 - TCP: SO_REUSEADDR, for a port must not be lost to connections of a helper that has ended.
 - UDP: without it, since two processes could then bind one port and only one would be heard. Each datagram comes with
   the address that it was sent to, from which the answer must come; errors are queued.
+- With `freebind`, it may have an address that the host does not have, or not yet.
 """
 
 from __future__ import annotations
@@ -41,12 +42,14 @@ EXAMPLES_MAX = 5  # of runs of ports that are named where many could not be boun
 # <linux/in.h> and <linux/in6.h>; not in every _socket
 _IP_PKTINFO = 8
 _IP_RECVERR = 11
+_IP_FREEBIND = 15
 _IPV6_RECVERR = 25
+_IPV6_FREEBIND = 78
 
 _IPV4_UDP = ((_socket.IPPROTO_IP, _IP_PKTINFO, 1), (_socket.IPPROTO_IP, _IP_RECVERR, 1))
 _IPV6_UDP = ((_socket.IPPROTO_IPV6, _socket.IPV6_RECVPKTINFO, 1), (_socket.IPPROTO_IPV6, _IPV6_RECVERR, 1))
-# IPv6's option brings the addresses of IPv4 datagrams too, but not their errors.
-_DUAL_STACK_UDP = (*_IPV6_UDP, (_socket.IPPROTO_IP, _IP_RECVERR, 1))
+# Of an IPv4 datagram, IPv6's options bring the address in its header, which may be that of a broadcast, and no errors.
+_DUAL_STACK_UDP = (*_IPV6_UDP, *_IPV4_UDP)
 
 
 class ForwardError(Exception):
@@ -64,7 +67,9 @@ class Listener:
         self.port = port
 
 
-def bind(rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None]) -> list[Listener]:
+def bind(
+    rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None], freebind: bool = False
+) -> list[Listener]:
     """Binds every port, TCP ones listening. `room` is how many descriptors may be used for it.
 
     Raises ForwardError if a port that was named cannot be bound, or none of a run of ports of which any would do;
@@ -75,7 +80,7 @@ def bind(rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None]) -
     refused: list[Failure] = []
     missed: list[Failure] = []
     for rule in rules:
-        failures = _bind_rule(rule, listeners)
+        failures = _bind_rule(Recipe(rule, freebind), rule, listeners)
         if rule.best_effort and len(failures) < rule.count:
             missed += failures
         else:
@@ -128,10 +133,9 @@ class Failure:
         return f"Listen failed for HOST {name} port {self.rule.listen_text}/{self.port}: {self.reason}"
 
 
-def _bind_rule(rule: ForwardRule, listeners: list[Listener]) -> list[Failure]:
+def _bind_rule(recipe: Recipe, rule: ForwardRule, listeners: list[Listener]) -> list[Failure]:
     """Appends what could be bound; returns what could not, of ports that were named only the first."""
     failures = []
-    recipe = Recipe(rule)
     for port in range(rule.first, rule.last + 1):
         try:
             listeners.append(Listener(recipe.open(port), rule, port))
@@ -147,19 +151,21 @@ class Recipe:
 
     __slots__ = ("family", "host", "kind", "options", "scope_id", "tcp")
 
-    def __init__(self, rule: ForwardRule) -> None:
+    def __init__(self, rule: ForwardRule, freebind: bool) -> None:
         self.tcp = tcp = rule.protocol == TCP
         stream = _socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM
         self.kind = stream | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
-        dual_stack = rule.dual_stack and _has_ipv6()
-        listen = address.ANY4 if rule.dual_stack and not dual_stack else rule.listen
-        ipv4 = address.is_ipv4(listen)
+        dual_stack = rule.dual_stack
+        ipv4 = address.is_ipv4(rule.listen)
         self.family = _socket.AF_INET if ipv4 else _socket.AF_INET6
-        self.host = address.to_text(listen)
+        self.host = address.to_text(rule.listen)
         self.scope_id = 0 if ipv4 else _scope_id(rule)
         self.options: list[tuple[int, int, int | bytes]] = []
         if not ipv4:
             self.options.append((_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual_stack else 1))
+        if freebind:
+            ours = (_socket.IPPROTO_IP, _IP_FREEBIND, 1) if ipv4 else (_socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+            self.options.append(ours)
         if rule.interface:
             name = os.fsencode(rule.interface) + b"\0"
             self.options.append((_socket.SOL_SOCKET, _socket.SO_BINDTODEVICE, name))
@@ -181,14 +187,6 @@ class Recipe:
             sock.close()
             raise
         return sock.detach()
-
-
-def _has_ipv6() -> bool:
-    try:
-        _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC).close()
-    except OSError as failure:
-        return failure.errno != errno.EAFNOSUPPORT
-    return True
 
 
 def _scope_id(rule: ForwardRule) -> int:

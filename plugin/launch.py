@@ -27,6 +27,8 @@ from lockgate.plugin.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lockgate.plugin.hostnet import HostNet
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.spec import NetworkSpec
@@ -153,12 +155,10 @@ class Start:
             )
         self.port_rights = self._port_rights(descriptors)
         self.ports = ports.Ports(self.forwards, self.port_rights)
+        self.identity = self._choose_identity()
         self.link, self.link_name = _open_link(spec)
         self.repair = self._open_repair()
         self.conf = _listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
-        self.leaving_root = os.geteuid() == 0 and _in_initial_user_namespace()
-        if self.leaving_root:
-            self.log.warning("Started as root: going on as nobody")
         self.capture_fd = self._open_capture()
         os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
         self._announce_configuration()
@@ -190,7 +190,7 @@ class Start:
             return []
         room = descriptors - core_worker.FLOW_DESCRIPTORS_SPARED
         try:
-            return forwards.bind(self.spec.forwards, room, self.log.warning)
+            return forwards.bind(self.spec.forwards, room, self.log.warning, self.spec.freebind)
         except forwards.ForwardError as fault:
             raise StartError(str(fault)) from None
 
@@ -221,36 +221,53 @@ class Start:
             ipv6=spec.ipv6.enabled,
             protocols=[protocol for protocol, on in switched_on if on],
             room=max(len(self.forwards), descriptors - core_worker.FLOW_DESCRIPTORS_SPARED - FEW_FLOWS),
+            freebind=spec.freebind,
         )
+
+    def _choose_identity(self) -> tuple[int, int] | None:
+        """User and group to go on as; None: those of now. Root of the machine becomes nobody; root of some container,
+        who is only somebody outside, stays."""
+        wanted = self.spec.runas
+        if wanted is None:
+            if os.geteuid() or not _in_initial_user_namespace():
+                return None
+            self.log.warning("Started as root: going on as nobody")
+            return NOBODY, NOBODY
+        if wanted == (os.geteuid(), os.getegid()) and wanted[0]:
+            return None
+        try:
+            _become(wanted)()
+        except OSError as failure:
+            raise StartError(
+                f"--runas {wanted[0]}:{wanted[1]}: this process may not become that user ({failure.strerror}); start "
+                "as root, or leave --runas out"
+            ) from None
+        return wanted
 
     def _open_capture(self) -> int:
         """With the rights of the user that we go on as; without the file the guest still gets its network."""
         path = self.spec.pcap_file
         if not path:
             return -1
+        come_back = _become(self.identity) if self.identity else None
         try:
-            if self.leaving_root:
-                os.setgroups([])
-                os.setegid(NOBODY)
-                os.seteuid(NOBODY)
             return _open_for_writing(path, "Capture file")
         except StartError as fault:
             self.log.warning(f"{fault}; nothing is captured")
             return -1
         finally:
-            if self.leaving_root:
-                os.seteuid(0)
-                os.setegid(0)
+            if come_back:
+                come_back()
 
     def _leave_root(self, bind_ports: bool = False) -> None:
-        """Root of the machine becomes nobody, for good; root of some container, who is only somebody outside, stays."""
-        refused = lib.lg_leave_root(NOBODY, bind_ports) if self.leaving_root else 0
+        """For good."""
+        refused = lib.lg_become(*self.identity, bind_ports) if self.identity else 0
         if refused < 0:
             raise OSError(-refused, os.strerror(-refused))
 
     def _become_keeper(self) -> None:
-        """Nobody, but one who may bind any port, as long as there is somebody to ask for it."""
-        self._leave_root(bind_ports=self.conf is not None)
+        """One who may bind any port, as long as there is somebody to ask for it."""
+        self._leave_root(bind_ports=self.conf is not None and os.geteuid() == 0)
 
     def _announce_configuration(self) -> None:
         """What a person who starts this by hand wants to see; with -q, the warnings remain."""
@@ -365,6 +382,7 @@ class Start:
             one_off=spec.one_off,
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,
+            stats_seconds=spec.stats_seconds,
             forwards=self.forwards,
             reassign=self._reassign,
             repair_fd=-1 if self.repair is None else self.repair.detach(),
@@ -472,6 +490,24 @@ def _open_for_writing(path: str, what: str) -> int:
         return os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError as failure:
         raise StartError(f"{what} {path} cannot be opened: {failure.strerror}") from None
+
+
+def _become(identity: tuple[int, int]) -> Callable[[], None]:
+    """Takes on the rights of a user and group until the result is called. Other groups are gone for good."""
+    uid, gid = os.geteuid(), os.getegid()
+    os.setgroups([])
+    os.setegid(identity[1])
+    try:
+        os.seteuid(identity[0])
+    except OSError:
+        os.setegid(gid)
+        raise
+
+    def come_back() -> None:
+        os.seteuid(uid)
+        os.setegid(gid)
+
+    return come_back
 
 
 def _in_initial_user_namespace() -> bool:

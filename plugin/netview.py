@@ -45,6 +45,9 @@ VIEW_DHCP = 64
 VIEW_RA = 128
 VIEW_DHCPV6 = 256
 VIEW_MAP_ROUTER = 512
+VIEW_FIXED4 = 1024
+VIEW_FIXED6 = 2048
+VIEW_FREEBIND = 4096
 
 # datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6,
 # our_link_local, map_host4, map_host6, dns_match4, dns_host4, dns_match6, dns_host6, map_guest4, map_guest6, outbound4,
@@ -291,6 +294,10 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
         # "The gateway" is to a guest the router of its advertisements, whatever the host's own is called. An address
         # that the caller chose, or none, is taken at its word.
         (VIEW_MAP_ROUTER, ipv6 and spec.ipv6.map_host_loopback is None),
+        # And so is the guest's own: what a guest uses until it is configured says nothing then.
+        (VIEW_FIXED4, ipv4 and spec.ipv4.address != address.UNSET),
+        (VIEW_FIXED6, ipv6 and spec.ipv6.address != address.UNSET),
+        (VIEW_FREEBIND, spec.freebind),
     )
     return sum(flag for flag, on in chosen if on)
 

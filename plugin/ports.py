@@ -65,13 +65,14 @@ def _pack_answer(results: Sequence[int]) -> bytes:
 class Rights:
     """What may be opened, and so be asked for; frozen by convention."""
 
-    __slots__ = ("ipv4", "ipv6", "protocols", "room")
+    __slots__ = ("freebind", "ipv4", "ipv6", "protocols", "room")
 
-    def __init__(self, *, ipv4: bool, ipv6: bool, protocols: Sequence[int], room: int) -> None:
+    def __init__(self, *, ipv4: bool, ipv6: bool, protocols: Sequence[int], room: int, freebind: bool = False) -> None:
         self.ipv4 = ipv4
         self.ipv6 = ipv6
         self.protocols = protocols
         self.room = room  # sockets at once
+        self.freebind = freebind  # also at addresses that the host does not have
 
 
 class Ports:
@@ -106,7 +107,7 @@ class Ports:
 
     def _open(self, rule: ForwardRule) -> tuple[list[int], list[Key]]:
         results, opened = [], []
-        recipe = forwards.Recipe(rule)
+        recipe = forwards.Recipe(rule, self._rights is not None and self._rights.freebind)
         for port in range(rule.first, rule.last + 1):
             key = key_of(rule, port)
             error = self._open_one(recipe, key)

@@ -104,6 +104,7 @@ class NetworkSpec:
         "foreground",
         "forwards",
         "fqdn",
+        "freebind",
         "hostname",
         "interface",
         "ipv4",
@@ -129,9 +130,11 @@ class NetworkSpec:
         "pcap_file",
         "pid_file",
         "repair_path",
+        "runas",
         "search",
         "socket_fd",
         "socket_path",
+        "stats_seconds",
         "warnings",
     )
 
@@ -184,11 +187,14 @@ class NetworkSpec:
         self.no_tcp = self.no_udp = self.no_icmp = False
         self.no_dhcp = self.no_dhcpv6 = self.no_ndp = self.no_ra = False
         self.forwards: tuple[ForwardRule, ...] = ()  # ports of the host that lead to the guest
+        self.freebind = False  # whether sockets may be bound to addresses that the host does not have (yet)
         self.hostname = hostname  # of the guest
         self.fqdn = fqdn  # of the guest too: the name with its domain
         self.search = search  # search domains of the guest; None: the host's
         # Whether resolvers and search domains are kept back, whatever the way to hand them out.
         self.no_dhcp_dns = self.no_dhcp_search = False
+        self.runas: tuple[int, int] | None = None  # user and group to go on as; None: nobody, if that leaves root
+        self.stats_seconds = 0  # how often to print counters; 0: never
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
 
     def __repr__(self) -> str:

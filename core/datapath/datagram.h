@@ -5,7 +5,8 @@
  *   udp.c             a UDP datagram of the guest's, and one for it
  *   ping.c            an echo request of the guest's, and its reply
  *   datagram_flow.c   the life of such a flow: its socket, its timeout, its settling
- *   datagram_accept.c a peer's datagram to a port of the host that leads to the guest
+ *   datagram_accept.c what comes on a socket that is connected to nobody: to a port of the host that leads to the guest,
+ *                     or in answer to what the guest asked a group
  *   datagram_send.c   all datagrams of a flow in one batch, in as few system calls as there can be
  *   datagram_error.c  the socket's error queue, told to the guest as ICMP
  *
@@ -20,8 +21,8 @@
 /* udp.c, ping.c */
 void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void ping_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
-/* One datagram of the peer's to the guest. 0 or -EAGAIN: the link is full; anything else is lost, and counted. */
-int udp_to_guest(struct engine *engine, struct flow *flow, const uint8_t *payload, uint32_t length);
+/* One datagram of the peer's to the guest, of this flow or shown as of another. 0 or -EAGAIN: the link is full; anything else is lost, and counted. */
+int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length);
 int ping_to_guest(struct engine *engine, struct flow *flow, uint8_t *message, uint32_t length);
 
 /* datagram_flow.c */
@@ -37,6 +38,7 @@ void datagram_close(struct engine *engine, struct flow *flow, enum close_reason 
 
 /* datagram_accept.c */
 void datagram_accept(struct engine *engine, const struct listener *listener, uint32_t events);
+void datagram_take_answers(struct engine *engine, struct flow *flow);
 
 /* datagram_send.c */
 void datagram_send_batch(struct engine *engine, struct flow *flow);

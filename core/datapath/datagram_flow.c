@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * datagram_flow.c: the life of a flow of datagrams. Its socket is bound to the guest's own port where the host allows that
- * and connected to the peer, so that the kernel sorts out whose an answer is, and reports errors of the path.
+ * and connected to the peer, so that the kernel sorts out whose an answer is, and reports errors of the path. One towards
+ * a group, a multicast or broadcast address, is connected to nobody.
  *
  * Adversary: the guest, which may open as many as it likes: each costs a socket, and the table has a limit. And whoever
  * sends to the port between bind() and connect(): what came before the connection is thrown away.
@@ -39,19 +40,39 @@ static void set_hops(struct flow *flow, bool ipv6, uint8_t hops)
                        &value, sizeof(value));
 }
 
-static void set_options(int fd, const struct flow_key *key, bool ipv6)
+/* Only what is sent to this host itself: neither our own datagrams, which come back to whoever has their port, nor those
+ * that other programs of the host have joined a group for. */
+static void set_group_options(int fd, bool ipv6)
+{
+    static const int zero = 0;
+
+    sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
+    if (ipv6) {
+        sys_setsockopt(fd, IPPROTO_IPV6, IPV6_MULTICAST_ALL, &zero, sizeof(zero));
+    } else {
+        sys_setsockopt(fd, IPPROTO_IP, IP_MULTICAST_ALL, &zero, sizeof(zero));
+        sys_setsockopt(fd, IPPROTO_IP, IP_PKTINFO, &one, sizeof(one)); /* tells a broadcast from what is for us */
+    }
+}
+
+static void set_options(const struct engine *engine, const struct flow *flow, bool ipv6)
 {
     static const int queue = DATAGRAM_QUEUE_BYTES;
+    int fd = flow->fd, level = ipv6 ? IPPROTO_IPV6 : IPPROTO_IP;
 
-    sys_setsockopt(fd, ipv6 ? IPPROTO_IPV6 : IPPROTO_IP, ipv6 ? IPV6_RECVERR : IP_RECVERR, &one, sizeof(one));
+    sys_setsockopt(fd, level, ipv6 ? IPV6_RECVERR : IP_RECVERR, &one, sizeof(one));
     sys_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
-    if (is_ping(key))
+    if (engine->view.flags & LG_VIEW_FREEBIND)
+        sys_setsockopt(fd, level, ipv6 ? IPV6_FREEBIND : IP_FREEBIND, &one, sizeof(one));
+    if (is_ping(&flow->key))
         return;
+    if (flow->datagram.group) {
+        set_group_options(fd, ipv6);
+        return;
+    }
     /* The guest may use one port towards many peers. */
     sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     sys_setsockopt(fd, IPPROTO_UDP, UDP_GRO, &one, sizeof(one));
-    if (address_is_multicast(&key->remote))
-        sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
 }
 
 /* From the guest's own port, or identifier. Ports below 1024 are not for an unprivileged worker, and others may be taken: the
@@ -78,20 +99,35 @@ static void throw_away(int fd)
         ;
 }
 
-static int connect_socket(struct engine *engine, int fd, const struct flow_key *key)
+/* A socket to a group is connected only to see whether there is a way, and then to nobody: each that hears it answers from
+ * an address of its own. Until then nobody else could have its port, so that a guest cannot take what comes to another
+ * program's; from then on the guest's other flows may share it. */
+static int open_to_group(struct flow *flow, const struct sockaddr_storage *to, socklen_t length)
 {
-    struct sockaddr_storage to;
-    socklen_t length = host_address(&engine->view, &key->remote, key->remote_port, &to);
-    int err = bind_own_port(engine, fd, key, &to);
+    static const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+    struct datagram_peer *peer = &flow->datagram.peer;
+    int err = sys_connect(flow->fd, &nobody, sizeof(nobody));
 
     if (err)
         return err;
-    err = sys_connect(fd, (const struct sockaddr *)&to, length);
-    if (err == -EACCES) { /* the broadcast address of some network of the host's */
-        sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
-        err = sys_connect(fd, (const struct sockaddr *)&to, length);
-    }
-    return err;
+    sys_setsockopt(flow->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    peer->fd = flow->fd;
+    peer->addr_length = length;
+    memcpy(&peer->addr, to, length);
+    return 0;
+}
+
+static int connect_socket(struct engine *engine, struct flow *flow)
+{
+    struct sockaddr_storage to;
+    socklen_t length = host_address(&engine->view, &flow->key.remote, flow->key.remote_port, &to);
+    int err = bind_own_port(engine, flow->fd, &flow->key, &to);
+
+    if (!err)
+        err = sys_connect(flow->fd, (const struct sockaddr *)&to, length);
+    if (err == -EINVAL) /* bound to an address that the host has not, with LG_VIEW_FREEBIND, and no route allows that */
+        return -ENETUNREACH;
+    return err || !flow->datagram.group ? err : open_to_group(flow, &to, length);
 }
 
 static void tell_no_ping(struct engine *engine, const struct flow_key *key, int error)
@@ -104,12 +140,11 @@ static void tell_no_ping(struct engine *engine, const struct flow_key *key, int 
     engine->events->emit(engine->events, &event); /* at any level: without it, pings just fail */
 }
 
-static int open_socket(struct engine *engine, struct flow *flow, const struct packet *packet)
+static int try_socket(struct engine *engine, struct flow *flow, const struct packet *packet)
 {
     const struct flow_key *key = &flow->key;
     int protocol = is_ping(key) ? key->protocol : 0;
     int fd = sys_socket(packet->ipv6 ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
-    int err;
 
     if (fd < 0) {
         if (is_ping(key))
@@ -117,13 +152,27 @@ static int open_socket(struct engine *engine, struct flow *flow, const struct pa
         return fd;
     }
     flow->fd = fd;
-    set_options(fd, key, packet->ipv6);
-    if ((err = connect_socket(engine, fd, key)))
+    set_options(engine, flow, packet->ipv6);
+    return connect_socket(engine, flow);
+}
+
+static int open_socket(struct engine *engine, struct flow *flow, const struct packet *packet)
+{
+    flow->datagram.group = !is_ping(&flow->key) && address_is_multicast(&flow->key.remote);
+    int err = try_socket(engine, flow, packet);
+    if (err == -EACCES && flow->fd >= 0 && !is_ping(&flow->key) && !flow->datagram.group) {
+        /* The broadcast address of some network of the host's. */
+        flow->datagram.group = true;
+        sys_close(flow->fd);
+        flow->fd = -1;
+        err = try_socket(engine, flow, packet);
+    }
+    if (err)
         return err;
-    throw_away(fd);
+    throw_away(flow->fd);
     set_hops(flow, packet->ipv6, packet->hops);
     flow->interest = EPOLLIN | EPOLLET; /* ERR comes in any case */
-    return sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, fd, flow->interest, flow_handle(flow));
+    return sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, flow->fd, flow->interest, flow_handle(flow));
 }
 
 /* ---- its life ---- */
@@ -264,8 +313,8 @@ static bool receive(struct engine *engine, struct flow *flow)
 /* One datagram of the inbox; 0 or -EAGAIN. */
 static int deliver(struct engine *engine, struct flow *flow, uint8_t *bytes, uint32_t length)
 {
-    int err =
-        is_ping(&flow->key) ? ping_to_guest(engine, flow, bytes, length) : udp_to_guest(engine, flow, bytes, length);
+    int err = is_ping(&flow->key) ? ping_to_guest(engine, flow, bytes, length)
+                                  : udp_to_guest(engine, &flow->key, bytes, length);
 
     if (err == -EAGAIN || err == -ENOBUFS)
         return -EAGAIN;
@@ -301,6 +350,10 @@ static void receive_all(struct engine *engine, struct flow *flow)
 {
     struct datagram_inbox *inbox = &engine->inbox;
 
+    if (flow->datagram.group) {
+        datagram_take_answers(engine, flow);
+        return;
+    }
     if (inbox->count && inbox->handle != flow_handle(flow)) { /* another's wait for room, and so does this */
         engine_wait_room(engine, flow);
         return;

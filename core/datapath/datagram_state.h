@@ -36,13 +36,14 @@ enum datagram_limits {
     DATAGRAM_QUOTED_MAX = 548, /* of the packet in an ICMP error, with its headers: RFC 1812, 4.3.2.3, less our own */
 };
 
-/* Of a flow that a peer began, at a port of the host that leads to the guest: that port's socket is not the flow's, but
- * all that the guest answers goes through it, from the address that was asked. */
+/* Whom a flow sends to whose socket is connected to nobody. Of a flow that a peer began, at a port of the host that leads
+ * to the guest, the socket is that port's, and all that the guest answers goes through it, from the address that was asked.
+ * Of one to a group, a multicast or broadcast address, it is the flow's own. */
 struct datagram_peer {
-    int fd;                   /* of the listener */
+    int fd;                   /* of the listener, or the flow's */
     uint32_t slot;            /* of the listener */
-    struct sockaddr_in6 addr; /* sockaddr_in where the listener's socket has only IPv4 */
-    socklen_t addr_length;    /* 0: the flow has a socket of its own */
+    struct sockaddr_in6 addr; /* sockaddr_in where the socket has only IPv4 */
+    socklen_t addr_length;    /* 0: the flow's socket is connected */
     uint8_t local[16];        /* IPv4 mapped; unset: the kernel's choice */
     uint32_t interface;       /* of local, where that alone does not say */
 };
@@ -56,6 +57,7 @@ struct datagram {
     bool answered : 1;                /* the peer has sent something */
     bool stream : 1;                  /* and more than a question and its answer went: it lives longer */
     bool no_segments : 1;             /* UDP_SEGMENT was refused on its path */
+    bool group : 1;                   /* whoever hears the guest there may answer */
     bool woken : 1;
 };
 

@@ -32,6 +32,9 @@
 #define LG_VIEW_RA 128
 #define LG_VIEW_DHCPV6 256
 #define LG_VIEW_MAP_ROUTER 512 /* guest -> our_link_local becomes ::1: it is the router that the guest is told of */
+#define LG_VIEW_FIXED4 1024    /* peers reach the guest at guest4, whatever it was seen to use */
+#define LG_VIEW_FIXED6 2048    /* and at guest6, but those on the link */
+#define LG_VIEW_FREEBIND 4096  /* sockets of datagrams may bind what the host has not (yet) */
 
 struct lg_net_view {
     uint32_t version;  /* counts up with each change */
@@ -397,9 +400,9 @@ int lg_worker_spawn(const struct lg_worker_config *config, const char *name, int
 /* In the child that becomes control, after any setuid: no capabilities, no_new_privs, dies with its parent. */
 int lg_control_confine(const char *name);
 
-/* Root becomes another, for good: `id` as user and group, without further groups. With `bind_ports`, the right to bind
+/* Root becomes another, for good: that user and group, without further groups. With `bind_ports`, the right to bind
  * ports below 1024 is kept, and that alone. 0 or a negative errno. */
-int lg_leave_root(unsigned id, int bind_ports);
+int lg_become(unsigned uid, unsigned gid, int bind_ports);
 
 int lg_process_name(const char *name);
 

@@ -73,10 +73,27 @@ void engine_free(struct engine *engine)
     pages_free(engine->discard, TCP_REREAD_MAX);
 }
 
+/* RFC 1112, 6.4; RFC 2464, 7. */
+static void group_mac(const address *group, uint8_t mac[ADDRESS_MAC])
+{
+    static const uint8_t ipv4[3] = {1, 0, 0x5e}, ipv6[2] = {0x33, 0x33};
+
+    if (address_is_ipv4(group)) {
+        memcpy(mac, ipv4, sizeof(ipv4));
+        memcpy(mac + 3, group->byte + 13, 3);
+        mac[3] &= 0x7f;
+    } else {
+        memcpy(mac, ipv6, sizeof(ipv6));
+        memcpy(mac + 2, group->byte + 12, 4);
+    }
+}
+
 void engine_path(const struct engine *engine, const address *source, const address *destination,
                  struct packet_path *ret_path)
 {
     memcpy(ret_path->guest_mac, engine->seen.mac, ADDRESS_MAC);
+    if (address_is_group(destination))
+        group_mac(destination, ret_path->guest_mac);
     memcpy(ret_path->our_mac, neighbour_mac(engine, source), ADDRESS_MAC);
     ret_path->source = *source;
     ret_path->destination = *destination;
@@ -310,7 +327,7 @@ void engine_listen_close(struct engine *engine, uint32_t first, uint32_t count)
     }
     /* Whatever the guest answers there would go out of a socket that is gone. */
     for (struct flow *flow; datagrams && (flow = flow_next(&engine->flows, &cursor));) {
-        if (flow->key.protocol == IPPROTO_UDP && flow->datagram.peer.addr_length &&
+        if (flow->key.protocol == IPPROTO_UDP && flow->datagram.peer.addr_length && !flow->datagram.group &&
             flow->datagram.peer.slot - first < count)
             flow_close(engine, flow, CLOSE_shutdown);
     }

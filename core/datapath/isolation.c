@@ -279,7 +279,7 @@ int lg_control_confine(const char *name)
     return -error;
 }
 
-int lg_leave_root(unsigned id, int bind_ports)
+int lg_become(unsigned uid, unsigned gid, int bind_ports)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
@@ -287,7 +287,7 @@ int lg_leave_root(unsigned id, int bind_ports)
     /* Else the kernel drops all of them with the last uid of 0 (capabilities(7)). */
     if (bind_ports && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
         return -errno;
-    if (setgroups(0, NULL) < 0 || setresgid(id, id, id) < 0 || setresuid(id, id, id) < 0)
+    if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)
         return -errno;
     if (!bind_ports)
         return 0;

@@ -115,19 +115,27 @@ static address shown_source(const struct engine *engine, const address *peer)
     return *peer;
 }
 
-/* The guest's address of the family and scope that `source` has; unset: it has none. */
+static address first_set(const uint8_t first[16], const uint8_t second[16])
+{
+    address a = address_from(first);
+
+    return address_is_unset(&a) ? address_from(second) : a;
+}
+
+/* The guest's address of the family and scope that `source` has: what it was seen to use, before what was assigned to it,
+ * unless the caller wants that. A guest that has none but a link-local one is reached there. Unset: it has none. */
 static address guest_address(const struct engine *engine, const address *source)
 {
     const struct lg_net_view *view = &engine->view;
     const struct lg_seen *seen = &engine->seen;
-    const uint8_t *seen_there = address_is_ipv4(source)         ? seen->addr4
-                                : address_is_link_local(source) ? seen->link_local
-                                                                : seen->addr6;
-    address guest = address_from(seen_there);
+    static const uint8_t none[16];
 
-    if (address_is_unset(&guest))
-        guest = address_from(address_is_ipv4(source) ? view->guest4 : view->guest6);
-    return guest;
+    if (address_is_ipv4(source))
+        return first_set(view->flags & LG_VIEW_FIXED4 ? none : seen->addr4, view->guest4);
+    if (address_is_link_local(source))
+        return first_set(seen->link_local, view->guest6);
+    address guest = first_set(view->flags & LG_VIEW_FIXED6 ? none : seen->addr6, view->guest6);
+    return first_set(guest.byte, seen->link_local);
 }
 
 bool listener_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,

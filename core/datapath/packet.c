@@ -51,6 +51,11 @@ bool address_is_multicast(const address *a)
     return address_is_ipv4(a) ? a->byte[12] >= 224 : a->byte[0] == 0xff;
 }
 
+bool address_is_group(const address *a)
+{
+    return address_is_multicast(a) && (!address_is_ipv4(a) || a->byte[12] < 240);
+}
+
 bool address_is_link_local(const address *a)
 {
     return a->byte[0] == 0xfe && (a->byte[1] & 0xc0) == 0x80;

@@ -106,6 +106,7 @@ bool address_is_unset(const address *a);
 bool address_equal(const address *a, const address *b);
 bool address_is_loopback(const address *a);
 bool address_is_multicast(const address *a);  /* or IPv4 broadcast */
+bool address_is_group(const address *a);      /* multicast alone */
 bool address_is_link_local(const address *a); /* of IPv6 */
 address address_from_ipv4(const uint8_t *bytes);
 address address_from(const uint8_t bytes[16]);

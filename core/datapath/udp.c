@@ -74,18 +74,18 @@ static uint16_t finished(uint64_t sum)
     return check ? check : 0xffff;
 }
 
-static unsigned write_headers(struct engine *engine, const struct flow *flow, const uint8_t *payload, uint32_t length,
-                              uint8_t *headers, struct offload *ret_offload)
+static unsigned write_headers(struct engine *engine, const struct flow_key *key, const uint8_t *payload,
+                              uint32_t length, uint8_t *headers, struct offload *ret_offload)
 {
     struct packet_path path;
 
-    engine_path(engine, &flow->key.remote, &flow->key.guest, &path);
+    engine_path(engine, &key->remote, &key->guest, &path);
     unsigned offset = packet_write_headers(headers, &path, IPPROTO_UDP, UDP_HOPS, UDP_HEADER + length);
     uint8_t *udp = headers + offset;
     uint64_t sum = packet_pseudo_sum(&path, IPPROTO_UDP, UDP_HEADER + length);
 
-    store_be16(udp, flow->key.remote_port);
-    store_be16(udp + 2, flow->key.guest_port);
+    store_be16(udp, key->remote_port);
+    store_be16(udp + 2, key->guest_port);
     store_be16(udp + 4, UDP_HEADER + length);
     memset(udp + UDP_CHECK_OFFSET, 0, 2);
     *ret_offload = (struct offload){0};
@@ -101,13 +101,13 @@ static unsigned write_headers(struct engine *engine, const struct flow *flow, co
     return offset + UDP_HEADER;
 }
 
-int udp_to_guest(struct engine *engine, struct flow *flow, const uint8_t *payload, uint32_t length)
+int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length)
 {
     const struct link_operations *link = engine->link->operations;
     uint8_t headers[ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER];
     struct offload offload;
     struct guest_room room;
-    unsigned header = write_headers(engine, flow, payload, length, headers, &offload);
+    unsigned header = write_headers(engine, key, payload, length, headers, &offload);
     int err;
 
     engine->pieces.count = 0;

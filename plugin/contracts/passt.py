@@ -2,9 +2,10 @@
 """The contract `passt`: what its callers (muvm, crun, libvirt, QEMU) write on a command line, as a NetworkSpec.
 
 Called by the wrapper before READY, hence the light imports. Adversary: whoever made the command line. Invariants: the
-result is complete and checked, or Stop says how the command ends; nothing is printed here. The kernel is asked three
+result is complete and checked, or Stop says how the command ends; nothing is printed here. The machine is asked a few
 questions, because only now is there somebody who waits for the answer: whether --fd is open, whether --interface
-exists, and, for a forward of all ports, which of them it gives to the host's own connections.
+exists, who the user of --runas is, whether there is IPv6 at all, and, for a forward of all ports, which of them it
+gives to the host's own connections.
 
 Order is part of the contract: mistakes are reported in the order of the words, except that --fd is checked first, words
 that are no options after the options, and forwards last, since they depend on options that may follow them. Of an
@@ -14,6 +15,7 @@ option given twice the last counts; forwards add up.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 
 from lockgate.plugin import address, resolvconf
@@ -35,6 +37,7 @@ MTU_MAX = 65535 - 14  # the longest frame less its Ethernet header
 MTU_MIN_IPV4 = 68  # RFC 791 §3.2
 MTU_MIN_IPV6 = 1280  # RFC 8200 §5
 MTU_MIN_TCP = 88  # no Linux sends segments of less than 48 bytes, whatever the MTU; headers take 40
+STATS_SECONDS_MAX = 1 << 20  # twelve days: longer than that, nobody waits for a table
 LOG_SIZE_MIN = 5 * 8192  # five of passt's buffers: the file is cut at its head by buffers
 
 EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"  # of both families
@@ -124,6 +127,7 @@ class _Request:
         spec = self.spec
         if self._unbuilt:
             raise _refusal(f"--{self._unbuilt.name} is not built into lockgate yet")
+        self._require_ipv6()
         # A prefix length of 0 counts as not given: it would put the whole Internet on the guest's link.
         length = self._netmask or self._cidr_length
         if not length and spec.ipv4.address != address.UNSET:
@@ -134,6 +138,15 @@ class _Request:
         if self._forwards:
             self._add_forwards()
         return spec
+
+    def _require_ipv6(self) -> None:
+        """A kernel without IPv6 is no fault, unless nothing else was wanted."""
+        spec = self.spec
+        if not spec.ipv6.enabled or has_ipv6():
+            return
+        if not spec.ipv4.enabled:
+            raise _refusal("--ipv6-only: this kernel has no IPv6; leave it out")
+        spec.ipv6.enabled = False
 
     def _add_forwards(self) -> None:
         from lockgate.plugin.contracts import forward_spec  # few callers need it, and each module costs time
@@ -206,6 +219,22 @@ class _Request:
         if size is None or size < LOG_SIZE_MIN:
             raise _refusal(f"--log-size {text}: expected a number of bytes, at least {LOG_SIZE_MIN}")
         self.spec.log_size = size
+
+    def on_stats(self, text: str) -> None:
+        if not self.spec.foreground:
+            raise _refusal(f"--stats {text}: counters are printed in the foreground only; put --foreground before it")
+        seconds = strtoul(text)
+        if not seconds or seconds > STATS_SECONDS_MAX:
+            raise _refusal(f"--stats {text}: expected a number of seconds from 1 to {STATS_SECONDS_MAX}")
+        self.spec.stats_seconds = seconds
+
+    def on_runas(self, text: str) -> None:
+        from lockgate.plugin import identity  # hardly anybody needs it
+
+        try:
+            self.spec.runas = identity.parse(text)
+        except identity.UnknownIdentity as fault:
+            raise _refusal(f"--runas {text}: {fault}") from None
 
     def on_pid(self, path: str) -> None:
         self.spec.pid_file = _path("--pid", path)
@@ -376,6 +405,8 @@ _METHODS: dict[str, Callable[[_Request, str], None]] = {
     "stderr": _Request.on_stderr,
     "log-file": _Request.on_log_file,
     "log-size": _Request.on_log_size,
+    "stats": _Request.on_stats,
+    "runas": _Request.on_runas,
     "pid": _Request.on_pid,
     "pcap": _Request.on_pcap,
     "repair-path": _Request.on_repair_path,
@@ -415,6 +446,15 @@ def ephemeral_ports(path: str = EPHEMERAL_FILE) -> tuple[int, int]:
     except (OSError, ValueError):
         return EPHEMERAL_DEFAULT
     return (low, high) if 0 <= low <= high <= 65535 else EPHEMERAL_DEFAULT
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel has IPv6 sockets at all."""
+    try:
+        _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC).close()
+    except OSError as failure:
+        return failure.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def _is_nobodys(ip: bytes) -> bool:

@@ -28,7 +28,9 @@ struct packet_kept {
     uint32_t length;
     uint16_t segment;
     struct fake_path_error error;
-    uint8_t address[16], local[16]; /* of the peer, and of ours: on a socket that is connected to nobody */
+    uint8_t address[16]; /* of the peer, on a socket that is connected to nobody */
+    uint8_t to[16];      /* as in the header */
+    uint8_t local[16];   /* the host's own */
     uint16_t port;
     uint8_t bytes[];
 };
@@ -101,6 +103,7 @@ int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
         return -EINVAL;
     /* sin_port and sin6_port lie at the same place. */
     socket->own_port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
+    socket->bound_shared = socket->reuse_address;
     return 0;
 }
 
@@ -112,22 +115,55 @@ static int take_error(struct fake_socket *socket)
     return -error;
 }
 
-static void tell_peer(struct msghdr *msg, const struct packet_kept *packet)
+static bool is_ipv4(const uint8_t address[16])
+{
+    static const uint8_t mapped[12] = {[10] = 0xff, [11] = 0xff};
+
+    return !memcmp(address, mapped, sizeof(mapped));
+}
+
+/* Appends a control message, if there is room for it. */
+static void add_control(struct msghdr *msg, size_t *used, int level, int type, const void *value, size_t length)
+{
+    struct cmsghdr *c = (struct cmsghdr *)(void *)((char *)msg->msg_control + *used);
+
+    if (*used + CMSG_SPACE(length) > msg->msg_controllen)
+        return;
+    c->cmsg_level = level;
+    c->cmsg_type = type;
+    c->cmsg_len = CMSG_LEN(length);
+    memcpy(CMSG_DATA(c), value, length);
+    *used += CMSG_SPACE(length);
+}
+
+/* On a socket of both families an IPv4 datagram has both messages: IPv6's knows no more than its header. */
+static void tell_where(const struct fake_socket *socket, struct msghdr *msg, const struct packet_kept *packet,
+                       size_t *used)
+{
+    struct in6_pktinfo info6 = {.ipi6_ifindex = 1};
+    struct in_pktinfo info4 = {.ipi_ifindex = 1};
+
+    memcpy(&info6.ipi6_addr, packet->to, sizeof(info6.ipi6_addr));
+    memcpy(&info4.ipi_addr, packet->to + 12, sizeof(info4.ipi_addr));
+    memcpy(&info4.ipi_spec_dst, packet->local + 12, sizeof(info4.ipi_spec_dst));
+    if (socket->packet_info4 && is_ipv4(packet->to))
+        add_control(msg, used, IPPROTO_IP, IP_PKTINFO, &info4, sizeof(info4));
+    if (socket->packet_info6)
+        add_control(msg, used, IPPROTO_IPV6, IPV6_PKTINFO, &info6, sizeof(info6));
+}
+
+static void tell_peer(const struct fake_socket *socket, struct msghdr *msg, const struct packet_kept *packet)
 {
     struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(packet->port)};
-    struct in6_pktinfo info = {.ipi6_ifindex = 1};
-    struct cmsghdr *c = CMSG_FIRSTHDR(msg);
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(packet->port)};
+    bool ipv4 = socket->family == AF_INET;
 
     memcpy(&in6.sin6_addr, packet->address, sizeof(in6.sin6_addr));
-    memcpy(msg->msg_name, &in6, sizeof(in6));
-    msg->msg_namelen = sizeof(in6);
-    memcpy(&info.ipi6_addr, packet->local, sizeof(info.ipi6_addr));
-    c = (struct cmsghdr *)msg->msg_control;
-    c->cmsg_level = IPPROTO_IPV6;
-    c->cmsg_type = IPV6_PKTINFO;
-    c->cmsg_len = CMSG_LEN(sizeof(info));
-    memcpy(CMSG_DATA(c), &info, sizeof(info));
-    msg->msg_controllen = c->cmsg_len;
+    memcpy(&in.sin_addr, packet->address + 12, sizeof(in.sin_addr));
+    if (!msg->msg_name)
+        return;
+    memcpy(msg->msg_name, ipv4 ? (const void *)&in : (const void *)&in6, ipv4 ? sizeof(in) : sizeof(in6));
+    msg->msg_namelen = ipv4 ? sizeof(in) : sizeof(in6);
 }
 
 static ssize_t read_datagram(struct fake_socket *socket, struct msghdr *msg)
@@ -144,17 +180,15 @@ static ssize_t read_datagram(struct fake_socket *socket, struct msghdr *msg)
         memcpy(msg->msg_iov[i].iov_base, packet->bytes + done, part);
         done += part;
     }
-    struct cmsghdr *c = packet->segment ? CMSG_FIRSTHDR(msg) : NULL;
-    if (c) {
-        int size = packet->segment;
-        c->cmsg_level = IPPROTO_UDP;
-        c->cmsg_type = UDP_GRO;
-        c->cmsg_len = CMSG_LEN(sizeof(size));
-        memcpy(CMSG_DATA(c), &size, sizeof(size));
+    size_t used = 0;
+    int size = packet->segment;
+    if (packet->port) {
+        tell_peer(socket, msg, packet);
+        tell_where(socket, msg, packet, &used);
     }
-    msg->msg_controllen = c ? c->cmsg_len : 0;
-    if (packet->port)
-        tell_peer(msg, packet);
+    if (size)
+        add_control(msg, &used, IPPROTO_UDP, UDP_GRO, &size, sizeof(size));
+    msg->msg_controllen = used;
     node_leave(&packet->node);
     free(packet);
     return (ssize_t)done;
@@ -237,11 +271,17 @@ static uint16_t segment_asked(const struct msghdr *msg)
 static void note_path(const struct msghdr *msg, struct packet_kept *packet)
 {
     const struct sockaddr_in6 *to = msg->msg_name;
+    const struct sockaddr_in *to4 = msg->msg_name;
 
     if (!to)
         return;
-    memcpy(packet->address, &to->sin6_addr, sizeof(packet->address));
-    packet->port = ntohs(to->sin6_port);
+    if (to->sin6_family == AF_INET) {
+        memset(packet->address + 10, 0xff, 2);
+        memcpy(packet->address + 12, &to4->sin_addr, 4);
+    } else {
+        memcpy(packet->address, &to->sin6_addr, sizeof(packet->address));
+    }
+    packet->port = ntohs(to4->sin_port); /* sin6_port lies at the same place */
     for (const struct cmsghdr *c = CMSG_FIRSTHDR(msg); c;
          c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)msg, (struct cmsghdr *)(uintptr_t)c))
         if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO)
@@ -264,6 +304,8 @@ static int send_one(struct fake_socket *socket, const struct msghdr *msg)
         return -EMSGSIZE;
     if (socket->error)
         return take_error(socket);
+    if (!msg->msg_name && socket->state != FAKE_CONNECTED)
+        return -EDESTADDRREQ;
     if (segment && socket->no_segments)
         return -EINVAL;
     if (segment && length > 64u * segment)
@@ -322,8 +364,8 @@ int fake_datagram_error(int fd, const struct fake_path_error *error, const void 
     return 0;
 }
 
-int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t local[16],
-                              const void *bytes, uint32_t length)
+int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t to[16],
+                              const uint8_t local[16], const void *bytes, uint32_t length)
 {
     struct fake_socket *socket = fake_socket_of(fd, "arrive");
 
@@ -331,6 +373,7 @@ int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, 
         return -EBADF;
     struct packet_kept *packet = keep(&socket->datagrams->queue, bytes, length);
     memcpy(packet->address, address, sizeof(packet->address));
+    memcpy(packet->to, to, sizeof(packet->to));
     memcpy(packet->local, local, sizeof(packet->local));
     packet->port = port;
     fake_wake(fd, EPOLLIN);

@@ -81,7 +81,10 @@ struct fake_socket {
     /* of datagrams: UDP, or with a protocol, of echo requests */
     int protocol;
     uint16_t own_port; /* that it was bound to */
-    bool receive_errors, reuse_address, broadcast, receive_segments;
+    bool receive_errors, reuse_address, broadcast, receive_segments, freebind;
+    bool packet_info4, packet_info6;  /* tells where each datagram was sent to */
+    bool all_groups;                  /* hears what others on the host have joined a group for */
+    bool bound_shared;                /* SO_REUSEADDR was set when it was bound */
     bool no_segments;                 /* refuses UDP_SEGMENT */
     unsigned out_count;               /* datagrams that the core sent */
     struct fake_datagrams *datagrams; /* what is queued; NULL: TCP */
@@ -99,9 +102,12 @@ struct fake_path_error {
 int fake_listen(void);
 int fake_peer_connect(int listener, const uint8_t address[16], uint16_t port);
 
-/* The same from an address of its own, to one of the host's, on a socket that is connected to nobody. */
-int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t local[16],
-                              const void *bytes, uint32_t length);
+/* The same on a socket that is connected to nobody: from an address and port, to what its header says, which is the host's
+ * address `local` or a group or broadcast address that it hears there. */
+int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t to[16],
+                              const uint8_t local[16], const void *bytes, uint32_t length);
+/* The broadcast address of one of the host's networks, beside 255.255.255.255. */
+void fake_broadcast_address(const uint8_t address[16]);
 /* Whom the datagram that fake_datagram_sent() told of last was for, and from which address. */
 const uint8_t *fake_datagram_sent_to(void);
 uint16_t fake_datagram_sent_port(void);
@@ -182,6 +188,7 @@ struct fake_socket *fake_socket_of(int fd, const char *call); /* open ones only;
 void fake_wake(int fd, uint32_t mask);
 
 /* fake_socket.c */
+bool fake_has_peek_off(void);
 void fake_socket_init(struct fake_socket *socket, int fd);
 uint32_t fake_socket_poll(struct fake_socket *socket);
 void fake_socket_closed(struct fake_socket *socket); /* the last descriptor has gone */

@@ -16,7 +16,6 @@
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <netinet/udp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,6 +25,7 @@
 static struct {
     uint32_t send_limit, receive_limit, send_overhead;
     int peek_off;
+    uint8_t broadcast[16];
 } defaults;
 
 void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_overhead, int peek_off)
@@ -34,6 +34,12 @@ void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_ov
     defaults.receive_limit = receive_limit;
     defaults.send_overhead = send_overhead;
     defaults.peek_off = peek_off;
+    memset(defaults.broadcast, 0, sizeof(defaults.broadcast));
+}
+
+bool fake_has_peek_off(void)
+{
+    return defaults.peek_off;
 }
 
 void fake_socket_init(struct fake_socket *socket, int fd)
@@ -42,6 +48,7 @@ void fake_socket_init(struct fake_socket *socket, int fd)
         .stream_in = 2u * (unsigned)fd,
         .stream_out = 2u * (unsigned)fd + 1,
         .peek_offset = -1,
+        .all_groups = true,
         .receive_limit = defaults.receive_limit,
         .send_limit = defaults.send_limit,
     };
@@ -144,6 +151,20 @@ int sys_socket(int family, int type, int protocol)
     return fd;
 }
 
+void fake_broadcast_address(const uint8_t address[16])
+{
+    memcpy(defaults.broadcast, address, sizeof(defaults.broadcast));
+}
+
+static bool is_broadcast(const uint8_t address[16])
+{
+    static const uint8_t limited[16] = {[10] = 0xff, [11] = 0xff, [12] = 0xff, [13] = 0xff, [14] = 0xff, [15] = 0xff};
+    static const uint8_t unset[16];
+
+    return !memcmp(address, limited, sizeof(limited)) ||
+           (memcmp(defaults.broadcast, unset, sizeof(unset)) && !memcmp(address, defaults.broadcast, sizeof(unset)));
+}
+
 int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
 {
     int err = fake_called(CALL_connect);
@@ -151,6 +172,12 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
 
     if (!socket)
         return -EBADF;
+    if (addr->sa_family == AF_UNSPEC && socket->datagrams) { /* to nobody [udp_disconnect]; what it is bound to stays */
+        memset(socket->address, 0, sizeof(socket->address));
+        socket->port = 0;
+        socket->state = FAKE_IDLE;
+        return err;
+    }
     if (addr->sa_family == AF_INET && length >= sizeof(struct sockaddr_in)) {
         const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)addr;
         memset(socket->address + 10, 0xff, 2);
@@ -166,6 +193,8 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
     }
     if (err)
         return err;
+    if (is_broadcast(socket->address) && !socket->broadcast)
+        return -EACCES;
     socket->state = socket->datagrams ? FAKE_CONNECTED : FAKE_CONNECTING;
     return socket->datagrams ? 0 : -EINPROGRESS;
 }
@@ -187,73 +216,6 @@ int sys_accept(int fd, struct sockaddr *addr, socklen_t *length)
     memcpy(addr, &in6, *length < sizeof(in6) ? *length : sizeof(in6));
     *length = sizeof(in6);
     return accepted;
-}
-
-/* Options of one number each: where the number is kept; NULL: nowhere, for nothing here depends on it. */
-struct number_option {
-    int family, level, name; /* family 0: both */
-    size_t bytes, offset;    /* of the member; 0: not kept */
-};
-
-#define KEPT(member) sizeof(((struct fake_socket *)0)->member), offsetof(struct fake_socket, member)
-
-static const struct number_option options[] = {
-    {0, IPPROTO_TCP, TCP_NODELAY, KEPT(nodelay)},
-    {0, SOL_SOCKET, SO_OOBINLINE, KEPT(oob_inline)},
-    {0, SOL_SOCKET, SO_KEEPALIVE, KEPT(keepalive)},
-    {AF_INET, IPPROTO_IP, IP_TTL, KEPT(hops)},
-    {AF_INET6, IPPROTO_IPV6, IPV6_UNICAST_HOPS, KEPT(hops)},
-    {AF_INET, IPPROTO_IP, IP_TOS, KEPT(traffic_class)},
-    {AF_INET6, IPPROTO_IPV6, IPV6_TCLASS, KEPT(traffic_class)},
-    {AF_INET, IPPROTO_IP, IP_RECVERR, KEPT(receive_errors)},
-    {AF_INET6, IPPROTO_IPV6, IPV6_RECVERR, KEPT(receive_errors)},
-    {0, SOL_SOCKET, SO_REUSEADDR, KEPT(reuse_address)},
-    {0, SOL_SOCKET, SO_BROADCAST, KEPT(broadcast)},
-    {0, IPPROTO_UDP, UDP_GRO, KEPT(receive_segments)},
-    {AF_INET, IPPROTO_IP, IP_MULTICAST_TTL, 0, 0},
-    {AF_INET6, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 0, 0},
-};
-
-/* False: not modelled. */
-static bool set_number(struct fake_socket *socket, int level, int name, int value)
-{
-    if (socket->datagrams && level == SOL_SOCKET && name == SO_RCVBUF)
-        return true; /* TCP's would end the kernel's tuning */
-    for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++) {
-        const struct number_option *option = &options[i];
-        if (option->level != level || option->name != name || (option->family && option->family != socket->family))
-            continue;
-        uint8_t *member = (uint8_t *)socket + option->offset;
-        if (option->bytes == sizeof(bool))
-            *(bool *)member = value;
-        else if (option->bytes)
-            memcpy(member, &value, sizeof(value));
-        return true;
-    }
-    return false;
-}
-
-int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
-{
-    int err = fake_called(CALL_setsockopt);
-    struct fake_socket *socket = fake_socket_of(fd, "setsockopt");
-    int number = 0;
-
-    if (err || !socket)
-        return err ? err : -EBADF;
-    memcpy(&number, value, length < sizeof(number) ? length : sizeof(number));
-    if (level == SOL_SOCKET && name == SO_LINGER && length == sizeof(struct linger)) {
-        const struct linger *linger = value;
-        socket->linger_hard = linger->l_onoff && !linger->l_linger;
-    } else if (level == SOL_SOCKET && name == SO_PEEK_OFF) {
-        if (!defaults.peek_off)
-            return -EOPNOTSUPP;
-        socket->peek_offset = number;
-    } else if (length != sizeof(int) || !set_number(socket, level, name, number)) {
-        fake_violate("setsockopt(): level %d, option %d is not modelled", level, name);
-        return -ENOPROTOOPT;
-    }
-    return 0;
 }
 
 static int meminfo(const struct fake_socket *socket, uint32_t *value, socklen_t *length)

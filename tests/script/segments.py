@@ -200,11 +200,18 @@ class Segment:
         return self.packet.offload.gso_size if self.packet.offload.gso_type else 0
 
 
+def group_mac(destination: bytes) -> bytes:
+    """RFC 1112, 6.4; RFC 2464, 7. Empty: the address is one host's."""
+    if len(destination) == 16:
+        return b"\x33\x33" + destination[12:] if destination[0] == 0xFF else b""
+    low = bytes([destination[1] & 0x7F]) + destination[2:]
+    return b"\x01\x00\x5e" + low if 224 <= destination[0] < 240 else b""
+
+
 def parse_packet(
     frame: bytes, offload: Offload, time_ms: int, guest_mac: bytes = GUEST_MAC, peer_mac: bytes = OUR_MAC
 ) -> Packet:
     assert len(frame) >= ETHERNET, "shorter than an Ethernet header"
-    assert frame[:6] == guest_mac and frame[6:12] == peer_mac, f"from or to nobody: {frame[:12].hex()}"
     (ethertype,) = struct.unpack("!H", frame[12:14])
     ip = frame[ETHERNET:]
     if ethertype == ETHERTYPE_IPV4:
@@ -215,6 +222,8 @@ def parse_packet(
         assert ethertype == ETHERTYPE_IPV6 and ip[0] >> 4 == 6, f"neither IPv4 nor IPv6: {ethertype:#x}"
         total, protocol = IPV6 + struct.unpack("!H", ip[4:6])[0], ip[6]
         source, destination, header = ip[8:24], ip[24:40], IPV6
+    ends = group_mac(destination) or guest_mac, peer_mac
+    assert (frame[:6], frame[6:12]) == ends, f"from or to nobody: {frame[:12].hex()}"
     assert total == len(ip), f"the IP header says {total} bytes, the frame holds {len(ip)}"
     return Packet(source, destination, protocol, ip[header:], ETHERNET + header, offload, time_ms, frame)
 

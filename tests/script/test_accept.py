@@ -9,11 +9,26 @@ from collections.abc import Callable
 
 import pytest
 from fake_core import ffi, lib
-from segments import ACK, FIN, PSH, RST, SYN, Ends, Options, Segment, checksum, ip_packet, parse_segment, pseudo_header
+from segments import (
+    ACK,
+    FIN,
+    PSH,
+    RST,
+    SYN,
+    Ends,
+    Options,
+    Segment,
+    address,
+    checksum,
+    ip_packet,
+    parse_segment,
+    pseudo_header,
+)
 from world import GATEWAY, GUEST, MAPPED, OUR_LINK_LOCAL, PEER, World, mapped16
 
 UDP = 17
 LISTENERS_MAX = 5 << 16
+IPPROTO_IP, IP_PKTINFO, IPPROTO_IPV6, IPV6_RECVPKTINFO = 0, 8, 41, 49
 PORT, PEER_PORT = 8080, 55555
 ANY = bytes(16)
 LOOPBACK = {4: bytes((127, 0, 0, 1)), 6: bytes(15) + b"\1"}
@@ -243,15 +258,21 @@ def test_many_peers_at_once_are_all_served(host: Host) -> None:
 class Port:
     """A UDP port of the host that leads to the guest."""
 
-    def __init__(self, world: World, family: int, slot: int = 0) -> None:
+    def __init__(self, world: World, family: int, slot: int = 0, target: bytes = ANY) -> None:
         self.world, self.family = world, family
         self.fd = lib.sys_socket(10, 2 | 0o4000 | 0o2000000, 0)
-        assert lib.script_listen(slot, self.fd, UDP, PORT, ANY) == 0
+        on = ffi.new("int *", 1)
+        for level, name in ((IPPROTO_IP, IP_PKTINFO), (IPPROTO_IPV6, IPV6_RECVPKTINFO)):
+            assert lib.sys_setsockopt(self.fd, level, name, on, 4) == 0
+        assert lib.script_listen(slot, self.fd, UDP, PORT, target) == 0
 
-    def peer_sends(self, data: bytes, source: bytes | None = None, port: int = PEER_PORT) -> None:
-        here = mapped16(HERE[self.family])
-        peer = mapped16(source or PEER[self.family])
-        assert lib.fake_datagram_arrive_from(self.fd, peer, port, here, data, len(data)) == 0
+    def peer_sends(
+        self, data: bytes, source: bytes | None = None, port: int = PEER_PORT, to: bytes | None = None
+    ) -> None:
+        """To an address of the host's, or to a group or broadcast address that it hears there."""
+        here, peer = mapped16(HERE[self.family]), mapped16(source or PEER[self.family])
+        there = here if to is None else mapped16(to)
+        assert lib.fake_datagram_arrive_from(self.fd, peer, port, there, here, data, len(data)) == 0
         self.world.settle()
 
     def guest_gets(self) -> list[tuple[bytes, int, int, bytes]]:
@@ -341,3 +362,79 @@ def test_a_datagram_for_a_guest_without_buffers_is_dropped_and_counted(port: Por
     port.peer_sends(b"x")
     assert not port.world.inbox and port.world.counter("drop_no_room") == 1
     lib.script_give_room(1 << 20)
+
+
+GROUP = {4: address("239.1.2.3"), 6: address("ff05::1:3")}
+
+
+def test_what_a_group_was_asked_the_guest_hears_as_such(port: Port) -> None:
+    """And what it answers comes from the host's own address, or from whatever the kernel chooses."""
+    port.peer_sends(b"anybody?", to=GROUP[port.family])
+    (packet,) = port.world.inbox
+    assert (packet.source, packet.destination) == (PEER[port.family], GROUP[port.family])
+    assert port.guest_gets()[0][3] == b"anybody?"
+    port.guest_sends(b"I am")
+    here = mapped16(HERE[4]) if port.family == 4 else bytes(16)
+    assert port.sent() == [(mapped16(PEER[port.family]), PEER_PORT, here, b"I am")]
+
+
+def test_a_port_that_leads_to_an_address_of_its_own_hears_groups_there(world: World, family: int) -> None:
+    port = Port(world, family, target=mapped16(HERE[family]))
+    port.peer_sends(b"x", to=GROUP[family])
+    assert world.inbox[0].destination == HERE[family]
+    world.inbox.clear()
+
+
+def test_a_broadcast_is_answered_from_the_hosts_own_address(world: World) -> None:
+    """No socket may send from a broadcast address."""
+    port = Port(world, 4)
+    port.peer_sends(b"x", to=address("192.0.2.255"))
+    (packet,) = world.inbox
+    assert packet.destination == GUEST[4]
+    world.inbox.clear()
+    port.guest_sends(b"y")
+    assert port.sent() == [(mapped16(PEER[4]), PEER_PORT, mapped16(HERE[4]), b"y")]
+
+
+# ---- where the guest is ----
+
+
+def moves(world: World, family: int) -> bytes:
+    """The guest sends from another address than its assigned one."""
+    used = {4: address("169.254.1.1"), 6: address("2001:db8::77")}[family]
+    world.send(ip_packet(used, PEER[family], UDP, struct.pack("!HHHH", 1, 0, 8, 0)))  # no such port: nothing follows
+    world.settle()
+    return used
+
+
+def destination(port: Port) -> bytes:
+    port.peer_sends(b"x")
+    (packet,) = port.world.inbox
+    port.world.inbox.clear()
+    return packet.destination
+
+
+def test_peers_reach_the_guest_where_it_was_seen_last(port: Port) -> None:
+    assert destination(port) == GUEST[port.family]
+    used = moves(port.world, port.family)
+    port.world.advance(31)
+    assert destination(port) == used
+
+
+def test_an_address_that_the_caller_gave_is_the_guests_whatever_it_uses(port: Port) -> None:
+    """--address: a guest that configures itself may for a while send from another."""
+    port.world.view.flags |= lib.LG_VIEW_FIXED4 | lib.LG_VIEW_FIXED6
+    moves(port.world, port.family)
+    assert destination(port) == GUEST[port.family]
+
+
+def test_a_guest_with_a_link_local_address_only_is_reached_there(world: World) -> None:
+    """Local mode: no other address was assigned, and the host has one to copy none from."""
+    ffi.memmove(world.view.guest6, bytes(16), 16)
+    port = Port(world, 6)
+    port.peer_sends(b"x")
+    assert not world.inbox and world.counter("datagrams_turned_away") == 1
+    link_local = address("fe80::77")
+    world.send(ip_packet(link_local, PEER[6], UDP, struct.pack("!HHHH", 1, 0, 8, 0)))
+    world.settle()
+    assert destination(port) == link_local

@@ -198,6 +198,23 @@ def test_each_switch_turns_off_what_depends_on_it(options: dict[str, object], lo
     assert netview.assign(passt(**options), host(*ORDINARY)).flags == everything & ~lost
 
 
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({}, 0),
+        ({"ipv4_address": ip("10.0.0.1")}, netview.VIEW_FIXED4),
+        ({"ipv6_address": ip("fd00::1")}, netview.VIEW_FIXED6),
+        ({"ipv6_address": ip("fd00::1"), "ipv6_enabled": False}, 0),
+        ({"freebind": True}, netview.VIEW_FREEBIND),
+    ],
+    ids=["nothing", "--address", "--address of IPv6", "of a family that is off", "--freebind"],
+)
+def test_what_the_caller_fixes_is_fixed(options: dict[str, object], added: int) -> None:
+    """The guest's address, whatever the guest uses; and whether sockets may have addresses that the host has not."""
+    fixed = netview.VIEW_FIXED4 | netview.VIEW_FIXED6 | netview.VIEW_FREEBIND
+    assert netview.assign(passt(**options), host(*ORDINARY)).flags & fixed == added
+
+
 def test_dhcpv6_needs_an_address_to_hand_out() -> None:
     """On in local mode too, once --address gives one."""
     assert not netview.assign(passt(), host()).dhcpv6
@@ -354,8 +371,10 @@ int main(void)
     FIELD(gateway6); FIELD(our_link_local); FIELD(map_host4); FIELD(map_host6); FIELD(map_guest4); FIELD(map_guest6);
     FIELD(outbound4); FIELD(outbound6); FIELD(outbound_if4); FIELD(outbound_if6);
     printf("%zu ", sizeof(struct lg_net_view));
-    printf("%d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6, LG_VIEW_TCP, LG_VIEW_UDP, LG_VIEW_ICMP,
-           LG_VIEW_NDP, LG_VIEW_DHCP, LG_VIEW_RA, LG_VIEW_DHCPV6);
+    printf("%d %d %d %d %d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6,
+           LG_VIEW_TCP, LG_VIEW_UDP, LG_VIEW_ICMP,
+           LG_VIEW_NDP, LG_VIEW_DHCP, LG_VIEW_RA, LG_VIEW_DHCPV6, LG_VIEW_MAP_ROUTER, LG_VIEW_FIXED4, LG_VIEW_FIXED6,
+           LG_VIEW_FREEBIND);
 }
 """
 
@@ -382,6 +401,7 @@ def test_the_packed_view_has_the_layout_of_the_header(tmp_path: Path) -> None:
     assert [packed[offset : offset + size] for offset, size in fields] == expected
     assert len(packed) == numbers[count]
     flags = ["IPV4", "IPV6", "TCP", "UDP", "ICMP", "NDP", "DHCP", "RA", "DHCPV6"]
+    flags += ["MAP_ROUTER", "FIXED4", "FIXED6", "FREEBIND"]
     assert [getattr(netview, f"VIEW_{name}") for name in flags] == numbers[count + 1 :]
 
 

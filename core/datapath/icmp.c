@@ -115,13 +115,19 @@ bool icmp_send_error(struct engine *engine, const struct flow *flow, const addre
     return icmp_send(engine, source, &flow->key.guest, message, at + quoted);
 }
 
+/* Nobody, a group and this host itself are no single other host. */
+static bool is_host(const address *a)
+{
+    return !address_is_unset(a) && !address_is_multicast(a) && !address_is_loopback(a) &&
+           (!address_is_ipv4(a) || a->byte[12]);
+}
+
 /* Errors are not answered by errors; of ICMP, all but what asks for an echo counts as one. */
 static bool may_answer(const struct guest_frame *frame, const struct packet *packet)
 {
     uint8_t type = packet->l4_offset < frame->head_length ? frame->head[packet->l4_offset] : 0;
 
-    if (address_is_multicast(&packet->destination) || address_is_multicast(&packet->source) ||
-        address_is_unset(&packet->source) || address_is_loopback(&packet->source))
+    if (!is_host(&packet->source) || !is_host(&packet->destination))
         return false;
     if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6)
         return type == (packet->ipv6 ? ICMPV6_ECHO_REQUEST : ICMPV4_ECHO_REQUEST);

@@ -148,7 +148,7 @@ static enum counter skip_extensions(const struct guest_frame *frame, struct pack
             return C_drop_ip_header;
         bool fragment = packet->protocol == IPPROTO_FRAGMENT;
         unsigned length = take_extension(packet, extension);
-        if (!length || length > packet->l4_length)
+        if (!length || length > packet->l4_length || packet->l4_offset + length > frame->head_length)
             return C_drop_ip_header;
         if (fragment)
             packet->fragment.named_at = (uint16_t)named_at;

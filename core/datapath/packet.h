@@ -41,10 +41,10 @@ enum ethertype {
 struct packet {
     bool ipv6;
     uint8_t protocol;
-    uint8_t hops;          /* TTL or hop limit */
-    uint8_t traffic_class; /* TOS or traffic class: DSCP and ECN */
-    uint16_t ip_offset, l4_offset;
-    uint32_t l4_length; /* header and payload, without Ethernet padding */
+    uint8_t hops;                  /* TTL or hop limit */
+    uint8_t traffic_class;         /* TOS or traffic class: DSCP and ECN */
+    uint16_t ip_offset, l4_offset; /* within the head, or at its end */
+    uint32_t l4_length;            /* header and payload, without Ethernet padding */
     address source, destination;
     bool fragmented; /* it has a fragment header (IPv6), or is a fragment, or was made of some */
     struct fragment {

@@ -8,6 +8,7 @@
  * well formed.
  */
 #include <errno.h>
+#include <netinet/in.h>
 
 #include "fake_kernel.h"
 #include "input.h"
@@ -18,6 +19,7 @@ enum limits {
     STEPS_MAX = 64,
     SETTLE_MAX = 200,
     FRAME_MAX = 2000,
+    PIECE_BYTES = 64, /* of a packet's piece that the input says; the rest of it does not matter */
 };
 
 static void prepare_view(unsigned choice)
@@ -63,6 +65,38 @@ static void from_guest(struct input *input)
     unsigned padding = input_byte(input);
 
     script_from_guest(frame, length, 1, 0, padding * 16u);
+}
+
+/* A piece of one of a few packets: its numbers are the input's, its header is right, so that packets become whole. */
+static void piece_from_guest(struct input *input)
+{
+    static const uint8_t protocols[2][4] = {{IPPROTO_UDP, IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_ICMP},
+                                            {IPPROTO_UDP, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_DSTOPTS}};
+    unsigned choice = input_byte(input), more = choice >> 1 & 1, offset = input_word(input), rest = input_word(input);
+    bool ipv6 = choice & 1;
+    uint8_t frame[ETHERNET_HEADER + IPV6_HEADER + IPV6_FRAGMENT_HEADER + PIECE_BYTES] = {0};
+    const struct lg_net_view *view = script_view();
+    struct packet_path path = {.source = address_from(ipv6 ? view->guest6 : view->guest4),
+                               .destination = address_from(ipv6 ? view->gateway6 : view->gateway4)};
+    uint8_t bytes[PIECE_BYTES], protocol = protocols[ipv6][choice >> 4 & 3];
+    size_t length = input_bytes(input, bytes, input_byte(input) % (PIECE_BYTES + 1));
+    struct script_link link;
+
+    path.destination.byte[15] = (uint8_t)(path.destination.byte[15] + (choice >> 6));
+    script_get_link(&link);
+    rest %=
+        link.piece_bytes < 65550 ? LINK_PIECES * 7 - sizeof(frame) : 65536 - sizeof(frame); /* what a chain carries */
+    unsigned header = packet_write_headers(frame, &path, ipv6 ? IPPROTO_FRAGMENT : protocol, 64,
+                                           (uint32_t)length + rest + (ipv6 ? IPV6_FRAGMENT_HEADER : 0));
+    uint8_t *fields = frame + (ipv6 ? header + 2 : ETHERNET_HEADER + 6); /* RFC 8200, 4.5; RFC 791, 3.1 */
+    store_be16(fields, ipv6 ? offset << 3 | more : more << 13 | (offset & 0x1fff));
+    fields[ipv6 ? 5 : -1] = choice >> 2 & 3;
+    if (ipv6)
+        frame[header] = protocol;
+    header += ipv6 ? IPV6_FRAGMENT_HEADER : 0;
+    memcpy(frame + header, bytes, length);
+    TRACE("a piece at %u, %zu bytes and %u, more %u, packet %u\n", offset, length, rest, more, choice >> 2 & 3);
+    script_from_guest(frame, header + length, 1, 0, rest);
 }
 
 static void peer(struct input *input)
@@ -120,8 +154,10 @@ static void step(struct input *input)
     switch (choice % 8) {
     case 0:
     case 1:
-    case 2:
         from_guest(input);
+        break;
+    case 2:
+        piece_from_guest(input);
         break;
     case 3:
     case 4:

@@ -101,6 +101,44 @@ def guest_frames() -> list[Packet]:
     ]
 
 
+def piece(kind: int, start: int, rest: int, more: bool, content: bytes = b"") -> bytes:
+    """kind: 1 IPv6, 4 and 8 which packet, 16 and 32 the protocol, 64 and 128 to whom; start in units of 8 bytes."""
+    return struct.pack("<BBHHB", 2, kind | more << 1, start, rest, len(content)) + content
+
+
+def piece_seeds() -> dict[str, list[bytes]]:
+    """Packets in pieces that become whole, and such as do not."""
+    udp, echo4, echo6 = struct.pack("!HHHH", 9, 80, 2000, 0), bytes([8, *bytes(7)]), bytes([128, *bytes(7)])
+    syn, options = bytes(TCP(sport=9, dport=80, flags="S")), bytes([17, 0, 1, 4, 0, 0, 0, 0])
+    whole: dict[str, list[bytes]] = {}
+    for name, kind, head in (
+        ("udp", 64, udp),
+        ("udp6", 65, udp),
+        ("echo", 16, echo4),
+        ("echo6", 17, echo6),
+        ("ping", 80, echo4),
+        ("ping6", 81, echo6),
+        ("syn", 96, syn + bytes(4)),
+        ("options", 48 | 65, options + udp),
+    ):
+        units = (len(head) + 1000) // 8
+        rest = 8 * units - len(head)
+        whole[name] = [piece(kind, 0, rest, True, head), piece(kind, units, 1000, False)]
+    first, last = whole["udp"]
+    return {
+        **whole,
+        "last first": [last, first],
+        "two": [piece(68, 0, 992, True, udp), first, piece(68, 125, 7, False), last],
+        "overlap": [first, piece(64, 1, 8, True), last],
+        "twice": [first, first, last],
+        "no end": [first, bytes([5]), last],
+        "largest": [piece(64, at, 1496, True, udp) for at in range(0, 8183, 187)] + [piece(64, 8184, 35, False)],
+        "too large": [piece(64, 8189, 40, False), first],
+        "tiny": [piece(96, 0, 0, True, syn[:16]), piece(96, 2, 4, False)],
+        "many": [piece(64, 1 + at, 8, True) for at in range(0, 60, 2)],
+    }
+
+
 def frame_seeds() -> dict[str, bytes]:
     setups = {
         "plain": bytes([0b11011, 0b10011]),
@@ -115,6 +153,8 @@ def frame_seeds() -> dict[str, bytes]:
         seeds[f"{name}, accepted"] = setup + syn + accept + send + fin + timer * 3
         seeds[f"{name}, refused"] = setup + syn + refuse + syn + timer
         seeds[f"{name}, all"] = setup + b"".join(packets)
+        for kind, pieces in piece_seeds().items():
+            seeds[f"{name}, {kind} in pieces"] = setup + b"".join(pieces)
     return seeds
 
 

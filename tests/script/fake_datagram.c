@@ -300,7 +300,7 @@ static int send_one(struct fake_socket *socket, const struct msghdr *msg)
         memcpy(bytes + length, msg->msg_iov[i].iov_base, msg->msg_iov[i].iov_len);
         length += msg->msg_iov[i].iov_len;
     }
-    if (length > 65507)
+    if (length > (socket->protocol ? 65515u : 65507u)) /* what fits behind an IPv4 header, and UDP's */
         return -EMSGSIZE;
     if (socket->error)
         return take_error(socket);

@@ -18,6 +18,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
+    PadN,
     _IPv6ExtHdr,
 )
 from scapy.layers.l2 import Ether
@@ -103,7 +104,9 @@ def slow_ipv6(packet: bytes) -> Parsed | str:
             return "drop_ip_header"
         size = 8 if protocol == FRAGMENT else 8 * packet[at + 1] + 8
         late_hop_by_hop, unfinished_route = protocol == 0 and at > 40, protocol == 43 and packet[at + 3]
-        if late_hop_by_hop or unfinished_route or (protocol == FRAGMENT and fragmented) or at + size > end:
+        if late_hop_by_hop or unfinished_route or (protocol == FRAGMENT and fragmented):
+            return "drop_ip_header"
+        if at + size > end or 14 + at + size > HEAD_MAX:
             return "drop_ip_header"
         if protocol == FRAGMENT and int.from_bytes(packet[at + 2 : at + 4], "big") & 0xFFF9:
             return "fragments"
@@ -349,9 +352,12 @@ def test_what_no_receiver_may_pass_over_is_dropped(chain: ScapyPacket) -> None:
 def test_extension_headers_beyond_the_copied_head_are_not_followed() -> None:
     """They would have to be read from memory that the guest can change while we look."""
     packet = ipv6_header(bytes(15) + b"\1", bytes(15) + b"\2")
+    many = packet
     for _ in range(14):
-        packet = packet / IPv6ExtHdrDestOpt()
-    assert parsed(ether(packet / UDP())) == "drop_ip_header"
+        many = many / IPv6ExtHdrDestOpt()
+    long = packet / IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(120))])
+    for chain in (many, long):
+        assert parsed(ether(chain / UDP())) == "drop_ip_header"
 
 
 @settings(max_examples=3 * EXAMPLES)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Listening sockets on the host, one for each port that is forwarded.
 
-Called by the wrapper before READY, because ports are bound with the caller's rights; hence the light imports. What the
-rules mean is decided in contracts/forward_spec.py; who accepts on the sockets is not known here.
+Called by the wrapper before READY, because ports are bound with the caller's rights, hence the light imports; and by
+what becomes of it, the keeper, when the table of forwards is changed (ports.py). What the rules mean is decided in
+contracts/forward_spec.py; who accepts on the sockets is not known here.
 Adversary: nobody; but ports are taken by others at any time, so that only bind() itself is believed.
 
 Invariants: bind() returns all that was asked for, or leaves nothing open. Sockets do not block, and are closed on exec.

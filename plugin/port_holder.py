@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who holds a port of the host: a process's name and number, for the message that says why it cannot be forwarded.
 
-Called by forwards.py after bind() has failed, so before READY and never where things go well: it reads as much of
-/proc as the caller may. Adversary: the holder, which chose its own name. Invariants: what cannot be read is left out,
-and never an exception; the answer may be a moment old.
+Called by forwards.py after bind() has failed, so never where things go well: it reads as much of /proc as the caller
+may, which is the wrapper before READY and control later. Adversary: the holder, which chose its own name. Invariants:
+what cannot be read is left out, and never an exception; the answer may be a moment old.
 """
 
 from __future__ import annotations

@@ -190,7 +190,11 @@ def test_a_silent_client_is_in_nobodys_way(begin: Begin, host: Host, conf: Path)
         assert helper.wait() == 0
 
 
-@pytest.mark.parametrize("said", [b"\2", b"\1\0\0\1\0", b"\1\0\0\0\1" + rule(0) + b"\0", b"\1\0\0\0\1" + rule(A)[:-1]])
+@pytest.mark.parametrize(
+    "said",
+    [b"\2", b"\1\0\0\1\0", b"\1\0\0\0\1" + rule(0) + b"\0", b"\1\0\0\0\1" + rule(A)[:-1]],
+    ids=["table", "rules", "port", "half"],
+)
 def test_a_message_that_is_wrong_changes_nothing(begin: Begin, conf: Path, said: bytes) -> None:
     """Another table, 256 rules, a port 0, or not to its end; one line says so."""
     helper = begin("-q", "-t", f"{C}")

@@ -47,6 +47,7 @@
     apply(fragments_joined)       /* packets that they made */                                                         \
     apply(fragments_late)         /* packets whose pieces did not all come in time */                                  \
     apply(fragments_evicted)      /* that had to make room for others */                                               \
+    apply(fragments_to_guest)     /* pieces of packets that are too large for it */                                    \
     /* what we answer ourselves */                                                                                     \
     apply(arp_replies)                                                                                                 \
     apply(ns_replies)                                                                                                  \

@@ -21,8 +21,10 @@
 /* udp.c, ping.c */
 void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void ping_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
-/* One datagram of the peer's to the guest, of this flow or shown as of another. 0 or -EAGAIN: the link is full; anything else is lost, and counted. */
-int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length);
+/* One datagram of the peer's to the guest, of this flow or shown as of another. 0 or -EAGAIN: the link is full; anything
+ * else is lost, and counted. */
+int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length,
+                 struct cut *cut);
 int ping_to_guest(struct engine *engine, struct flow *flow, uint8_t *message, uint32_t length);
 
 /* datagram_flow.c */

@@ -96,7 +96,7 @@ static void take_datagram(struct engine *engine, const struct listener *listener
     if (address_is_group(&at.to) && address_is_unset(&listener->target) &&
         address_is_ipv4(&at.to) == address_is_ipv4(&shown.guest))
         shown.guest = at.to;
-    if (udp_to_guest(engine, &shown, bytes, length))
+    if (udp_to_guest(engine, &shown, bytes, length, &(struct cut){0}))
         count(engine, C_drop_no_room);
     count(engine, C_datagrams_to_guest);
     flow->bytes_to_guest += length;

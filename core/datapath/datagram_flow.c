@@ -299,6 +299,7 @@ static bool receive(struct engine *engine, struct flow *flow)
         return false;
     inbox->handle = flow_handle(flow);
     inbox->next = inbox->offset = 0;
+    inbox->cut = (struct cut){0};
     inbox->count = (unsigned)n;
     for (int i = 0; i < n; i++) {
         inbox->length[i] = message[i].msg_len;
@@ -314,7 +315,7 @@ static bool receive(struct engine *engine, struct flow *flow)
 static int deliver(struct engine *engine, struct flow *flow, uint8_t *bytes, uint32_t length)
 {
     int err = is_ping(&flow->key) ? ping_to_guest(engine, flow, bytes, length)
-                                  : udp_to_guest(engine, &flow->key, bytes, length);
+                                  : udp_to_guest(engine, &flow->key, bytes, length, &engine->inbox.cut);
 
     if (err == -EAGAIN || err == -ENOBUFS)
         return -EAGAIN;
@@ -339,6 +340,7 @@ static bool empty_inbox(struct engine *engine, struct flow *flow)
             uint32_t left = length - inbox->offset, part = left < segment ? left : segment;
             if (deliver(engine, flow, bytes + inbox->offset, part))
                 return false;
+            inbox->cut = (struct cut){0};
             inbox->offset += part;
         } while (inbox->offset < length);
     }

@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cut.h"
+
 enum datagram_limits {
     /* How long a flow lives without a datagram: Linux' own figures for tracked connections, which programs count on
      * (nf_conntrack_udp_timeout and _stream); RFC 4787, REQ-5, wants two minutes for what is used both ways. */
@@ -68,6 +70,7 @@ struct datagram_inbox {
     uint64_t handle; /* of the flow that they belong to */
     unsigned next, count;
     uint32_t offset; /* of buffer `next`: datagrams before it are out */
+    struct cut cut;  /* of the datagram there, if it goes in pieces */
     uint32_t length[DATAGRAM_RECEIVE_MAX];
     uint16_t segment[DATAGRAM_RECEIVE_MAX]; /* payload of each datagram in that buffer but the last */
 };

@@ -114,7 +114,7 @@ int engine_send_frame(struct engine *engine, const uint8_t *frame, size_t length
         return err;
     if (room.payload < length - ETHERNET_HEADER) {
         link->rollback(engine->link);
-        return -EAGAIN;
+        return -EMSGSIZE;
     }
     for (unsigned i = 0; i < room.header_count; i++) {
         memcpy(room.header[i].iov_base, frame, room.header[i].iov_len);

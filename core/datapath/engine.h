@@ -63,6 +63,7 @@ struct engine {
     struct listener_table listeners;
     struct hold_pool holds;
     struct fragments fragments;
+    uint32_t identification; /* of the last packet that was cut for the guest */
     struct datagram_inbox inbox;
     uint8_t *arrivals; /* as large as the inbox: what came to a port of the host, and is delivered or dropped at once */
     bool no_ping_told;
@@ -114,7 +115,7 @@ void engine_settle(struct engine *engine);
 /* When engine_settle() must be called again without any event: UINT64_MAX never; now or earlier: at once. */
 uint64_t engine_next_ms(const struct engine *engine);
 
-/* A complete frame to the guest. 0 or -EAGAIN (full), -ENOTCONN. */
+/* A complete frame to the guest. 0 or -EAGAIN (full), -EMSGSIZE (larger than its buffers), -ENOTCONN. */
 int engine_send_frame(struct engine *engine, const uint8_t *frame, size_t length);
 
 void engine_set_time(struct engine *engine, uint64_t now_ns);

@@ -17,25 +17,38 @@ enum {
     UDP_QUOTED = 8,  /* all of its header */
 };
 
+static int send_whole(struct engine *engine, const struct packet_path *path, uint8_t protocol, const uint8_t *message,
+                      size_t length)
+{
+    uint8_t frame[ETHERNET_HEADER + IPV6_HEADER + ICMP_MESSAGE_MAX];
+    unsigned header = packet_write_headers(frame, path, protocol, ICMP_HOPS, (uint32_t)length);
+
+    memcpy(frame + header, message, length);
+    return engine_send_frame(engine, frame, header + length);
+}
+
 bool icmp_send(struct engine *engine, const address *source, const address *destination, uint8_t *message,
                size_t length)
 {
-    uint8_t frame[ETHERNET_HEADER + IPV6_HEADER + ICMP_MESSAGE_MAX];
     struct packet_path path;
     bool ipv4 = address_is_ipv4(source);
     uint8_t protocol = ipv4 ? IPPROTO_ICMP : IPPROTO_ICMPV6;
+    const struct iovec l4 = {message, length};
+    int err = -EMSGSIZE;
 
     if (length > ICMP_MESSAGE_MAX)
         return false;
     engine_path(engine, source, destination, &path);
-    unsigned header = packet_write_headers(frame, &path, protocol, ICMP_HOPS, (uint32_t)length);
     /* ICMPv6 has the pseudo-header in its sum (RFC 4443, 2.3), ICMP has not. */
     uint64_t sum = ipv4 ? 0 : packet_pseudo_sum(&path, protocol, (uint32_t)length);
     memset(message + 2, 0, 2);
     uint16_t check = (uint16_t)~checksum_fold(checksum_add(sum, message, length));
     memcpy(message + 2, &check, sizeof(check));
-    memcpy(frame + header, message, length);
-    return !engine_send_frame(engine, frame, header + length);
+    if (!cut_needed(engine, &path, (uint32_t)length))
+        err = send_whole(engine, &path, protocol, message, length);
+    if (err == -EMSGSIZE && cut_exceeds_mtu(engine, &path, (uint32_t)length))
+        err = cut_send(engine, &path, protocol, ICMP_HOPS, &l4, 1, (uint32_t)length, &(struct cut){0});
+    return !err;
 }
 
 struct icmp_error icmp_unreachable(bool ipv4, int error)

@@ -88,6 +88,7 @@ struct link {
     uint64_t look_ms;  /* when from_guest() must be: the guest was asked not to say that it has something before */
     unsigned
         answers; /* of the frames committed since the last flush(), those that the guest answers one by one, at once */
+    bool large;  /* the guest takes frames beyond its MTU */
     bool csum;   /* the guest takes partial checksums (GUEST_CSUM) */
     bool tso4;   /* and TCP super-segments (GUEST_TSO4) */
     bool tso6;

@@ -444,6 +444,8 @@ static void ring_apply_features(struct link_vhost *vhost, struct vring *ring)
 void link_vhost_features(struct link_vhost *vhost, uint64_t features)
 {
     vhost->features = features;
+    vhost->link.large = feature(vhost, VIRTIO_NET_F_MRG_RXBUF) || feature(vhost, VIRTIO_NET_F_GUEST_TSO4) ||
+                        feature(vhost, VIRTIO_NET_F_GUEST_TSO6); /* virtio 1.2, 5.1.6.3.1: each buffer holds 64 KiB */
     vhost->link.csum = feature(vhost, VIRTIO_NET_F_GUEST_CSUM);
     /* TSO without partial checksums makes no sense to virtio 1.2, 5.1.3.1 either. */
     vhost->link.tso4 = vhost->link.csum && feature(vhost, VIRTIO_NET_F_GUEST_TSO4);

@@ -212,6 +212,13 @@ bool packet_fragment_has_headers(const struct guest_frame *frame, const struct p
     return inner.l4_length >= (inner.protocol == IPPROTO_TCP ? TCP_HEADER : TRANSPORT_HEADER_MIN);
 }
 
+static void write_ipv4_check(uint8_t *ip, unsigned header)
+{
+    memset(ip + 10, 0, 2);
+    uint16_t check = (uint16_t)~checksum_fold(checksum_add(0, ip, header));
+    memcpy(ip + 10, &check, sizeof(check));
+}
+
 unsigned packet_write_whole(uint8_t *head, const struct packet *first, uint32_t l4_length)
 {
     uint8_t *ip = head + ETHERNET_HEADER;
@@ -230,9 +237,7 @@ unsigned packet_write_whole(uint8_t *head, const struct packet *first, uint32_t 
         return 0;
     store_be16(ip + 2, total);
     memset(ip + 6, 0, 2);
-    memset(ip + 10, 0, 2);
-    uint16_t check = (uint16_t)~checksum_fold(checksum_add(0, ip, first->l4_offset - ETHERNET_HEADER));
-    memcpy(ip + 10, &check, sizeof(check));
+    write_ipv4_check(ip, first->l4_offset - ETHERNET_HEADER);
     return first->l4_offset;
 }
 
@@ -320,8 +325,7 @@ static unsigned write_ipv4(uint8_t *ip, const struct packet_path *path, uint8_t 
     ip[9] = protocol;
     memcpy(ip + 12, path->source.byte + 12, 4);
     memcpy(ip + 16, path->destination.byte + 12, 4);
-    uint16_t check = (uint16_t)~checksum_fold(checksum_add(0, ip, IPV4_HEADER));
-    memcpy(ip + 10, &check, sizeof(check));
+    write_ipv4_check(ip, IPV4_HEADER);
     return IPV4_HEADER;
 }
 
@@ -348,6 +352,25 @@ unsigned packet_write_headers(uint8_t *at, const struct packet_path *path, uint8
     at += ETHERNET_HEADER;
     return ETHERNET_HEADER +
            (ipv4 ? write_ipv4(at, path, protocol, hops, l4_length) : write_ipv6(at, path, protocol, hops, l4_length));
+}
+
+unsigned packet_write_fragment_headers(uint8_t *at, const struct packet_path *path, uint8_t protocol, uint8_t hops,
+                                       const struct fragment *fragment, uint32_t l4_length)
+{
+    if (!address_is_ipv4(&path->source)) {
+        unsigned header = packet_write_headers(at, path, IPPROTO_FRAGMENT, hops, IPV6_FRAGMENT_HEADER + l4_length);
+        at[header] = protocol;
+        at[header + 1] = 0;
+        store_be16(at + header + 2, fragment->offset | (fragment->more ? IPV6_MORE : 0));
+        store_be32(at + header + 4, fragment->identification);
+        return header + IPV6_FRAGMENT_HEADER;
+    }
+    unsigned header = packet_write_headers(at, path, protocol, hops, l4_length);
+    uint8_t *ip = at + ETHERNET_HEADER;
+    store_be16(ip + 4, fragment->identification & UINT16_MAX);
+    store_be16(ip + 6, fragment->offset / 8u | (fragment->more ? IPV4_MORE : 0));
+    write_ipv4_check(ip, IPV4_HEADER);
+    return header;
 }
 
 uint64_t packet_pseudo_sum(const struct packet_path *path, uint8_t protocol, uint32_t l4_length)

@@ -144,6 +144,10 @@ struct packet_path {
 unsigned packet_write_headers(uint8_t *at, const struct packet_path *path, uint8_t protocol, uint8_t hops,
                               uint32_t l4_length);
 
+/* The same for one piece of a packet. */
+unsigned packet_write_fragment_headers(uint8_t *at, const struct packet_path *path, uint8_t protocol, uint8_t hops,
+                                       const struct fragment *fragment, uint32_t l4_length);
+
 /* The pseudo-header's sum for the same path. */
 uint64_t packet_pseudo_sum(const struct packet_path *path, uint8_t protocol, uint32_t l4_length);
 

@@ -74,15 +74,12 @@ static uint16_t finished(uint64_t sum)
     return check ? check : 0xffff;
 }
 
-static unsigned write_headers(struct engine *engine, const struct flow_key *key, const uint8_t *payload,
-                              uint32_t length, uint8_t *headers, struct offload *ret_offload)
+static unsigned write_headers(const struct flow_key *key, const struct packet_path *path, bool partial,
+                              const uint8_t *payload, uint32_t length, uint8_t *headers, struct offload *ret_offload)
 {
-    struct packet_path path;
-
-    engine_path(engine, &key->remote, &key->guest, &path);
-    unsigned offset = packet_write_headers(headers, &path, IPPROTO_UDP, UDP_HOPS, UDP_HEADER + length);
+    unsigned offset = packet_write_headers(headers, path, IPPROTO_UDP, UDP_HOPS, UDP_HEADER + length);
     uint8_t *udp = headers + offset;
-    uint64_t sum = packet_pseudo_sum(&path, IPPROTO_UDP, UDP_HEADER + length);
+    uint64_t sum = packet_pseudo_sum(path, IPPROTO_UDP, UDP_HEADER + length);
 
     store_be16(udp, key->remote_port);
     store_be16(udp + 2, key->guest_port);
@@ -90,7 +87,7 @@ static unsigned write_headers(struct engine *engine, const struct flow_key *key,
     memset(udp + UDP_CHECK_OFFSET, 0, 2);
     *ret_offload = (struct offload){0};
     uint16_t check = checksum_fold(sum);
-    if (engine->link->csum) {
+    if (partial) {
         ret_offload->needs_csum = true;
         ret_offload->csum_start = (uint16_t)offset;
         ret_offload->csum_offset = UDP_CHECK_OFFSET;
@@ -101,23 +98,24 @@ static unsigned write_headers(struct engine *engine, const struct flow_key *key,
     return offset + UDP_HEADER;
 }
 
-int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length)
+/* In one frame. -EMSGSIZE: the guest's buffers do not hold it, and to wait for larger ones might be for ever. */
+static int send_whole(struct engine *engine, const struct flow_key *key, const struct packet_path *path,
+                      const uint8_t *payload, uint32_t length)
 {
     const struct link_operations *link = engine->link->operations;
     uint8_t headers[ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER];
     struct offload offload;
     struct guest_room room;
-    unsigned header = write_headers(engine, key, payload, length, headers, &offload);
+    unsigned header = write_headers(key, path, engine->link->csum, payload, length, headers, &offload);
     int err;
 
     engine->pieces.count = 0;
     err = link->reserve(engine->link, header, length, &engine->pieces, &room);
     if (err)
         return err;
-    if (room.payload < length) { /* more than the guest's buffers hold: to wait for larger ones might be for ever */
+    if (room.payload < length) {
         link->rollback(engine->link);
-        count(engine, C_drop_no_room);
-        return 0;
+        return -EMSGSIZE;
     }
     const uint8_t *from = headers;
     for (unsigned i = 0; i < room.header_count; from += room.header[i++].iov_len)
@@ -126,6 +124,36 @@ int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_
     for (unsigned i = 0; i < engine->pieces.count; from += engine->pieces.iov[i++].iov_len)
         memcpy(engine->pieces.iov[i].iov_base, from, engine->pieces.iov[i].iov_len);
     link->commit(engine->link, header + length, &offload);
-    engine->counters[C_udp_bytes_to_guest] += length;
     return 0;
+}
+
+static int send_pieces(struct engine *engine, const struct flow_key *key, const struct packet_path *path,
+                       const uint8_t *payload, uint32_t length, struct cut *cut)
+{
+    uint8_t headers[ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER];
+    struct offload none;
+    unsigned header = write_headers(key, path, false, payload, length, headers, &none);
+    const struct iovec l4[] = {{headers + header - UDP_HEADER, UDP_HEADER}, {(void *)(uintptr_t)payload, length}};
+
+    return cut_send(engine, path, IPPROTO_UDP, UDP_HOPS, l4, 2, UDP_HEADER + length, cut);
+}
+
+int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length,
+                 struct cut *cut)
+{
+    struct packet_path path;
+    int err = -EMSGSIZE;
+
+    engine_path(engine, &key->remote, &key->guest, &path);
+    if (!cut->done && !cut_needed(engine, &path, UDP_HEADER + length))
+        err = send_whole(engine, key, &path, payload, length);
+    if (err == -EMSGSIZE && cut_exceeds_mtu(engine, &path, UDP_HEADER + length))
+        err = send_pieces(engine, key, &path, payload, length, cut);
+    if (err == -EMSGSIZE) {
+        count(engine, C_drop_no_room);
+        return 0;
+    }
+    if (!err)
+        engine->counters[C_udp_bytes_to_guest] += length;
+    return err;
 }

@@ -282,6 +282,7 @@ void link_memory_init(struct link_memory *memory, const uint64_t *now_ms)
     memory->link = (struct link){.operations = &operations,
                                  .flush_ms = UINT64_MAX,
                                  .look_ms = UINT64_MAX,
+                                 .large = true,
                                  .csum = true,
                                  .tso4 = true,
                                  .tso6 = true};

@@ -329,6 +329,7 @@ void script_set_link(const struct script_link *settings)
     link->batch_max = settings->batch_max;
     link->buffer_bytes = settings->buffer_bytes;
     link->merge = settings->merge;
+    link->link.large = settings->merge || settings->tso4 || settings->tso6;
     link->connected = settings->connected;
     link->link.csum = settings->csum;
     link->link.tso4 = settings->tso4;

@@ -107,6 +107,7 @@ lint: .venv/test-tools build/source
 	@$(CHECK)/lizard -w -l python -L $(FUNCTION_LINES) -C 1000 $(PYTHON_FOLDERS)  # ruff counts their branches
 	@wc -l $(C_FILES) $$(find $(PYTHON_FOLDERS) -name '*.py') | \
 		awk '$$2 != "total" && $$1 > $(FILE_LINES) { print $$2 ": " $$1 " lines, at most $(FILE_LINES)"; bad = 1 } END { exit bad }'
+	@twice=$$(basename -a tests/*/test_*.py | sort | uniq -d); test -z "$$twice" || { echo "$$twice: pytest takes one file of a name"; exit 1; }
 	@! grep -rnP '\bsleep *\((?!0\))' --include='*.py' --include='*.c' tests || { echo 'tests wait for events, they do not sleep'; exit 1; }
 	@echo 'lint: style, types, formats and limits are as they should be'
 

@@ -148,7 +148,7 @@ static void take_answer(struct engine *engine, const struct flow *flow, const st
         count(engine, C_datagrams_turned_away);
         return;
     }
-    if (udp_to_guest(engine, &shown, bytes, length))
+    if (udp_to_guest(engine, &shown, bytes, length, &(struct cut){0}))
         count(engine, C_drop_no_room);
     count(engine, C_datagrams_to_guest);
 }

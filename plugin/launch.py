@@ -159,6 +159,8 @@ class Start:
         self.link, self.link_name = _open_link(spec)
         self.repair = self._open_repair()
         self.conf = _listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
+        if self.identity and spec.runas is None:  # told once nothing is in the way: a mistake is one line
+            self.log.warning("Started as root: going on as nobody")
         self.capture_fd = self._open_capture()
         os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
         self._announce_configuration()
@@ -231,7 +233,6 @@ class Start:
         if wanted is None:
             if os.geteuid() or not _in_initial_user_namespace():
                 return None
-            self.log.warning("Started as root: going on as nobody")
             return NOBODY, NOBODY
         if wanted == (os.geteuid(), os.getegid()) and wanted[0]:
             return None

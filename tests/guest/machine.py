@@ -7,6 +7,7 @@ Invariants: no root is needed, and nothing but Debian's packages. A kind that th
   uml        User-mode Linux of Debian's package user-mode-linux
   qemu       QEMU with Debian's cloud kernel; KVM where it works, else TCG
   qemu-stream  the same QEMU on a stream socket of frames instead of vhost-user's
+  qemu-small, qemu-small-stream   both with receive buffers of one frame each, as an emulated Ethernet card has
   uml-peer, qemu-peer, qemu-peer-stream   the same from another root file system, of a newer distribution for instance:
              LOCKGATE_PEER_ROOT=folder and LOCKGATE_PEER_RUN="command" that runs its arguments inside that root
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from image import OUTPUT, ROOT, MissingIngredient, build
 
-KINDS = ("uml", "qemu", "qemu-stream", "uml-peer", "qemu-peer", "qemu-peer-stream")
+KINDS = ("uml", "qemu", "qemu-stream", "qemu-small", "qemu-small-stream", "uml-peer", "qemu-peer", "qemu-peer-stream")
 KVM_TRIAL_SECONDS = 10
 UML_SHARED_MEMORY_MIN = 1 << 30
 QEMU = "/usr/bin/qemu-system-x86_64"
@@ -107,6 +108,7 @@ def _uml(kind: str, root: Path, run: list[str], environment: dict[str, str]) -> 
     return Machine(kind, f"User-mode Linux {versions[-1].name}", versions[-1], True, arguments, environment)
 
 
+_SMALL_BUFFERS = "".join(f",{name}=off" for name in ("mrg_rxbuf", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo"))
 _VHOST_USER = "-chardev socket,id=net,path={} -netdev vhost-user,id=net,chardev=net"
 _STREAM = "-netdev stream,id=net,server=off,addr.type=unix,addr.path={}"
 
@@ -129,6 +131,7 @@ def _qemu(kind: str, root: Path, run: list[str], environment: dict[str, str]) ->
     def arguments(boot: Boot) -> list[str]:
         memory = f"memory-backend-memfd,id=memory,share=on,size={boot.memory_mb}M"
         device = "virtio-net-pci,netdev=net" + (f",mac={boot.mac}" if boot.mac else "")
+        device += _SMALL_BUFFERS if "-small" in kind else ""
         if accelerator == "tcg" and not stream and int(version.split(".")[0]) < 8:
             device += ",vectors=0"  # 7.2 under TCG crashes by itself once the guest uses MSI-X with a vhost-user device
         return [

@@ -100,7 +100,8 @@ VARIANTS = [
     Variant("qemu-peer", "qemu-peer"),
     Variant("qemu-peer-stream", "qemu-peer-stream"),
 ]
-VARIANT = {variant.name: variant for variant in VARIANTS}
+SMALL_VARIANTS = [Variant("qemu-small", "qemu-small"), Variant("qemu-small-stream", "qemu-small-stream")]
+VARIANT = {variant.name: variant for variant in [*VARIANTS, *SMALL_VARIANTS]}
 
 
 def usable(variant: Variant) -> Variant:

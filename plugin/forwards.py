@@ -45,12 +45,14 @@ _IP_PKTINFO = 8
 _IP_RECVERR = 11
 _IP_FREEBIND = 15
 _IPV6_RECVERR = 25
+_IP_MULTICAST_ALL = 49
 _IPV6_FREEBIND = 78
 
 _IPV4_UDP = ((_socket.IPPROTO_IP, _IP_PKTINFO, 1), (_socket.IPPROTO_IP, _IP_RECVERR, 1))
 _IPV6_UDP = ((_socket.IPPROTO_IPV6, _socket.IPV6_RECVPKTINFO, 1), (_socket.IPPROTO_IPV6, _IPV6_RECVERR, 1))
 # Of an IPv4 datagram, IPv6's options bring the address in its header, which may be that of a broadcast, and no errors.
-_DUAL_STACK_UDP = (*_IPV6_UDP, *_IPV4_UDP)
+# And of IPv4's groups that the host is in, only a socket of IPv4 hears by itself.
+_DUAL_STACK_UDP = (*_IPV6_UDP, *_IPV4_UDP, (_socket.IPPROTO_IP, _IP_MULTICAST_ALL, 1))
 
 
 class ForwardError(Exception):

@@ -99,35 +99,25 @@ static void throw_away(int fd)
         ;
 }
 
-/* A socket to a group is connected only to see whether there is a way, and then to nobody: each that hears it answers from
- * an address of its own. Until then nobody else could have its port, so that a guest cannot take what comes to another
- * program's; from then on the guest's other flows may share it. */
-static int open_to_group(struct flow *flow, const struct sockaddr_storage *to, socklen_t length)
-{
-    static const struct sockaddr nobody = {.sa_family = AF_UNSPEC};
-    struct datagram_peer *peer = &flow->datagram.peer;
-    int err = sys_connect(flow->fd, &nobody, sizeof(nobody));
-
-    if (err)
-        return err;
-    sys_setsockopt(flow->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-    peer->fd = flow->fd;
-    peer->addr_length = length;
-    memcpy(&peer->addr, to, length);
-    return 0;
-}
-
+/* Finds out on the way whether the address is one for many, of which some only the host knows. */
 static int connect_socket(struct engine *engine, struct flow *flow)
 {
     struct sockaddr_storage to;
     socklen_t length = host_address(&engine->view, &flow->key.remote, flow->key.remote_port, &to);
     int err = bind_own_port(engine, flow->fd, &flow->key, &to);
 
-    if (!err)
+    if (err)
+        return err;
+    err = sys_connect(flow->fd, (const struct sockaddr *)&to, length);
+    if (err == -EACCES && !is_ping(&flow->key)) { /* the broadcast address of some network of the host's? */
+        sys_setsockopt(flow->fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
         err = sys_connect(flow->fd, (const struct sockaddr *)&to, length);
+        flow->datagram.group = !err;
+    }
     if (err == -EINVAL) /* bound to an address that the host has not, with LG_VIEW_FREEBIND, and no route allows that */
         return -ENETUNREACH;
-    return err || !flow->datagram.group ? err : open_to_group(flow, &to, length);
+    flow->datagram.group |= !err && !is_ping(&flow->key) && address_is_multicast(&flow->key.remote);
+    return err;
 }
 
 static void tell_no_ping(struct engine *engine, const struct flow_key *key, int error)
@@ -140,11 +130,11 @@ static void tell_no_ping(struct engine *engine, const struct flow_key *key, int 
     engine->events->emit(engine->events, &event); /* at any level: without it, pings just fail */
 }
 
-static int try_socket(struct engine *engine, struct flow *flow, const struct packet *packet)
+static int make_socket(struct engine *engine, struct flow *flow, bool ipv6)
 {
     const struct flow_key *key = &flow->key;
     int protocol = is_ping(key) ? key->protocol : 0;
-    int fd = sys_socket(packet->ipv6 ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
+    int fd = sys_socket(ipv6 ? AF_INET6 : AF_INET, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol);
 
     if (fd < 0) {
         if (is_ping(key))
@@ -152,21 +142,40 @@ static int try_socket(struct engine *engine, struct flow *flow, const struct pac
         return fd;
     }
     flow->fd = fd;
-    set_options(engine, flow, packet->ipv6);
-    return connect_socket(engine, flow);
+    set_options(engine, flow, ipv6);
+    return 0;
+}
+
+/* There is a way to the group. In place of the connected socket comes one that is connected to nobody (and never was: to be
+ * disconnected leaves traces, fact "disconnected"), for each that hears it answers from an address of its own. Nobody else
+ * could have its port until then, so that a guest cannot take what comes to another program's; from then on, the guest's
+ * other flows may share it. */
+static int open_to_group(struct engine *engine, struct flow *flow, bool ipv6)
+{
+    struct datagram_peer *peer = &flow->datagram.peer;
+    struct sockaddr_storage to;
+    socklen_t length = host_address(&engine->view, &flow->key.remote, flow->key.remote_port, &to);
+    int err;
+
+    sys_close(flow->fd);
+    flow->fd = -1;
+    if ((err = make_socket(engine, flow, ipv6)) || (err = bind_own_port(engine, flow->fd, &flow->key, &to)))
+        return err;
+    sys_setsockopt(flow->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    peer->fd = flow->fd;
+    peer->addr_length = length;
+    memcpy(&peer->addr, &to, length);
+    return 0;
 }
 
 static int open_socket(struct engine *engine, struct flow *flow, const struct packet *packet)
 {
-    flow->datagram.group = !is_ping(&flow->key) && address_is_multicast(&flow->key.remote);
-    int err = try_socket(engine, flow, packet);
-    if (err == -EACCES && flow->fd >= 0 && !is_ping(&flow->key) && !flow->datagram.group) {
-        /* The broadcast address of some network of the host's. */
-        flow->datagram.group = true;
-        sys_close(flow->fd);
-        flow->fd = -1;
-        err = try_socket(engine, flow, packet);
-    }
+    int err = make_socket(engine, flow, packet->ipv6);
+
+    if (!err)
+        err = connect_socket(engine, flow);
+    if (!err && flow->datagram.group)
+        err = open_to_group(engine, flow, packet->ipv6);
     if (err)
         return err;
     throw_away(flow->fd);

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cables import Cables, make_cables
+from monitor import Monitor
 from running import Foreground
 
 
@@ -48,3 +51,27 @@ def start(folder: Path) -> Iterator[Callable[..., Foreground]]:
     yield begin
     for helper in started:
         helper.close()
+
+
+@pytest.fixture(scope="module")
+def cables() -> Iterator[Cables]:
+    made = make_cables()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def guest(cables: Cables, start: Callable[..., Foreground]) -> Iterator[Callable[..., Monitor]]:
+    """Starts a helper on the host of the cables, and returns its guest."""
+    monitors = []
+
+    def begin(*options: str) -> Monitor:
+        helper = start(*options, prefix=cables.prefix, stream=True)
+        end = socket.socket(socket.AF_UNIX)
+        end.connect(str(helper.socket))
+        monitors.append(Monitor(end))
+        return monitors[-1]
+
+    yield begin
+    for monitor in monitors:
+        monitor.socket.close()

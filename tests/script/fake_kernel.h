@@ -108,6 +108,7 @@ int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, 
                               const uint8_t local[16], const void *bytes, uint32_t length);
 /* The broadcast address of one of the host's networks, beside 255.255.255.255. */
 void fake_broadcast_address(const uint8_t address[16]);
+void fake_prohibited_address(const uint8_t address[16]); /* by a route; or a firewall */
 /* Whom the datagram that fake_datagram_sent() told of last was for, and from which address. */
 const uint8_t *fake_datagram_sent_to(void);
 uint16_t fake_datagram_sent_port(void);

@@ -25,7 +25,7 @@
 static struct {
     uint32_t send_limit, receive_limit, send_overhead;
     int peek_off;
-    uint8_t broadcast[16];
+    uint8_t broadcast[16], prohibited[16]; /* all zeros: none */
 } defaults;
 
 void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_overhead, int peek_off)
@@ -35,6 +35,7 @@ void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_ov
     defaults.send_overhead = send_overhead;
     defaults.peek_off = peek_off;
     memset(defaults.broadcast, 0, sizeof(defaults.broadcast));
+    memset(defaults.prohibited, 0, sizeof(defaults.prohibited));
 }
 
 bool fake_has_peek_off(void)
@@ -156,13 +157,19 @@ void fake_broadcast_address(const uint8_t address[16])
     memcpy(defaults.broadcast, address, sizeof(defaults.broadcast));
 }
 
-static bool is_broadcast(const uint8_t address[16])
+void fake_prohibited_address(const uint8_t address[16])
+{
+    memcpy(defaults.prohibited, address, sizeof(defaults.prohibited));
+}
+
+/* The errno of the two is the same. */
+static bool is_refused(const struct fake_socket *socket)
 {
     static const uint8_t limited[16] = {[10] = 0xff, [11] = 0xff, [12] = 0xff, [13] = 0xff, [14] = 0xff, [15] = 0xff};
-    static const uint8_t unset[16];
+    const uint8_t *to = socket->address;
+    bool broadcast = !memcmp(to, limited, sizeof(limited)) || !memcmp(to, defaults.broadcast, sizeof(limited));
 
-    return !memcmp(address, limited, sizeof(limited)) ||
-           (memcmp(defaults.broadcast, unset, sizeof(unset)) && !memcmp(address, defaults.broadcast, sizeof(unset)));
+    return (broadcast && !socket->broadcast) || !memcmp(to, defaults.prohibited, sizeof(limited));
 }
 
 int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
@@ -172,12 +179,6 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
 
     if (!socket)
         return -EBADF;
-    if (addr->sa_family == AF_UNSPEC && socket->datagrams) { /* to nobody [udp_disconnect]; what it is bound to stays */
-        memset(socket->address, 0, sizeof(socket->address));
-        socket->port = 0;
-        socket->state = FAKE_IDLE;
-        return err;
-    }
     if (addr->sa_family == AF_INET && length >= sizeof(struct sockaddr_in)) {
         const struct sockaddr_in *in = (const struct sockaddr_in *)(const void *)addr;
         memset(socket->address + 10, 0xff, 2);
@@ -193,7 +194,7 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
     }
     if (err)
         return err;
-    if (is_broadcast(socket->address) && !socket->broadcast)
+    if (is_refused(socket))
         return -EACCES;
     socket->state = socket->datagrams ? FAKE_CONNECTED : FAKE_CONNECTING;
     return socket->datagrams ? 0 : -EINPROGRESS;

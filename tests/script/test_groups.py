@@ -169,8 +169,9 @@ def test_a_group_without_a_route_is_told_so(world: World, family: int) -> None:
 def test_a_peer_that_is_forbidden_is_no_broadcast(world: World) -> None:
     """A firewall, or a route that prohibits, says the same as an address that is for all."""
     question = Question(world, 4, PEER[4])
-    lib.fake_broadcast_address(mapped16(PEER[4]))
-    world.fail_next("connect", errno.EACCES)
+    lib.fake_prohibited_address(mapped16(PEER[4]))
     question.asks(b"x")
-    assert world.calls("connect") == 3, "forbidden, allowed to all, connected to nobody"
-    lib.fake_broadcast_address(bytes(16))
+    assert question.sent(question.fd) == [] and lib.fake_sockets_open() == 0
+    (packet,) = world.inbox
+    world.inbox.clear()
+    assert packet.payload[:2] == bytes((3, 13)) and not world.flows()

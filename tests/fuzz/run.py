@@ -31,7 +31,6 @@ INCLUDES = [f"-I{folder}" for folder in (DATAPATH, HERE, SCRIPT)]
 # The rings meet the real kernel, the engine that of tests/script; neither needs the worker around them.
 RINGS = ("vring", "memory", "link_vhost", "pcap_ring", "pieces", "counters")
 NOT_THE_ENGINE = {"command", "isolation", "link_stream", "link_vhost", "memory", "pcap_ring", "up", "vring", "worker"}
-FAKES = ("script", "fake_kernel", "fake_socket", "fake_datagram", "link_memory")
 
 LENGTHS = {"vring": 1400, "frame": 2000, "tcp": 1200}  # bytes of an input: room for some dozen steps
 TIMEOUT = 20  # seconds for one input, which takes some hundred microseconds: more is a loop that does not end
@@ -41,7 +40,7 @@ def sources(name: str) -> list[Path]:
     if name == "vring":
         return [HERE / "fuzz_vring.c", *(DATAPATH / f"{piece}.c" for piece in RINGS)]
     engine = [path for path in sorted(DATAPATH.glob("*.c")) if path.stem not in NOT_THE_ENGINE]
-    return [HERE / f"fuzz_{name}.c", HERE / "to_guest.c", *engine, *(SCRIPT / f"{fake}.c" for fake in FAKES)]
+    return [HERE / f"fuzz_{name}.c", HERE / "to_guest.c", *engine, *sorted(SCRIPT.glob("*.c"))]
 
 
 def build(name: str) -> Path:

@@ -69,7 +69,8 @@ class Fragments:
         made.length, made.head_length = len(frame), min(len(frame), HEAD_MAX)
         ffi.memmove(made.head, frame, made.head_length)
         step = -(-len(frame) // parts)
-        made.iov, _kept = iovec_array([frame[at : at + step] for at in range(0, len(frame), step)])
+        array, _kept = iovec_array([frame[at : at + step] for at in range(0, len(frame), step)])
+        made.iov = array
         made.iov_count = -(-len(frame) // step)
         assert COUNTERS[lib.packet_parse(made, packet)] == "fragments"
         whole = lib.fragments_take(self.raw, made, packet, self.now_ms)

@@ -17,7 +17,7 @@
 #include "outbound.h"
 #include "sys.h"
 
-static const int one = 1;
+static const int one = 1, zero = 0;
 
 /* ---- the socket ---- */
 
@@ -44,8 +44,6 @@ static void set_hops(struct flow *flow, bool ipv6, uint8_t hops)
  * that other programs of the host have joined a group for. */
 static void set_group_options(int fd, bool ipv6)
 {
-    static const int zero = 0;
-
     sys_setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof(one));
     if (ipv6) {
         sys_setsockopt(fd, IPPROTO_IPV6, IPV6_MULTICAST_ALL, &zero, sizeof(zero));
@@ -64,8 +62,11 @@ static void set_options(const struct engine *engine, const struct flow *flow, bo
     sys_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
     if (engine->view.flags & LG_VIEW_FREEBIND)
         sys_setsockopt(fd, level, ipv6 ? IPV6_FREEBIND : IP_FREEBIND, &one, sizeof(one));
-    if (is_ping(&flow->key))
+    if (is_ping(&flow->key)) {
+        /* Of two with one identifier, one would get the replies to both. */
+        sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &zero, sizeof(zero));
         return;
+    }
     if (flow->datagram.group) {
         set_group_options(fd, ipv6);
         return;
@@ -147,7 +148,7 @@ static int make_socket(struct engine *engine, struct flow *flow, bool ipv6)
 }
 
 /* There is a way to the group. In place of the connected socket comes one that is connected to nobody (and never was: to be
- * disconnected leaves traces, fact "disconnected"), for each that hears it answers from an address of its own. Nobody else
+ * disconnected leaves traces), for each that hears it answers from an address of its own. Nobody else
  * could have its port until then, so that a guest cannot take what comes to another program's; from then on, the guest's
  * other flows may share it. */
 static int open_to_group(struct engine *engine, struct flow *flow, bool ipv6)

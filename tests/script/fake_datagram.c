@@ -92,6 +92,18 @@ uint32_t fake_datagram_poll(const struct fake_socket *socket)
 
 /* ---- the core's calls ---- */
 
+/* [ping_get_port] */
+static bool identifier_taken(const struct fake_socket *socket, uint16_t identifier)
+{
+    for (int fd = FAKE_DESCRIPTOR_FIRST; fd <= fake_last_socket(); fd++) {
+        const struct fake_socket *other = fake_socket_at(fd);
+        if (other && other != socket && !other->closed && other->protocol == socket->protocol &&
+            other->own_port == identifier && !(other->reuse_address && socket->reuse_address))
+            return true;
+    }
+    return false;
+}
+
 int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
 {
     int err = fake_called(CALL_bind);
@@ -102,7 +114,10 @@ int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
     if (length < sizeof(struct sockaddr_in))
         return -EINVAL;
     /* sin_port and sin6_port lie at the same place. */
-    socket->own_port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
+    uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
+    if (socket->protocol && identifier_taken(socket, port))
+        return -EADDRINUSE;
+    socket->own_port = port;
     socket->bound_shared = socket->reuse_address;
     return 0;
 }
@@ -180,6 +195,7 @@ static ssize_t read_datagram(struct fake_socket *socket, struct msghdr *msg)
         memcpy(msg->msg_iov[i].iov_base, packet->bytes + done, part);
         done += part;
     }
+    msg->msg_flags = done < packet->length ? MSG_TRUNC : 0;
     size_t used = 0;
     int size = packet->segment;
     if (packet->port) {
@@ -229,6 +245,8 @@ static ssize_t read_error(struct fake_socket *socket, struct msghdr *msg)
     memcpy(msg->msg_iov[0].iov_base, packet->bytes, part);
     node_leave(&packet->node);
     free(packet);
+    packet = first(&socket->datagrams->errors);
+    socket->error = packet ? packet->error.error : 0; /* [sock_dequeue_err_skb] */
     return (ssize_t)part;
 }
 
@@ -347,7 +365,14 @@ int fake_datagram_arrive(int fd, const void *bytes, uint32_t length, uint16_t se
 
     if (!socket)
         return -EBADF;
-    keep(&socket->datagrams->queue, bytes, length)->segment = segment;
+    uint32_t part = segment && !socket->receive_segments ? segment : length, at = 0;
+    do {
+        uint32_t left = length - at;
+        struct packet_kept *packet =
+            keep(&socket->datagrams->queue, (const uint8_t *)bytes + at, left < part ? left : part);
+        packet->segment = part == length ? segment : 0;
+        at += packet->length;
+    } while (at < length);
     fake_wake(fd, EPOLLIN);
     return 0;
 }
@@ -371,6 +396,9 @@ int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, 
 
     if (!socket)
         return -EBADF;
+    bool of_peer = !memcmp(socket->address, address, sizeof(socket->address)) && socket->port == port;
+    if (socket->state == FAKE_CONNECTED && !of_peer)
+        return 0; /* [udp4_lib_lookup2]: not for this socket */
     struct packet_kept *packet = keep(&socket->datagrams->queue, bytes, length);
     memcpy(packet->address, address, sizeof(packet->address));
     memcpy(packet->to, to, sizeof(packet->to));

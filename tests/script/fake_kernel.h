@@ -143,6 +143,22 @@ int fake_epoll_wait_one(int epoll_fd, uint32_t *ret_events, uint64_t *ret_data);
 int64_t fake_recv(int fd, void *bytes, size_t length, int flags);
 int64_t fake_send(int fd, const void *bytes, size_t length);
 
+/* A datagram, or an error of one, as a call takes it: lengths and negative errnos. Addresses as ::ffff:a.b.c.d or IPv6's. */
+struct fake_heard {
+    int64_t length;
+    bool cut;                    /* more than there was room for */
+    int segment;                 /* of UDP_GRO; 0 none */
+    bool where4, where6;         /* IP_PKTINFO and IPV6_PKTINFO are there */
+    uint8_t to4[16], local4[16]; /* in the first */
+    uint8_t to6[16];             /* in the second */
+    uint8_t peer[16];
+    uint16_t port;
+};
+struct fake_heard fake_hear(int fd, void *bytes, size_t length);
+int64_t fake_hear_error(int fd, struct fake_path_error *ret_error);
+int64_t fake_say(int fd, const void *bytes, size_t length, uint16_t segment);
+int fake_bind(int fd, uint16_t port);
+
 /* cdef: end */
 
 /* ---- between the fake kernel's two files ---- */

@@ -148,6 +148,7 @@ int sys_socket(int family, int type, int protocol)
     struct fake_socket *socket = fake_socket_of(fd, "socket");
     socket->family = family;
     socket->protocol = protocol;
+    socket->reuse_address = protocol != 0; /* [INET_PROTOSW_REUSE] of ping sockets */
     socket->datagrams = datagram ? fake_datagrams_make() : NULL;
     return fd;
 }

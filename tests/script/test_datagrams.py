@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from fake_core import ffi, lib
-from segments import checksum, ip_packet, pseudo_header
+from segments import address, checksum, ip_packet, pseudo_header
 from world import GATEWAY, GUEST, MAPPED, PEER, World
 
 UDP, ICMP, ICMPV6 = 17, 1, 58
@@ -17,6 +17,7 @@ ECHO_REQUEST, ECHO_REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
 ORIGIN_LOCAL, ORIGIN_ICMP = 1, {4: 2, 6: 3}
 PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
 MAX = 65507
+OTHER_PEER = {4: address("198.51.100.8"), 6: address("2001:db8:1::8")}
 GUEST_PORT, PEER_PORT, IDENTIFIER = 40000, 4242, 0x1234
 
 
@@ -367,11 +368,26 @@ def test_a_full_table_forgets_who_was_silent_longest(world: World, family: int) 
 # ---- pings ----
 
 
-def echo(world: World, family: int, kind: int, payload: bytes, sequence: int = 1, hops: int = 64) -> None:
+def echo(
+    world: World, family: int, kind: int, payload: bytes, sequence: int = 1, hops: int = 64, to: bytes | None = None
+) -> None:
     message = struct.pack("!BBHHH", kind, 0, 0, IDENTIFIER, sequence) + payload
     protocol = ICMP if family == 4 else ICMPV6
-    world.send(ip_packet(GUEST[family], PEER[family], protocol, message, hops=hops))
+    world.send(ip_packet(GUEST[family], to or PEER[family], protocol, message, hops=hops))
     world.settle()
+
+
+def test_pings_of_one_identifier_to_two_peers_are_told_apart(talk: Datagrams, world: World) -> None:
+    """As fping sends them: the host's kernel would give the replies of both to one of two sockets that share it."""
+    echo(world, talk.family, ECHO_REQUEST[talk.family], b"ping")
+    first = talk.socket
+    other = OTHER_PEER[talk.family]
+    echo(world, talk.family, ECHO_REQUEST[talk.family], b"ping", to=other)
+    assert (first.own_port, talk.socket.own_port) == (IDENTIFIER, 0), "the second is the kernel's choice"
+    talk.peer_sends(struct.pack("!BBHHH", ECHO_REPLY[talk.family], 0, 0, 999, 1) + b"ping")
+    (packet,) = world.inbox
+    world.inbox.clear()
+    assert packet.source == other and struct.unpack("!H", packet.payload[4:6]) == (IDENTIFIER,)
 
 
 def test_a_ping_and_its_reply(talk: Datagrams, world: World) -> None:

@@ -89,9 +89,7 @@ def test_whoever_hears_the_guest_answers_it(
         assert who == NEIGHBOUR[version] if "::" not in address else who.startswith(("fd08:", "fe80:"))
 
 
-def test_a_port_that_another_program_has_is_not_shared_with_it(
-    cables: Cables, guest: Callable[..., Monitor]
-) -> None:
+def test_a_port_that_another_program_has_is_not_shared_with_it(cables: Cables, guest: Callable[..., Monitor]) -> None:
     """Even if that lets others in: it would lose what comes to it. The guest's question leaves by another port."""
     with (
         cables.program(cables.prefix, MEMBER, "4", str(OWN_PORT), "cable1"),

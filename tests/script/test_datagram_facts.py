@@ -165,8 +165,9 @@ class RealDatagrams(Datagrams):
         self.peer.close()
 
     def end(self) -> None:
-        for thing in (self.epoll, self.ours, *self.more):
-            thing.close()
+        self.epoll.close()
+        for end in (self.ours, *self.more):
+            end.close()
 
 
 class FakeDatagrams(Datagrams):

@@ -183,8 +183,7 @@ class Foreground:
 
     def close(self) -> None:
         if self.process.poll() is None:
-            for pid in tree(self.process.pid):
-                kill(pid)
+            kill_all(tree(self.process.pid))
         self.process.wait()
         os.close(self.pidfd)
         assert self.process.stderr is not None
@@ -209,6 +208,21 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def kill_all(pids: Sequence[int]) -> None:
+    """Returns when all have ended, and with them whatever they held: another test may want the same ports."""
+    pidfds = []
+    for pid in pids:
+        try:
+            pidfds.append(os.pidfd_open(pid))
+        except ProcessLookupError:
+            pass  # ended meanwhile
+    for pid in pids:
+        kill(pid)
+    for pidfd in pidfds:
+        ended(pidfd)
+        os.close(pidfd)
 
 
 def tree(pid: int) -> list[int]:

@@ -166,6 +166,35 @@ def test_dns_goes_where_the_view_says(world: World, family: int, port: int) -> N
     assert talk.gets() == [b"a"]
 
 
+def test_of_several_redirections_the_first_counts(world: World, family: int) -> None:
+    """A resolver's ports, then the host's loopback, then the host's own address."""
+    server = bytes((192, 0, 2, 53)) if family == 4 else b"\x20\x01" + bytes(13) + b"\x35"
+    loopback = mapped(bytes((127, 0, 0, 1))) if family == 4 else bytes(15) + b"\1"
+    for name in ("dns_match", "map_host", "map_guest"):
+        ffi.memmove(getattr(world.view, f"{name}{family}"), mapped(PEER[family]), 16)
+    ffi.memmove(getattr(world.view, f"dns_host{family}"), mapped(server), 16)
+    reached = []
+    for port in (53, 54):
+        talk = Datagrams(world, family, port=port)
+        talk.sends(b"x")
+        reached.append(bytes(talk.socket.address))
+    ffi.memmove(getattr(world.view, f"map_host{family}"), bytes(16), 16)
+    talk = Datagrams(world, family, port=55)
+    talk.sends(b"x")
+    assert [*reached, bytes(talk.socket.address)] == [mapped(server), loopback, mapped(GUEST[family])]
+
+
+def test_an_address_that_no_route_starts_from_is_told(world: World, family: int) -> None:
+    """With --freebind it can be bound; connect() says EINVAL then (IPv4's routes want one of the host's own)."""
+    world.view.flags |= lib.LG_VIEW_FREEBIND
+    world.fail_next("connect", errno.EINVAL)
+    talk = Datagrams(world, family)
+    talk.sends(b"x")
+    assert talk.socket.freebind and not world.flows()
+    _, message = talk.icmp()
+    assert message[:2] == {4: bytes((3, 0)), 6: bytes((1, 0))}[family]
+
+
 def test_a_port_that_cannot_be_kept_costs_no_datagram(world: World, family: int) -> None:
     """It may be below 1024, or taken: the kernel chooses another, which is counted."""
     talk = Datagrams(world, family)

@@ -219,7 +219,7 @@ class World:
             ends = Ends(guest, flow.guest_port, remote, flow.remote_port)
             self.send(ends.tcp_head(4 | 16, flow.rcv_nxt, flow.snd_nxt, 0))  # one that is in SYN checks the ACK
         self.settle()
-        if self.flows():  # of datagrams: silence ends them
+        if self.flows() or self.next_ms != NEVER_MS:  # of datagrams, or the first pieces of one: silence ends them
             self.advance(DATAGRAM_FLOW_SECONDS)
 
     def close(self, failed: bool = False) -> None:

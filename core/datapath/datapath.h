@@ -33,7 +33,7 @@
 #define LG_VIEW_DHCPV6 256
 #define LG_VIEW_MAP_ROUTER 512 /* guest -> our_link_local becomes ::1: it is the router that the guest is told of */
 #define LG_VIEW_FIXED4 1024    /* peers reach the guest at guest4, whatever it was seen to use */
-#define LG_VIEW_FIXED6 2048    /* and at guest6, but those on the link */
+#define LG_VIEW_FIXED6 2048    /* and at guest6 once it has used that: one without DHCPv6 never may */
 #define LG_VIEW_FREEBIND 4096  /* sockets of datagrams may bind what the host has not (yet) */
 
 struct lg_net_view {

@@ -151,8 +151,10 @@ static uint8_t *place_of(struct engine *engine, const address *a)
 static void see_address(struct engine *engine, const address *source)
 {
     uint8_t *known = place_of(engine, source);
+    bool fixed = known == engine->seen.addr6 && engine->view.flags & LG_VIEW_FIXED6 &&
+                 !memcmp(known, engine->view.guest6, sizeof(source->byte));
 
-    if (known)
+    if (known && !fixed)
         see_bytes(engine, known, source->byte, sizeof(source->byte));
 }
 

@@ -134,7 +134,7 @@ static address guest_address(const struct engine *engine, const address *source)
         return first_set(view->flags & LG_VIEW_FIXED4 ? none : seen->addr4, view->guest4);
     if (address_is_link_local(source))
         return first_set(seen->link_local, view->guest6);
-    address guest = first_set(view->flags & LG_VIEW_FIXED6 ? none : seen->addr6, view->guest6);
+    address guest = first_set(seen->addr6, view->guest6);
     return first_set(guest.byte, seen->link_local);
 }
 

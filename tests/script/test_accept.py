@@ -421,11 +421,28 @@ def test_peers_reach_the_guest_where_it_was_seen_last(port: Port) -> None:
     assert destination(port) == used
 
 
-def test_an_address_that_the_caller_gave_is_the_guests_whatever_it_uses(port: Port) -> None:
+def test_an_address_that_the_caller_gave_is_the_guests_whatever_it_uses(world: World) -> None:
     """--address: a guest that configures itself may for a while send from another."""
-    port.world.view.flags |= lib.LG_VIEW_FIXED4 | lib.LG_VIEW_FIXED6
-    moves(port.world, port.family)
-    assert destination(port) == GUEST[port.family]
+    world.view.flags |= lib.LG_VIEW_FIXED4
+    port = Port(world, 4)
+    moves(world, 4)
+    assert destination(port) == GUEST[4]
+
+
+def test_an_address_of_ipv6_that_the_caller_gave_is_the_guests_once_it_has_used_it(world: World) -> None:
+    """Without DHCPv6 it makes one of its own; with it, it may have others beside the one that is meant."""
+    world.view.flags |= lib.LG_VIEW_FIXED6
+    port = Port(world, 6)
+    assert destination(port) == GUEST[6]
+    used = moves(world, 6)
+    world.advance(31)
+    assert destination(port) == used
+    port.guest_sends(b"from its assigned one")
+    world.advance(31)
+    assert destination(port) == GUEST[6]
+    moves(world, 6)
+    world.advance(31)
+    assert destination(port) == GUEST[6]
 
 
 def test_a_guest_with_a_link_local_address_only_is_reached_there(world: World) -> None:

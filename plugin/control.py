@@ -49,7 +49,7 @@ from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.forward_server import ForwardServer
@@ -147,12 +147,12 @@ class Control:
 
     def __init__(self, start: Start, ends: Ends) -> None:
         self._start = start
+        self._log = start.log
         self._view, self._version = start.view, 1
         self._watch: HostWatch | None = None
         self._neighbours: Neighbours | None = None
         if start.reassign is not None:
             self._open_watches()
-        self._log = start.log
         self._pages = ends.pages
         self._keeper = _owned(ends.keeper)
         self._first = (_owned(ends.cmd), _owned(ends.up))
@@ -192,7 +192,7 @@ class Control:
         loop.set_exception_handler(self._on_fault)
         self._ended: asyncio.Future[None] = loop.create_future()
         self._worker = WorkerChannels(*self._first, self._on_up)
-        repair = RepairHelper(self._start.repair)
+        repair = RepairHelper(self._start.repair, self.emit)
         linger = self._start.migrate_linger
         self._mover = Mover(self._worker, repair, self.emit, self._start.view.scope_id, linger)
         self._server: VhostUserServer | StreamServer = (
@@ -213,9 +213,9 @@ class Control:
         await self._adopt(self._worker)
         if self._watch is not None:
             self._watch.start(self._look_at_host)
-        self._spawn(repair.serve())
+        self._spawn(_until_shut_down(repair.serve()))
         if self._forward_server is not None and self._start.conf is not None:
-            self._spawn(self._serve_forwards(self._forward_server, self._start.conf))
+            self._spawn(_until_shut_down(self._forward_server.serve(self._start.conf)))
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -232,21 +232,9 @@ class Control:
     async def _serve(self) -> None:
         """Until the one front end has gone, with --one-off or --fd; else for ever. A guest that has moved away leaves
         us here all the same: an end would close sockets whose peers go on with another host."""
-        try:
-            await self._server.serve(self._start.link, one_off=self._start.one_off)
-            if self._mover.has_left and not self._start.migrate_exit:
-                await self._ended
-        except OSError as failure:
-            if failure.errno != errno.EINVAL:
-                raise
-            await self._ended  # the keeper has shut the listening socket down: it is about to end us
-
-    async def _serve_forwards(self, server: ForwardServer, listener: socket.socket) -> None:
-        try:
-            await server.serve(listener)
-        except OSError as failure:
-            if failure.errno != errno.EINVAL:  # shut down by the keeper, as above
-                raise
+        shut_down = await _until_shut_down(self._server.serve(self._start.link, one_off=self._start.one_off))
+        if shut_down or (self._mover.has_left and not self._start.migrate_exit):
+            await self._ended
 
     def emit(self, event: str, /, **fields: object) -> None:
         """Hears of events, the session's and the worker's; shows them, and follows whether there is a link."""
@@ -471,6 +459,17 @@ class Control:
             self._keeper.send(record)
         except OSError:
             pass  # it is ending us already
+
+
+async def _until_shut_down(serving: Awaitable[None]) -> bool:
+    """Waits for who serves a listening socket; true: the keeper has shut that down, and is about to end us."""
+    try:
+        await serving
+    except OSError as failure:
+        if failure.errno != errno.EINVAL:
+            raise
+        return True
+    return False
 
 
 def _service(frame: bytes) -> Callable[[bytes, Assignments], Answer | Ignored]:

@@ -237,7 +237,7 @@ async def _sliced(rules: Iterable[ForwardRule]) -> AsyncIterator[tuple[ForwardRu
         for port in range(rule.first, rule.last + 1):
             yield rule, port
             if not port % _SLICE:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # others have their turn
 
 
 def _batches(all_ports: Iterable[Port], consecutive: bool = False) -> Iterator[list[Port]]:

@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What changes on the host while the guest runs: links, addresses and routes (rtnetlink), and resolv.conf (inotify).
 
-Made by control while it can still open what it needs, then joined to its loop by `start`. Adversary: nobody, but a host
-that starts containers without pause says thousands of things a second: what they say is not read, only that something
-was said. After a moment of quiet, and not more often than each second, everything is looked at anew; that also makes
-good what the kernel could not deliver (ENOBUFS). Nothing here wakes while nothing changes.
+Made by control while it can still open what it needs, then joined to its loop by `start`. Adversary: nobody. Whatever
+changes, everything is looked at anew, at the pace of netlink_watch.py.
 """
 
 from __future__ import annotations
 
-import _socket
 import asyncio
 import os
 import struct
@@ -17,19 +14,16 @@ from typing import TYPE_CHECKING
 
 from lockgate.core._datapath import lib
 from lockgate.plugin import hostnet
+from lockgate.plugin.netlink_watch import NetlinkWatch, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-GATHER_SECONDS = 0.2  # an interface that comes up says a dozen things within a few milliseconds
-LEAST_SECONDS = 1.0  # between two looks
 
 # RTMGRP_*, <linux/rtnetlink.h>: links, addresses and routes of both families
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 _INOTIFY = struct.Struct("=iIII")  # watch, mask, cookie, length of the name behind it
 _READ_MAX = 65536
 _READS_A_TURN = 16  # then others have theirs
-_DRAINED_MAX = 1024  # messages before a look, more than the socket holds; what is left causes another
 
 
 def names_in(events: bytes) -> set[bytes]:
@@ -77,47 +71,21 @@ class HostWatch:
     """Calls `changed` when it is time to look."""
 
     def __init__(self, resolv_conf: str = hostnet.RESOLV_CONF) -> None:
-        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
-        self._netlink = _socket.socket(_socket.AF_NETLINK, kind, _socket.NETLINK_ROUTE)
-        self._netlink.bind((0, _GROUPS))
+        self._netlink = NetlinkWatch(_GROUPS)
         self._file = FileWatch(resolv_conf)
 
     def start(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._loop = asyncio.get_running_loop()
-        self._due: asyncio.TimerHandle | None = None
-        self._looked = self._loop.time() - LEAST_SECONDS
-        self._loop.add_reader(self._netlink.fileno(), self._on_netlink)
-        self._note()  # what happened between the first look, before READY, and the moment when this was made
+        self._pace = Pace(self._look)
+        self._netlink.start(self._pace.ask)
+        self._pace.ask()  # what happened between the first look, before READY, and the moment when this was made
         if self._file.fd >= 0:
-            self._loop.add_reader(self._file.fd, self._on_file)
-
-    def _on_netlink(self) -> None:
-        """The first word is enough: what else is said until the look wakes nobody."""
-        self._loop.remove_reader(self._netlink.fileno())
-        self._note()
-
-    def _drain(self) -> None:
-        for _ in range(_DRAINED_MAX):
-            try:
-                self._netlink.recv(1)  # the kernel throws away what does not fit: nobody wants to know
-            except BlockingIOError:
-                break
-            except OSError:
-                continue  # ENOBUFS: more was said than the socket holds
-        self._loop.add_reader(self._netlink.fileno(), self._on_netlink)
+            asyncio.get_running_loop().add_reader(self._file.fd, self._on_file)
 
     def _on_file(self) -> None:
         if self._file.touched():
-            self._note()
-
-    def _note(self) -> None:
-        if self._due is None:
-            wait = max(GATHER_SECONDS, self._looked + LEAST_SECONDS - self._loop.time())
-            self._due = self._loop.call_later(wait, self._look)
+            self._pace.ask()
 
     def _look(self) -> None:
-        self._due = None
-        self._looked = self._loop.time()
-        self._drain()
+        self._netlink.hear_again()
         self._changed()

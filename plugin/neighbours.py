@@ -5,22 +5,20 @@
 `Neighbours` is the asyncio shell, made by control while it can still open what it needs. What came or changed is
 announced to the guest by control (services/neighbour.py).
 
-Adversary: whoever is on the host's network and makes up neighbours by the thousand. What the kernel says is not read,
-only that it said something; the table is then read again, at most once a second, and never more of it than
-ENTRIES_MAX is kept, in which what is there already goes first, so that a flood pushes nobody out. Nobody there can be
-what the guest must find at us: the host under its mapped address, the guest itself, and its router as advertised.
-
-Nothing here wakes while the host's table is as it is.
+Adversary: whoever is on the host's network and makes up neighbours by the thousand. The table is read at the pace
+of netlink_watch.py, and never more of it than ENTRIES_MAX is kept, in which what is there already goes first, so that a
+flood pushes nobody out. Nobody there can be what the guest must find at us: the host under its mapped address, the
+guest itself, and its router as advertised.
 """
 
 from __future__ import annotations
 
 import _socket
-import asyncio
 import struct
 from typing import TYPE_CHECKING
 
 from lockgate.plugin import address, netlink
+from lockgate.plugin.netlink_watch import NetlinkWatch, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -28,14 +26,11 @@ if TYPE_CHECKING:
     from lockgate.plugin.netview import Assignments
 
 ENTRIES_MAX = 504  # of LG_NEIGHBOURS_MAX = 512, which has to have room for those that are pinned to us, too
-GATHER_SECONDS = 0.1  # an entry goes through two or three states at once
-LEAST_SECONDS = 1.0  # between two looks
 
 _ENTRY = struct.Struct("=16s6s2x")  # struct lg_neighbour
 _MAC_BYTES = 6
 _MAC_GROUP = 1
 _NO_MAC = bytes(_MAC_BYTES)
-_DRAINED_MAX = 1024  # datagrams before a look, more than the socket holds by default; what is left causes another look
 
 
 def choose(found: Iterable[netlink.Neighbour], before: Mapping[bytes, bytes], view: Assignments) -> dict[bytes, bytes]:
@@ -93,16 +88,12 @@ class Neighbours:
     """Calls `changed` when the table may be another than at the last `look`. `entries` is what was mirrored last."""
 
     def __init__(self) -> None:
-        kind = _socket.SOCK_RAW | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
-        self._monitor = _socket.socket(_socket.AF_NETLINK, kind, _socket.NETLINK_ROUTE)
-        self._monitor.bind((0, netlink.NEIGHBOURS_GROUP))
+        self._watch = NetlinkWatch(netlink.NEIGHBOURS_GROUP)
         self.entries: dict[bytes, bytes] = {}
 
     def start(self, changed: Callable[[], None]) -> None:
         self._changed = changed
-        self._loop = asyncio.get_running_loop()
-        self._looked = self._loop.time()
-        self._loop.add_reader(self._monitor.fileno(), self._on_monitor)
+        self._watch.start(Pace(self._look).ask)
 
     def look(self, view: Assignments) -> dict[bytes, bytes]:
         """What is new since the last look, by address. Raises OSError."""
@@ -119,21 +110,6 @@ class Neighbours:
         self.entries = now
         return new
 
-    def _on_monitor(self) -> None:
-        """Until the look nothing more is heard: what fills the socket meanwhile costs the kernel's time, not ours."""
-        self._loop.remove_reader(self._monitor.fileno())
-        wait = max(GATHER_SECONDS, self._looked + LEAST_SECONDS - self._loop.time())
-        self._loop.call_later(wait, self._look)
-
     def _look(self) -> None:
-        """What is said from the draining on is about something that this look may not have seen."""
-        for _ in range(_DRAINED_MAX):
-            try:
-                self._monitor.recv(1)  # the kernel throws the rest away
-            except BlockingIOError:
-                break
-            except OSError:
-                continue  # ENOBUFS, once: more was said than the socket holds
-        self._looked = self._loop.time()
-        self._loop.add_reader(self._monitor.fileno(), self._on_monitor)
+        self._watch.hear_again()
         self._changed()

@@ -21,13 +21,12 @@
 #include "timer.h"
 
 enum fragments_limits {
-    FRAGMENTED_MAX = 64, /* packets at a time, 4 MiB: a guest sends the pieces of a packet in a row, and of as many
-                                   as it has processors at once */
+    /* A guest sends the pieces of a packet in a row, and of as many packets as it has processors at once. */
+    FRAGMENTED_MAX = 64,        /* packets at a time: 4 MiB */
     FRAGMENTED_PER_SOURCE = 32, /* of one address, so that others find places, whatever it does */
     FRAGMENTED_BYTES = 65536,   /* of what IP carries */
-    FRAGMENTED_TIMEOUT_MS =
-        30000,         /* Linux' own (net.ipv4.ipfrag_time): what has not come over a wire without a length by
-                                      then was lost */
+    /* Linux' own (net.ipv4.ipfrag_time): what has not come over a wire without a length by then was lost. */
+    FRAGMENTED_TIMEOUT_MS = 30000,
     FRAGMENT_UNIT = 8, /* all pieces but the last are a multiple of it long */
     FRAGMENT_WORDS = FRAGMENTED_BYTES / FRAGMENT_UNIT / 64,
 };

@@ -50,7 +50,7 @@ class Pipe:
             if not piece:
                 raise PipeEnded
             data += piece
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # others have their turn
         return bytes(data)
 
     async def write(self, data: bytes) -> None:
@@ -64,7 +64,7 @@ class Pipe:
                 await self._until(loop.add_writer, loop.remove_writer)
                 continue
             left = left[written:]
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # likewise
 
     def _check(self) -> None:
         if self._abandoned:

@@ -15,7 +15,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 
-from lockgate.plugin.clients import readable
+from lockgate.plugin.clients import Emit, accept
 
 ON, OFF, OFF_WITHOUT_PROBE = 1, 0, -1  # tcp(7) and linux/tcp.h: TCP_REPAIR_*
 FDS_MAX = 253  # SCM_MAX_FD, unix(7): of one message
@@ -30,33 +30,26 @@ class RepairError(Exception):
 class RepairHelper:
     """At most one program at a time; a further one is sent away."""
 
-    def __init__(self, listener: socket.socket | None) -> None:
+    def __init__(self, listener: socket.socket | None, emit: Emit) -> None:
         self._listener = listener
+        self._emit = emit
         self._helper: socket.socket | None = None
         self._asking = False
         self._came = asyncio.Event()
 
     async def serve(self) -> None:
-        """For ever, if there is a socket at all."""
+        """For ever, if there is a socket at all; raises OSError if it is good for nothing any more."""
         if self._listener is None:
             return
         self._listener.setblocking(False)
         while True:
-            await readable(self._listener)
-            try:
-                helper, _ = self._listener.accept()
-            except BlockingIOError:
-                continue
-            except OSError:
-                await asyncio.sleep(1)  # no descriptor is left: it stays readable
-                continue
+            helper = await accept(self._listener, lambda reason: self._emit("migration.failed", reason=reason))
             if self._helper is not None:
                 helper.close()
             else:
                 self._take(helper)
 
     def _take(self, helper: socket.socket) -> None:
-        helper.setblocking(False)
         self._helper = helper
         self._came.set()
         asyncio.get_running_loop().add_reader(helper, self._on_word)

@@ -247,6 +247,21 @@ class Payload:
         raise NotImplementedError
 
 
+class Fields(Payload):
+    """A payload that is its fields, one behind the other, as `layout` has them."""
+
+    __slots__ = ()
+    layout: ClassVar[struct.Struct]
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*cls.layout.unpack(data))
+
+    def pack(self) -> bytes:
+        names: tuple[str, ...] = self.__slots__  # of the dataclass, in their order
+        return self.layout.pack(*(getattr(self, name) for name in names))
+
+
 @dataclass(frozen=True, slots=True)
 class Empty(Payload):
     sizes = (0, 0, 1)
@@ -260,22 +275,15 @@ class Empty(Payload):
 
 
 @dataclass(frozen=True, slots=True)
-class U64(Payload):
+class U64(Fields):
     value: int
 
     layout: ClassVar = struct.Struct("=Q")
     sizes = (8, 8, 1)
 
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*cls.layout.unpack(data))
-
-    def pack(self) -> bytes:
-        return self.layout.pack(self.value)
-
 
 @dataclass(frozen=True, slots=True)
-class VringState(Payload):
+class VringState(Fields):
     """The specification's "vring state description"; for a split ring also its "descriptor index"."""
 
     index: int
@@ -284,16 +292,9 @@ class VringState(Payload):
     layout: ClassVar = struct.Struct("=II")
     sizes = (8, 8, 1)
 
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*cls.layout.unpack(data))
-
-    def pack(self) -> bytes:
-        return self.layout.pack(self.index, self.num)
-
 
 @dataclass(frozen=True, slots=True)
-class VringAddr(Payload):
+class VringAddr(Fields):
     """The specification's "vring address description". Ring addresses are the front end's own; `log` is the guest's."""
 
     index: int
@@ -305,13 +306,6 @@ class VringAddr(Payload):
 
     layout: ClassVar = struct.Struct("=IIQQQQ")
     sizes = (40, 40, 1)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*cls.layout.unpack(data))
-
-    def pack(self) -> bytes:
-        return self.layout.pack(self.index, self.flags, self.desc, self.used, self.avail, self.log)
 
 
 class Region(NamedTuple):
@@ -367,7 +361,7 @@ class MemRegion(Payload):
 
 
 @dataclass(frozen=True, slots=True)
-class Log(Payload):
+class Log(Fields):
     """The specification's "log description": of the shared memory in which pages are marked."""
 
     size: int
@@ -376,16 +370,9 @@ class Log(Payload):
     layout: ClassVar = struct.Struct("=QQ")
     sizes = (16, 16, 1)
 
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*cls.layout.unpack(data))
-
-    def pack(self) -> bytes:
-        return self.layout.pack(self.size, self.offset)
-
 
 @dataclass(frozen=True, slots=True)
-class DeviceState(Payload):
+class DeviceState(Fields):
     """The specification's "device state transfer parameters"."""
 
     direction: int  # 0 save, 1 load
@@ -393,13 +380,6 @@ class DeviceState(Payload):
 
     layout: ClassVar = struct.Struct("=II")
     sizes = (8, 8, 1)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        return cls(*cls.layout.unpack(data))
-
-    def pack(self) -> bytes:
-        return self.layout.pack(self.direction, self.phase)
 
 
 PAYLOAD_MAX = MemTable.sizes[1]

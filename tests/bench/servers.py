@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from debian_package import unpacked
 from guest import DIES_WITH_US
-from image import OUTPUT, MissingIngredient, program_path
+from image import MissingIngredient, program_path
 
 START_SECONDS = 10
 FILE_NAME = "file"
@@ -121,15 +122,4 @@ def _nginx_program() -> Path:
     try:
         return program_path("nginx", "nginx")
     except MissingIngredient:
-        unpacked = OUTPUT / "nginx"
-    if not unpacked.is_dir():
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=OUTPUT) as scratch:
-            fetch = ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", "nginx"]
-            fetched = subprocess.run(fetch, cwd=scratch, capture_output=True, text=True)
-            package = next(Path(scratch).glob("nginx_*.deb"), None)
-            if package is None:
-                raise MissingIngredient(f"apt-get download nginx: {fetched.stderr.strip()}")
-            subprocess.run(["dpkg", "-x", package, Path(scratch, "root")], check=True)
-            Path(scratch, "root").rename(unpacked)
-    return unpacked / "usr/sbin/nginx"
+        return unpacked("nginx", "nginx") / "usr/sbin/nginx"

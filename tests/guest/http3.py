@@ -19,7 +19,8 @@ from pathlib import Path
 
 import machine
 import servers
-from image import OUTPUT, MissingIngredient, program_path
+from debian_package import unpacked
+from image import MissingIngredient, program_path
 
 CURL = "curl-http3"  # the command in the guest
 FOLDER = "newer"
@@ -59,7 +60,8 @@ def curl_files() -> dict[str, bytes]:
 def nginx(content: Path) -> Iterator[int]:
     """A server of the files in that folder, below /tmp; the port."""
     _, run, environment = machine.peer_root()
-    program, port = _nginx_program(run, environment), servers.free_port()
+    program = unpacked("nginx", "newer-nginx", run, environment) / "usr/sbin/nginx"
+    port = servers.free_port()
     with tempfile.TemporaryDirectory(prefix="lockgate-") as folder:
         files = ["-keyout", f"{folder}/key", "-out", f"{folder}/certificate"]
         subprocess.run(
@@ -70,20 +72,3 @@ def nginx(content: Path) -> Iterator[int]:
         command = [*run, str(program), "-e", "stderr", "-c", str(configuration)]
         with servers.running(command, port, environment):
             yield port
-
-
-def _nginx_program(run: list[str], environment: dict[str, str]) -> Path:
-    unpacked = OUTPUT / "newer-nginx"
-    if not unpacked.is_dir():
-        OUTPUT.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=OUTPUT) as scratch:
-            fetch = f"cd {scratch} && apt-get -q -o APT::Sandbox::User=root download nginx"
-            fetched = subprocess.run(
-                [*run, "sh", "-c", fetch], capture_output=True, text=True, env={**os.environ, **environment}
-            )
-            package = next(Path(scratch).glob("nginx_*.deb"), None)
-            if package is None:
-                raise MissingIngredient(f"apt-get download nginx, in the newer root: {fetched.stderr.strip()}")
-            subprocess.run(["dpkg", "-x", package, Path(scratch, "root")], check=True)
-            Path(scratch, "root").rename(unpacked)
-    return unpacked / "usr/sbin/nginx"

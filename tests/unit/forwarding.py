@@ -49,7 +49,7 @@ class Keeper:
         self.asked: list[tuple[bytes, int, int]] = []  # kind, first port, how many
 
     async def ask(self, request: bytes) -> tuple[list[int], list[int]]:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # as of another process: others have their turn before it answers
         self.asked.append((request[:1], *struct.unpack_from("=HH", request, 4)))
         answers = []
 
@@ -71,7 +71,7 @@ class Worker:
         self.calls_left: int | None = None  # before it dies
 
     async def _live(self) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # likewise
         if self.calls_left == 0:
             raise WorkerGone
         if self.calls_left:

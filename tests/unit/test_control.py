@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.dhcp6 import DUID_LL, DHCP6_Advertise, DHCP6_Solicit, DHCP6OptClientId, DHCP6OptIA_NA
 from scapy.layers.inet import IP, UDP
@@ -96,6 +98,23 @@ def test_a_worker_is_told_the_network_first() -> None:
         assert await scene.worker.answer() == (lib.LG_CMD_NET_VIEW, VIEW.pack(1))
 
     play(part)
+
+
+def test_without_netlink_there_is_still_a_network(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Regression: the sentence about it was said to a log that was not there yet, and control ended."""
+
+    def refused() -> None:
+        raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
+
+    monkeypatch.setattr(control, "HostWatch", refused)
+
+    async def part(scene: Scene) -> None:
+        assert await scene.worker.answer() == (lib.LG_CMD_NET_VIEW, VIEW.pack(1))
+
+    play(part, reassign=lambda view: view)
+    assert "cannot be followed (netlink): Protocol not supported" in capfd.readouterr().err
 
 
 def test_events_are_asked_for_when_somebody_hears_them() -> None:

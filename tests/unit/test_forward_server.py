@@ -143,7 +143,7 @@ def test_a_message_may_come_in_any_pieces_and_before_the_greeting_is_read() -> N
         client = await clients.connect()
         for byte in table(f"{A}"):
             await client.says(bytes((byte,)))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the server has its turn, so that each byte comes alone
         await client.greeted()
         await client.closed()
         assert clients.rules() == rules(f"{A}")
@@ -161,7 +161,7 @@ def test_a_client_need_not_wait_for_its_end() -> None:
         client.sock.close()
         async with asyncio.timeout(PATIENCE):
             while not clients.told:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # the server has its turn
         assert clients.rules() == rules(f"{A}")
 
     play(part)

@@ -169,7 +169,7 @@ def test_a_new_worker_waits_for_the_end_of_a_change() -> None:
     async def part(scene: Scene) -> None:
         new = Worker()
         change = asyncio.create_task(scene.table.replace(rules(f"{B}")))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it begins
         await scene.table.restore(new)
         assert change.done() and new.leads() == {B: B}
 

@@ -237,7 +237,7 @@ def load(state: bytes) -> tuple[int, list[str], list[str]]:
         events.append(event)
 
     async def transfer() -> int:
-        mover = Mover(worker, RepairHelper(None), emit, 0, True)
+        mover = Mover(worker, RepairHelper(None, emit), emit, 0, True)
         here, there = os.pipe()
         os.write(there, state)
         os.close(there)

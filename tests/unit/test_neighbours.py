@@ -12,7 +12,7 @@ import pytest
 from host_samples import ETH0, ORDINARY, assignments, host, ip
 
 from lockgate.core._datapath import ffi, lib
-from lockgate.plugin import address, neighbours, netlink, netview
+from lockgate.plugin import address, neighbours, netlink, netlink_watch, netview
 from lockgate.plugin.neighbours import Mirror, Neighbours, choose
 from lockgate.plugin.spec import NetworkSpec
 
@@ -119,7 +119,7 @@ def test_a_storm_is_one_look_and_nobody_listens_to_it(monkeypatch: pytest.Monkey
         ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         ours.setblocking(False)
         watching, loop = Neighbours(), asyncio.get_running_loop()
-        watching._monitor = ours
+        watching._watch._socket = ours
         delays: list[float] = []
         looked = asyncio.Queue[None]()
 
@@ -136,7 +136,7 @@ def test_a_storm_is_one_look_and_nobody_listens_to_it(monkeypatch: pytest.Monkey
             assert len(delays) == said and looked.empty()
             with pytest.raises(BlockingIOError):
                 ours.recv(1)
-        assert all(neighbours.GATHER_SECONDS <= wait <= neighbours.LEAST_SECONDS for wait in delays)
+        assert all(netlink_watch.GATHER_SECONDS <= wait <= netlink_watch.LEAST_SECONDS for wait in delays)
         loop.remove_reader(ours)
         ours.close()
         kernel.close()

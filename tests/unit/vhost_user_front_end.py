@@ -11,7 +11,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
@@ -77,8 +76,6 @@ def event_file() -> int:
 
 
 def open_descriptors() -> int:
-    """Without those of other tests' objects that nobody has any more."""
-    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 

@@ -149,9 +149,9 @@ class Ends:
 class Keeper:
     """Two children and their channels.
 
-    `control` runs in a child of its own and returns its exit status. `leave_root` is called as soon as that exists: it
+    `control` runs in a child of its own and returns its exit status. `change_identity` is called once that exists: it
     starts with the user that we were started by, because its modules may lie where only that user may read (a checkout
-    in /root), and leaves root itself once it has imported them.
+    in /root), and becomes another itself once it has imported them.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Keeper:
         plan: Plan,
         log: Log,
         control: Callable[[Ends], int],
-        leave_root: Callable[[], None],
+        change_identity: Callable[[], None],
         ready: Callable[[], None],
     ) -> None:
         self._plan = plan
@@ -179,7 +179,7 @@ class Keeper:
         # The children start as copies of us. Frozen, no collector writes to (and thereby copies) what all could share.
         gc.freeze()
         self._control_pid = self._fork_control(channels)
-        leave_root()
+        change_identity()
         self._worker = self._spawn_worker(channels)
         channels.close_control_ends()
         for connection in plan.connections:

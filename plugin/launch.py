@@ -260,15 +260,15 @@ class Start:
             if come_back:
                 come_back()
 
-    def _leave_root(self, bind_ports: bool = False) -> None:
-        """For good."""
+    def _change_identity(self, bind_ports: bool = False) -> None:
+        """For good, where we do not go on as who we are."""
         refused = lib.lg_become(*self.identity, bind_ports) if self.identity else 0
         if refused < 0:
             raise OSError(-refused, os.strerror(-refused))
 
     def _become_keeper(self) -> None:
         """One who may bind any port, as long as there is somebody to ask for it."""
-        self._leave_root(bind_ports=self.conf is not None and os.geteuid() == 0)
+        self._change_identity(bind_ports=self.conf is not None and os.geteuid() == 0)
 
     def _announce_configuration(self) -> None:
         """What a person who starts this by hand wants to see; with -q, the warnings remain."""
@@ -394,7 +394,7 @@ class Start:
             port_rights=self.port_rights,
         )
         mind = control.Control(start, ends)
-        self._leave_root()
+        self._change_identity()
         refused = lib.lg_control_confine(os.fsencode(f"{self.name}-control"))
         if refused < 0:
             self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")

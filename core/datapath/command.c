@@ -119,6 +119,7 @@ static int run_link_reset(struct worker *worker, struct request *request)
     link_vhost_reset(&worker->vhost);
     link_stream_detach(&worker->stream);
     worker->faults_told = 0;
+    engine_link_room(&worker->engine); /* datagrams that wait were for this guest */
     return 0;
 }
 

@@ -5,6 +5,7 @@
  *   udp.c             a UDP datagram of the guest's, and one for it
  *   ping.c            an echo request of the guest's, and its reply
  *   datagram_flow.c   the life of such a flow: its socket, its timeout, its settling
+ *   datagram_inbox.c  what one recvmmsg() brings
  *   datagram_accept.c what comes on a socket that is connected to nobody: to a port of the host that leads to the guest,
  *                     or in answer to what the guest asked a group
  *   datagram_send.c   all datagrams of a flow in one batch, in as few system calls as there can be
@@ -21,11 +22,12 @@
 /* udp.c, ping.c */
 void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void ping_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
-/* One datagram of the peer's to the guest, of this flow or shown as of another. 0 or -EAGAIN: the link is full; anything
- * else is lost, and counted. */
-int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length,
-                 struct cut *cut);
-int ping_to_guest(struct engine *engine, struct flow *flow, uint8_t *message, uint32_t length);
+/* What the peer sent to the guest, of this flow or shown as of another: datagrams of `each` bytes, of which the last may be
+ * shorter. Of *length bytes as many as one frame takes, at least a datagram, and *length is then theirs. 0 or -EAGAIN: the
+ * link is full; anything else is lost, and counted. `cut` is of the first, and of no further use once it is sent. */
+int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t *length,
+                 uint32_t each, struct cut *cut);
+void ping_to_guest(struct engine *engine, struct flow *flow, uint8_t *message, uint32_t length);
 
 /* datagram_flow.c */
 /* The flow of this key, made if there is none yet. NULL: it cannot be, and the guest has been told what there is to. */
@@ -38,8 +40,21 @@ void datagram_timer_fired(struct engine *engine, struct flow *flow);
 void datagram_settle(struct engine *engine, struct flow *flow);
 void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 
+/* datagram_inbox.c */
+/* One recvmmsg() into an inbox, which is empty; the senders' addresses and where they sent it, if `from` is not NULL. How
+ * many messages came, or a negative errno. */
+int datagram_receive(struct datagram_inbox *inbox, int fd, struct datagram_sender *from);
+/* As many of the datagrams at the head of the inbox as one frame takes, to the guest as those of `key`. 0, and how many
+ * bytes; -EAGAIN: the link is full. */
+int datagram_deliver(struct engine *engine, const struct flow_key *key, struct datagram_inbox *inbox,
+                     uint32_t *ret_bytes);
+
 /* datagram_accept.c */
-void datagram_accept(struct engine *engine, const struct listener *listener, uint32_t events);
+void datagram_accept(struct engine *engine, struct listener *listener, uint32_t events);
+/* The link has room again: what waits is delivered, and as far as all of it is, the ports that wait are heard again. */
+void datagram_accept_room(struct engine *engine);
+/* The port in this slot is closed. */
+void datagram_accept_close(struct engine *engine, uint32_t slot);
 void datagram_take_answers(struct engine *engine, struct flow *flow);
 
 /* datagram_send.c */

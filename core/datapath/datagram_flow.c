@@ -260,44 +260,20 @@ void datagram_take(struct engine *engine, struct flow *flow, const struct guest_
 {
     struct datagram *datagram = &flow->datagram;
 
-    batch_append(engine, &datagram->batch_first, &datagram->batch_last, frame, offset, length);
+    uint16_t each = frame->datagram < length ? frame->datagram : 0;
+
+    batch_append(engine, &datagram->batch_first, &datagram->batch_last, frame, offset, length, each);
     datagram->stream |= datagram->answered;
     flow_touch(engine, flow);
 }
 
 /* ---- to the guest ---- */
 
-static uint16_t segment_of(const struct msghdr *msg)
-{
-    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)msg, c)) {
-        if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
-            int size;
-            memcpy(&size, CMSG_DATA(c), sizeof(size));
-            return size > 0 && size <= UINT16_MAX ? (uint16_t)size : 0;
-        }
-    }
-    return 0;
-}
-
-/* One recvmmsg() into the inbox, which is empty. False: nothing came. */
+/* Into the inbox, which is empty. False: nothing came. */
 static bool receive(struct engine *engine, struct flow *flow)
 {
-    struct datagram_inbox *inbox = &engine->inbox;
-    struct mmsghdr message[DATAGRAM_RECEIVE_MAX];
-    struct iovec iov[DATAGRAM_RECEIVE_MAX];
-    union {
-        char bytes[CMSG_SPACE(sizeof(int))];
-        struct cmsghdr align;
-    } control[DATAGRAM_RECEIVE_MAX];
+    int n = datagram_receive(&engine->inbox, flow->fd, NULL);
 
-    for (unsigned i = 0; i < DATAGRAM_RECEIVE_MAX; i++) {
-        iov[i] = (struct iovec){inbox->bytes + (size_t)i * DATAGRAM_RECEIVE_BYTES, DATAGRAM_RECEIVE_BYTES};
-        message[i].msg_hdr = (struct msghdr){.msg_iov = &iov[i],
-                                             .msg_iovlen = 1,
-                                             .msg_control = control[i].bytes,
-                                             .msg_controllen = sizeof(control[i].bytes)};
-    }
-    int n = sys_recvmmsg(flow->fd, message, DATAGRAM_RECEIVE_MAX, MSG_DONTWAIT);
     if (n < DATAGRAM_RECEIVE_MAX)
         flow->datagram.readable = false; /* what comes now is a new edge */
     if (n < 0 && n != -EAGAIN) {         /* an error of the path, which the error queue explains */
@@ -307,33 +283,11 @@ static bool receive(struct engine *engine, struct flow *flow)
     }
     if (n <= 0)
         return false;
-    inbox->handle = flow_handle(flow);
-    inbox->next = inbox->offset = 0;
-    inbox->cut = (struct cut){0};
-    inbox->count = (unsigned)n;
-    for (int i = 0; i < n; i++) {
-        inbox->length[i] = message[i].msg_len;
-        inbox->segment[i] = segment_of(&message[i].msg_hdr);
-    }
+    engine->inbox.handle = flow_handle(flow);
     flow->datagram.stream |= n > 1 || flow->datagram.answered;
     flow->datagram.answered = true;
     flow->active_ms = engine->now_ms;
     return true;
-}
-
-/* One datagram of the inbox; 0 or -EAGAIN. */
-static int deliver(struct engine *engine, struct flow *flow, uint8_t *bytes, uint32_t length)
-{
-    int err = is_ping(&flow->key) ? ping_to_guest(engine, flow, bytes, length)
-                                  : udp_to_guest(engine, &flow->key, bytes, length, &engine->inbox.cut);
-
-    if (err == -EAGAIN || err == -ENOBUFS)
-        return -EAGAIN;
-    if (err)
-        count(engine, C_drop_disconnected);
-    count(engine, C_datagrams_to_guest);
-    flow->bytes_to_guest += length;
-    return 0;
 }
 
 /* What the inbox has, as far as the link takes it. False: the link is full. */
@@ -341,20 +295,18 @@ static bool empty_inbox(struct engine *engine, struct flow *flow)
 {
     struct datagram_inbox *inbox = &engine->inbox;
 
-    for (; inbox->next < inbox->count; inbox->next++, inbox->offset = 0) {
-        uint8_t *bytes = inbox->bytes + (size_t)inbox->next * DATAGRAM_RECEIVE_BYTES;
-        uint32_t length = inbox->length[inbox->next];
-        uint32_t segment = inbox->segment[inbox->next] ? inbox->segment[inbox->next] : length;
+    while (inbox->count) {
+        uint32_t bytes = inbox->length[inbox->next];
 
-        do {
-            uint32_t left = length - inbox->offset, part = left < segment ? left : segment;
-            if (deliver(engine, flow, bytes + inbox->offset, part))
-                return false;
-            inbox->cut = (struct cut){0};
-            inbox->offset += part;
-        } while (inbox->offset < length);
+        if (is_ping(&flow->key)) {
+            ping_to_guest(engine, flow, inbox_bytes(inbox, inbox->next), bytes);
+            count(engine, C_datagrams_to_guest);
+            inbox_advance(inbox, bytes);
+        } else if (datagram_deliver(engine, &flow->key, inbox, &bytes)) {
+            return false;
+        }
+        flow->bytes_to_guest += bytes;
     }
-    inbox->count = 0;
     return true;
 }
 

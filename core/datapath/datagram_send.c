@@ -64,65 +64,107 @@ static void address_peer(struct outgoing *out, const struct datagram_peer *peer)
     }
 }
 
-/* Appends the pieces of one datagram to the message that is being made; false: they find no room. */
-static bool append(struct outgoing *out, const struct batch_segment *segment)
-{
-    unsigned room = LINK_PIECES - out->pieces;
-    unsigned pieces = segment->length ? pieces_slice(segment->frame->iov, segment->frame->iov_count, segment->offset,
-                                                     segment->length, out->iov + out->pieces, room)
-                                      : 0;
+/* The next datagram to be sent: a place in engine->segment (index + 1; 0: there is none left), and the datagrams of that
+ * frame that are out already. */
+struct cursor {
+    uint16_t place;
+    uint32_t offset; /* bytes */
+};
 
-    if (segment->length && !pieces)
+/* How long the datagram at the cursor is. */
+static uint32_t size_at(const struct engine *engine, struct cursor at)
+{
+    const struct batch_segment *segment = &engine->segment[at.place - 1];
+    uint32_t left = segment->length - at.offset;
+
+    return segment->datagram && segment->datagram < left ? segment->datagram : left;
+}
+
+static struct cursor advanced(const struct engine *engine, struct cursor at, uint32_t bytes)
+{
+    const struct batch_segment *segment = &engine->segment[at.place - 1];
+
+    at.offset += bytes;
+    return at.offset < segment->length ? at : (struct cursor){.place = segment->next};
+}
+
+/* Appends the pieces of so many bytes, which are `datagrams` datagrams of one frame, to the message that is being made;
+ * false: they find no room. */
+static bool append(const struct engine *engine, struct outgoing *out, struct cursor at, uint32_t bytes,
+                   unsigned datagrams)
+{
+    const struct batch_segment *segment = &engine->segment[at.place - 1];
+    unsigned room = LINK_PIECES - out->pieces;
+    unsigned pieces = bytes ? pieces_slice(segment->frame->iov, segment->frame->iov_count, segment->offset + at.offset,
+                                           bytes, out->iov + out->pieces, room)
+                            : 0;
+
+    if (bytes && !pieces)
         return false;
     out->pieces += pieces;
     out->message[out->count].msg_hdr.msg_iovlen += pieces;
-    out->datagrams[out->count]++;
+    out->datagrams[out->count] += datagrams;
     return true;
 }
 
-/* One message: the datagram at `place`, and as many behind it as may be cut from one piece. Returns the next place, or
- * `place` itself where the pieces found no room. */
-static uint16_t make_message(const struct engine *engine, const struct flow *flow, struct outgoing *out, uint16_t place,
-                             bool segments)
+/* How many datagrams of the frame at the cursor may go into a message that has some of `size` bytes: all are of one size but
+ * the last, which may be shorter; none of no bytes, which nobody could see. Most guests send one a frame. */
+static unsigned run_at(const struct engine *engine, struct cursor at, uint32_t size, unsigned datagrams, uint32_t bytes)
 {
-    const struct batch_segment *segment = &engine->segment[place - 1];
-    uint32_t size = segment->length, bytes = size;
+    const struct batch_segment *segment = &engine->segment[at.place - 1];
+    uint32_t next = size_at(engine, at);
+
+    if (!next || next > size || datagrams == DATAGRAM_SEGMENTS_MAX || bytes + next > DATAGRAM_PAYLOAD_MAX)
+        return 0;
+    if (next < size || segment->datagram != size)
+        return 1;
+    unsigned run = (segment->length - at.offset) / size, room = DATAGRAM_SEGMENTS_MAX - datagrams,
+             fit = (DATAGRAM_PAYLOAD_MAX - bytes) / size;
+    room = room < fit ? room : fit;
+    return run < room ? run : room;
+}
+
+/* One message: the datagram at the cursor, and as many behind it as may be cut from one piece. Returns where the next
+ * begins: at the cursor itself if the pieces found no room. */
+static struct cursor make_message(const struct engine *engine, const struct flow *flow, struct outgoing *out,
+                                  struct cursor at, bool segments)
+{
+    uint32_t size = size_at(engine, at), bytes = 0, part = size;
+    unsigned run = 1;
 
     out->message[out->count] = (struct mmsghdr){.msg_hdr.msg_iov = out->iov + out->pieces};
     out->datagrams[out->count] = 0;
-    if (!append(out, segment))
-        return place;
-    uint16_t next = segment->next;
-    while (segments && size && next) {
-        segment = &engine->segment[next - 1];
-        /* All of one size but the last, which may be shorter; none of no bytes, which nobody could see. */
-        if (!segment->length || segment->length > size || bytes + segment->length > DATAGRAM_PAYLOAD_MAX ||
-            out->datagrams[out->count] == DATAGRAM_SEGMENTS_MAX || !append(out, segment))
+    while (run && append(engine, out, at, part, run)) {
+        bool shorter = part < run * size;
+        bytes += part;
+        at = advanced(engine, at, part);
+        if (!segments || !size || shorter || !at.place)
             break;
-        bytes += segment->length;
-        next = segment->next;
-        if (segment->length < size)
-            break;
+        run = run_at(engine, at, size, out->datagrams[out->count], bytes);
+        part = run * size_at(engine, at);
     }
+    if (!out->datagrams[out->count])
+        return at;
     address_peer(out, &flow->datagram.peer);
     if (out->datagrams[out->count] > 1)
         add_control(out, IPPROTO_UDP, UDP_SEGMENT, &(uint16_t){(uint16_t)size}, sizeof(uint16_t));
     out->count++;
-    return next;
+    return at;
 }
 
-static uint16_t gather(const struct engine *engine, const struct flow *flow, struct outgoing *out, uint16_t first)
+static struct cursor gather(const struct engine *engine, const struct flow *flow, struct outgoing *out,
+                            struct cursor at)
 {
     bool segments = flow->key.protocol == IPPROTO_UDP && !flow->datagram.no_segments;
 
     out->count = out->pieces = 0;
-    while (first && out->count < DATAGRAM_SEND_MAX) {
-        uint16_t next = make_message(engine, flow, out, first, segments);
-        if (next == first)
+    while (at.place && out->count < DATAGRAM_SEND_MAX) {
+        unsigned made = out->count;
+        at = make_message(engine, flow, out, at, segments);
+        if (out->count == made)
             break;
-        first = next;
     }
-    return first;
+    return at;
 }
 
 /* Whether the same messages may be tried once more, each datagram by itself: what cannot be cut up may still be sent. */
@@ -164,31 +206,31 @@ static unsigned send_messages(struct engine *engine, struct flow *flow, struct o
     return at;
 }
 
-/* The place of the first datagram of message `index`. */
-static uint16_t place_of(const struct engine *engine, const struct outgoing *out, uint16_t first, unsigned index)
+/* The first datagram of message `index`. */
+static struct cursor first_of(const struct engine *engine, const struct outgoing *out, struct cursor at, unsigned index)
 {
     for (unsigned message = 0; message < index; message++)
         for (unsigned i = 0; i < out->datagrams[message]; i++)
-            first = engine->segment[first - 1].next;
-    return first;
+            at = advanced(engine, at, size_at(engine, at));
+    return at;
 }
 
 void datagram_send_batch(struct engine *engine, struct flow *flow)
 {
     struct outgoing out;
-    uint16_t first = flow->datagram.batch_first;
+    struct cursor at = {.place = flow->datagram.batch_first};
 
     flow->datagram.batch_first = flow->datagram.batch_last = 0;
-    while (first) {
-        uint16_t next = gather(engine, flow, &out, first);
+    while (at.place) {
+        struct cursor next = gather(engine, flow, &out, at);
 
         if (!out.count) { /* of more pieces than one call takes: no frame has as many */
             engine->counters[C_datagrams_unsent]++;
-            first = engine->segment[first - 1].next;
+            at = advanced(engine, at, size_at(engine, at));
             continue;
         }
         unsigned sent = send_messages(engine, flow, &out);
-        first = sent < out.count ? place_of(engine, &out, first, sent) : next;
+        at = sent < out.count ? first_of(engine, &out, at, sent) : next;
         flow->active_ms = engine->now_ms;
     }
 }

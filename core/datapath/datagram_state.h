@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "cut.h"
+#include "packet.h"
 
 enum datagram_limits {
     /* How long a flow lives without a datagram: Linux' own figures for tracked connections, which programs count on
@@ -26,6 +27,9 @@ enum datagram_limits {
     /* In one sendmmsg(), as many as a batch has frames; in one of its messages, what UDP_SEGMENT takes on every kernel. */
     DATAGRAM_SEND_MAX = 64,
     DATAGRAM_SEGMENTS_MAX = 64,
+    /* In one frame of the guest's: Linux' own limit for a message of its programs' (UDP_MAX_SEGMENTS since 6.9), beyond
+     * which a frame of datagrams of one byte would only keep us busy. */
+    DATAGRAM_IN_FRAME_MAX = 128,
 
     /* In one recvmmsg(). Each has room for the largest that UDP_GRO makes; pages are only touched where bytes come. */
     DATAGRAM_RECEIVE_MAX = 32,
@@ -64,7 +68,7 @@ struct datagram {
 };
 
 /* Datagrams that were taken from a socket's queue for the guest. While the link is full the rest waits here, and with it
- * whatever else is in any socket's queue. */
+ * whatever else is in any such socket's queue. */
 struct datagram_inbox {
     uint8_t *bytes;  /* DATAGRAM_RECEIVE_MAX buffers of DATAGRAM_RECEIVE_BYTES */
     uint64_t handle; /* of the flow that they belong to */
@@ -72,7 +76,40 @@ struct datagram_inbox {
     uint32_t offset; /* of buffer `next`: datagrams before it are out */
     struct cut cut;  /* of the datagram there, if it goes in pieces */
     uint32_t length[DATAGRAM_RECEIVE_MAX];
-    uint16_t segment[DATAGRAM_RECEIVE_MAX]; /* payload of each datagram in that buffer but the last */
+    uint32_t each[DATAGRAM_RECEIVE_MAX]; /* payload of each datagram in that buffer, the last of which may be shorter */
 };
+
+/* Of a datagram on a socket that is connected to nobody. */
+struct datagram_sender {
+    struct sockaddr_storage address;
+    socklen_t length;
+    struct address to;    /* as in its header; unset: not told */
+    struct address local; /* the host's own address that answers come from; unset: the kernel's choice */
+    uint32_t interface;   /* of local, where that alone does not say */
+};
+
+/* The same of such a socket: a port of the host that leads to the guest, or the guest's own towards a group. */
+struct datagram_arrivals {
+    struct datagram_inbox inbox;
+    struct datagram_sender from[DATAGRAM_RECEIVE_MAX];
+    uint32_t slot; /* of the port, while what it brought waits for room */
+};
+
+static inline uint8_t *inbox_bytes(const struct datagram_inbox *inbox, unsigned buffer)
+{
+    return inbox->bytes + (size_t)buffer * DATAGRAM_RECEIVE_BYTES;
+}
+
+/* So many bytes of the buffer `next` are out, or are given up. */
+static inline void inbox_advance(struct datagram_inbox *inbox, uint32_t bytes)
+{
+    inbox->cut = (struct cut){0};
+    inbox->offset += bytes;
+    if (inbox->offset < inbox->length[inbox->next])
+        return;
+    inbox->offset = 0;
+    if (++inbox->next == inbox->count)
+        inbox->count = 0;
+}
 
 #endif

@@ -40,6 +40,7 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     memcpy(&engine->secret, random + sizeof(table_key), sizeof(engine->secret));
     list_init(&engine->ready);
     list_init(&engine->waiting);
+    list_init(&engine->waiting_ports);
     engine_set_time(engine, sys_monotonic_ns());
     wheel_init(&engine->wheel, engine->now_ms);
     engine->view.mtu = 1500;
@@ -47,10 +48,10 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
 
     engine->discard = options->peek_off ? NULL : pages_reserve(TCP_REREAD_MAX);
     engine->inbox.bytes = pages_reserve(INBOX_BYTES);
-    engine->arrivals = pages_reserve(INBOX_BYTES);
+    engine->arrivals.inbox.bytes = pages_reserve(INBOX_BYTES);
     if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) ||
         fragments_init(&engine->fragments, counters) || (!options->peek_off && !engine->discard) ||
-        !engine->inbox.bytes || !engine->arrivals)
+        !engine->inbox.bytes || !engine->arrivals.inbox.bytes)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);
@@ -69,7 +70,7 @@ void engine_free(struct engine *engine)
     hold_pool_free(&engine->holds);
     fragments_free(&engine->fragments);
     pages_free(engine->inbox.bytes, INBOX_BYTES);
-    pages_free(engine->arrivals, INBOX_BYTES);
+    pages_free(engine->arrivals.inbox.bytes, INBOX_BYTES);
     pages_free(engine->discard, TCP_REREAD_MAX);
 }
 
@@ -325,6 +326,7 @@ void engine_listen_close(struct engine *engine, uint32_t first, uint32_t count)
     for (uint32_t slot = first; slot < used && slot - first < count; slot++) {
         const struct listener *listener = listener_at(&engine->listeners, slot);
         datagrams |= listener && listener->protocol == IPPROTO_UDP;
+        datagram_accept_close(engine, slot);
         listener_close(&engine->listeners, engine->epoll_fd, slot);
     }
     /* Whatever the guest answers there would go out of a socket that is gone. */
@@ -337,7 +339,7 @@ void engine_listen_close(struct engine *engine, uint32_t first, uint32_t count)
 
 void engine_listener_event(struct engine *engine, uint64_t data, uint32_t events)
 {
-    const struct listener *listener = listener_of(&engine->listeners, data);
+    struct listener *listener = listener_of(&engine->listeners, data);
 
     if (listener && listener->protocol == IPPROTO_TCP)
         tcp_accept(engine, listener);
@@ -352,6 +354,7 @@ void engine_link_room(struct engine *engine)
     engine->link_full = false;
     while ((node = list_pop(&engine->waiting)))
         list_append(&engine->ready, &container_of(node, struct flow, waiting)->ready);
+    datagram_accept_room(engine);
 }
 
 static void fire_timers(struct engine *engine)

@@ -27,7 +27,8 @@ struct batch_segment {
     const struct guest_frame *frame;
     uint32_t offset; /* of what is for the socket, from the start of the frame */
     uint32_t length;
-    uint16_t next; /* of the same flow, index + 1; 0 the last */
+    uint16_t datagram; /* payload of each of the several datagrams that it is, the last may be shorter; 0: it is one */
+    uint16_t next;     /* of the same flow, index + 1; 0 the last */
 };
 
 /* Whom an unreachable peer's first SYN was answered by ICMP, so that the next gets a RST. */
@@ -53,11 +54,12 @@ struct engine {
     struct wheel wheel;
     uint64_t shared_ms; /* when timers that need not be exact will fire next: others that are due about then join in */
     struct flow_table flows;
-    struct list ready;   /* flows that will be settled in this step or the next */
-    struct list waiting; /* flows that wait for room on the link */
-    bool link_full;      /* reserve() said so, and the room event has not come */
-    bool peek_off;       /* the kernel has SO_PEEK_OFF for TCP */
-    bool memory_fault;   /* a system call met guest memory that is gone: this worker ends */
+    struct list ready;         /* flows that will be settled in this step or the next */
+    struct list waiting;       /* flows that wait for room on the link */
+    struct list waiting_ports; /* of the host, for datagrams, which wait for the same */
+    bool link_full;            /* reserve() said so, and the room event has not come */
+    bool peek_off;             /* the kernel has SO_PEEK_OFF for TCP */
+    bool memory_fault;         /* a system call met guest memory that is gone: this worker ends */
     struct siphash_key secret;
     struct unreachable_memory unreachable;
     struct listener_table listeners;
@@ -65,7 +67,7 @@ struct engine {
     struct fragments fragments;
     uint32_t identification; /* of the last packet that was cut for the guest */
     struct datagram_inbox inbox;
-    uint8_t *arrivals; /* as large as the inbox: what came to a port of the host, and is delivered or dropped at once */
+    struct datagram_arrivals arrivals;
     bool no_ping_told;
     uint64_t full_told_ms; /* when it was told that the table is full; 0 never */
     uint32_t icmp_left;    /* errors of datagrams that may be told in the second that began at icmp_ms */
@@ -125,12 +127,18 @@ static inline void count(struct engine *engine, enum counter counter)
     engine->counters[counter]++;
 }
 
-/* A frame of this flow found the link full: it waits for the room event. */
-static inline void engine_wait_room(struct engine *engine, struct flow *flow)
+/* The link is full: there will be a room event. */
+static inline void engine_full(struct engine *engine)
 {
     if (!engine->link_full)
         count(engine, C_link_full);
     engine->link_full = true;
+}
+
+/* A frame of this flow found the link full: it waits for the room event. */
+static inline void engine_wait_room(struct engine *engine, struct flow *flow)
+{
+    engine_full(engine);
     list_append(&engine->waiting, &flow->waiting);
 }
 
@@ -142,11 +150,12 @@ static inline void flow_touch(struct engine *engine, struct flow *flow)
 
 /* Adds to the batch of one flow, whose first and last are places in engine->segment: index + 1, 0 none. */
 static inline void batch_append(struct engine *engine, uint16_t *first, uint16_t *last, const struct guest_frame *frame,
-                                uint32_t offset, uint32_t length)
+                                uint32_t offset, uint32_t length, uint16_t datagram)
 {
     uint16_t place = (uint16_t)++engine->segment_count; /* a frame adds one segment at most */
 
-    engine->segment[place - 1] = (struct batch_segment){.frame = frame, .offset = offset, .length = length};
+    engine->segment[place - 1] =
+        (struct batch_segment){.frame = frame, .offset = offset, .length = length, .datagram = datagram};
     if (*last)
         engine->segment[*last - 1].next = place;
     else

@@ -206,6 +206,7 @@ static const struct guest_frame *join(struct fragmented *packet)
     packet->iov[1] = (struct iovec){packet->bytes, packet->total};
     frame->iov = packet->iov;
     frame->iov_count = 2;
+    frame->datagram = 0;
     return frame;
 }
 

@@ -29,6 +29,7 @@ enum gso_type { /* virtio 1.2, 5.1.6, without the ECN bit */
     GSO_NONE = 0,
     GSO_TCPV4 = 1,
     GSO_TCPV6 = 4,
+    GSO_UDP_L4 = 5, /* virtio 1.3, 5.1.6: several datagrams of one size, the last may be shorter */
 };
 
 struct offload {
@@ -45,6 +46,7 @@ struct guest_frame {
     uint8_t head[FRAME_HEAD_MAX];
     uint16_t head_length; /* bytes of it that are valid: all of a short frame */
     uint32_t length;      /* of the whole frame */
+    uint16_t datagram;    /* payload of each of the several datagrams that it is (GSO_UDP_L4); 0: it is no such frame */
     const struct iovec *iov;
     unsigned iov_count;
 };
@@ -92,6 +94,8 @@ struct link {
     bool csum;   /* the guest takes partial checksums (GUEST_CSUM) */
     bool tso4;   /* and TCP super-segments (GUEST_TSO4) */
     bool tso6;
+    bool uso4; /* and several datagrams in one frame (GUEST_USO4) */
+    bool uso6;
 };
 
 #endif

@@ -96,6 +96,7 @@ static unsigned take_frames(struct link_stream *stream, struct guest_frame *fram
         stream->frame_iov[count] = (struct iovec){bytes, length};
         frame->iov = &stream->frame_iov[count];
         frame->iov_count = 1;
+        frame->datagram = 0;
         frame->length = length;
         frame->head_length = length < FRAME_HEAD_MAX ? (uint16_t)length : FRAME_HEAD_MAX;
         memcpy(frame->head, bytes, frame->head_length);

@@ -30,6 +30,7 @@ struct virtio_net_header { /* virtio 1.2, 5.1.6; with VERSION_1 always 12 bytes,
 enum {
     NET_HEADER = sizeof(struct virtio_net_header),
     NET_HEADER_NEEDS_CSUM = 1,
+    NET_HEADER_GSO_ECN = 0x80, /* in gso_type */
 };
 
 _Static_assert(sizeof(struct virtio_net_header) == 12, "the header has no padding");
@@ -59,6 +60,16 @@ static void fault_report(struct link_vhost *vhost, unsigned queue)
 
 /* ---- from the guest ---- */
 
+/* Nothing else of our header is read, since nothing that we do depends on it: checksums of TCP payload end here, and the
+ * kernel makes segments of its own. But the bounds of datagrams are the guest's. */
+static uint16_t datagram_size(const struct iovec *iov, unsigned count)
+{
+    struct virtio_net_header header;
+
+    pieces_read(iov, count, 0, &header, sizeof(header));
+    return (header.gso_type & ~NET_HEADER_GSO_ECN) == GSO_UDP_L4 ? header.gso_size : 0;
+}
+
 static bool frame_from_chain(struct link_vhost *vhost, struct guest_frame *frame, struct iovec *iov, unsigned count,
                              size_t bytes)
 {
@@ -66,8 +77,7 @@ static bool frame_from_chain(struct link_vhost *vhost, struct guest_frame *frame
         vhost->counters[bytes < NET_HEADER ? C_drop_short : C_drop_length]++;
         return false;
     }
-    /* Our header of the frame's offloads is not read: nothing that we do depends on it. Checksums of TCP payload end
-     * here, and the kernel makes segments of its own. */
+    frame->datagram = feature(vhost, VIRTIO_NET_F_HOST_USO) ? datagram_size(iov, count) : 0;
     unsigned gone = pieces_skip(iov, count, NET_HEADER);
     frame->iov = iov + gone;
     frame->iov_count = count - gone;
@@ -444,12 +454,16 @@ static void ring_apply_features(struct link_vhost *vhost, struct vring *ring)
 void link_vhost_features(struct link_vhost *vhost, uint64_t features)
 {
     vhost->features = features;
+    /* virtio 1.3, 5.1.6.3.1: with any of the offloads each buffer holds 64 KiB, if buffers do not merge. */
     vhost->link.large = feature(vhost, VIRTIO_NET_F_MRG_RXBUF) || feature(vhost, VIRTIO_NET_F_GUEST_TSO4) ||
-                        feature(vhost, VIRTIO_NET_F_GUEST_TSO6); /* virtio 1.2, 5.1.6.3.1: each buffer holds 64 KiB */
+                        feature(vhost, VIRTIO_NET_F_GUEST_TSO6) || feature(vhost, VIRTIO_NET_F_GUEST_USO4) ||
+                        feature(vhost, VIRTIO_NET_F_GUEST_USO6);
     vhost->link.csum = feature(vhost, VIRTIO_NET_F_GUEST_CSUM);
     /* TSO without partial checksums makes no sense to virtio 1.2, 5.1.3.1 either. */
     vhost->link.tso4 = vhost->link.csum && feature(vhost, VIRTIO_NET_F_GUEST_TSO4);
     vhost->link.tso6 = vhost->link.csum && feature(vhost, VIRTIO_NET_F_GUEST_TSO6);
+    vhost->link.uso4 = vhost->link.csum && feature(vhost, VIRTIO_NET_F_GUEST_USO4);
+    vhost->link.uso6 = vhost->link.csum && feature(vhost, VIRTIO_NET_F_GUEST_USO6);
     for (unsigned queue = 0; queue < VHOST_QUEUES; queue++)
         ring_apply_features(vhost, &vhost->ring[queue]);
 }

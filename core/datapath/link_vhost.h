@@ -24,6 +24,9 @@ enum virtio_net_feature { /* bit numbers, virtio 1.2, 5.1.3 and 6 */
     VHOST_F_LOG_ALL = 26,
     VIRTIO_RING_F_INDIRECT_DESC = 28,
     VIRTIO_RING_F_EVENT_IDX = 29,
+    VIRTIO_NET_F_GUEST_USO4 = 54, /* virtio 1.3, 5.1.3 */
+    VIRTIO_NET_F_GUEST_USO6 = 55,
+    VIRTIO_NET_F_HOST_USO = 56,
 };
 
 enum link_vhost_limits {

@@ -3,18 +3,21 @@
  * listener.c: the table of listener.h, and whom the guest sees in a peer.
  *
  * A TCP listener is edge-triggered: without a descriptor for what waits there, nobody is to spin on it. A UDP one is not:
- * its datagrams are always taken, if only to be dropped.
+ * its datagrams are always taken, unless the link is full, and then it is not watched (datagram_accept.c).
  */
 #include "listener.h"
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/udp.h>
 #include <string.h>
 
 #include "engine.h"
 #include "host_address.h"
 #include "pages.h"
 #include "sys.h"
+
+static const int one = 1, queue = DATAGRAM_QUEUE_BYTES;
 
 int listener_table_init(struct listener_table *table, uint64_t source)
 {
@@ -40,6 +43,10 @@ int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, cons
         return -EINVAL;
     if (listener_at(table, slot))
         return -EEXIST;
+    if (listener->protocol == IPPROTO_UDP) { /* refused or not: it is only quicker so */
+        sys_setsockopt(listener->fd, IPPROTO_UDP, UDP_GRO, &one, sizeof(one));
+        sys_setsockopt(listener->fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
+    }
     uint32_t interest = EPOLLIN | (listener->protocol == IPPROTO_TCP ? (uint32_t)EPOLLET : 0);
     int err = sys_epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, interest, table->source + slot);
     if (err)
@@ -59,6 +66,7 @@ void listener_close(struct listener_table *table, int epoll_fd, uint32_t slot)
     /* Others hold the same socket: closing ours alone would leave it in epoll (epoll(7), questions 1 and 6). */
     sys_epoll_ctl(epoll_fd, EPOLL_CTL_DEL, listener->fd, 0, 0);
     sys_close(listener->fd);
+    node_leave(&listener->waiting);
     *listener = (struct listener){.fd = -1};
 }
 
@@ -72,7 +80,7 @@ uint32_t listener_slot(const struct listener_table *table, const struct listener
     return (uint32_t)(listener - table->listener);
 }
 
-const struct listener *listener_of(const struct listener_table *table, uint64_t data)
+struct listener *listener_of(const struct listener_table *table, uint64_t data)
 {
     return data >= table->source ? listener_at(table, data - table->source) : NULL;
 }

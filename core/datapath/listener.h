@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "datapath.h"
+#include "list.h"
 #include "packet.h"
 
 enum listener_limits {
@@ -20,9 +21,10 @@ struct engine;
 
 struct listener {
     int fd;
-    uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP; 0: nothing is in this slot */
-    uint16_t port;    /* of the guest */
-    address target;   /* of the guest; unset: as it is seen */
+    uint8_t protocol;    /* IPPROTO_TCP or IPPROTO_UDP; 0: nothing is in this slot */
+    uint16_t port;       /* of the guest */
+    address target;      /* of the guest; unset: as it is seen */
+    struct node waiting; /* for room on the link: nothing is heard of it until then */
 };
 
 struct listener_table {
@@ -43,7 +45,7 @@ struct listener *listener_at(const struct listener_table *table, uint64_t slot);
 uint32_t listener_slot(const struct listener_table *table, const struct listener *listener);
 
 /* The listener that epoll spoke of; NULL: it is another's event. */
-const struct listener *listener_of(const struct listener_table *table, uint64_t data);
+struct listener *listener_of(const struct listener_table *table, uint64_t data);
 
 /* What a peer's connection, or its datagram, is to the guest. False: it cannot be shown the peer, or has no such
  * address. */

@@ -39,16 +39,15 @@ void ping_from_guest(struct engine *engine, const struct guest_frame *frame, con
         datagram_take(engine, flow, frame, packet->l4_offset, packet->l4_length);
 }
 
-int ping_to_guest(struct engine *engine, struct flow *flow, uint8_t *message, uint32_t length)
+void ping_to_guest(struct engine *engine, struct flow *flow, uint8_t *message, uint32_t length)
 {
     uint8_t reply = flow->key.protocol == IPPROTO_ICMP ? ICMPV4_ECHO_REPLY : ICMPV6_ECHO_REPLY;
 
     if (length < ICMP_HEADER || message[0] != reply)
-        return 0; /* of what else a ping socket may say, the guest asked for nothing */
+        return; /* of what else a ping socket may say, the guest asked for nothing */
     store_be16(message + IDENTIFIER, flow->key.guest_port);
     if (icmp_send(engine, &flow->key.remote, &flow->key.guest, message, length))
         count(engine, C_echo_replies);
     else
         count(engine, C_drop_no_room);
-    return 0;
 }

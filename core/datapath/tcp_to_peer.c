@@ -53,7 +53,7 @@ void tcp_take_payload(struct engine *engine, struct flow *flow, const struct gue
         if (!engine->reorder)
             return;
     } else if (!tcp->hold) {
-        batch_append(engine, &tcp->batch_first, &tcp->batch_last, frame, offset, length);
+        batch_append(engine, &tcp->batch_first, &tcp->batch_last, frame, offset, length, 0);
         tcp->rcv_taken += length;
         return;
     }

@@ -58,6 +58,10 @@ void udp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
         count(engine, C_drop_udp_header);
         return;
     }
+    if (frame->datagram && length - UDP_HEADER > frame->datagram * DATAGRAM_IN_FRAME_MAX) {
+        count(engine, C_drop_length);
+        return;
+    }
     if (!(engine->view.flags & LG_VIEW_UDP) || !may_leave(packet)) {
         count(engine, engine->view.flags & LG_VIEW_UDP ? C_drop_address : C_drop_protocol);
         return;
@@ -98,32 +102,48 @@ static unsigned write_headers(const struct flow_key *key, const struct packet_pa
     return offset + UDP_HEADER;
 }
 
-/* In one frame. -EMSGSIZE: the guest's buffers do not hold it, and to wait for larger ones might be for ever. */
+/* In one frame: one datagram, or several of `each` bytes, of which the last may be shorter. Of several, as many as the
+ * guest's buffers hold, which changes *length. -EMSGSIZE: they do not hold one, and to wait for larger ones might be for
+ * ever. */
 static int send_whole(struct engine *engine, const struct flow_key *key, const struct packet_path *path,
-                      const uint8_t *payload, uint32_t length)
+                      const uint8_t *payload, uint32_t *length, uint32_t each)
 {
     const struct link_operations *link = engine->link->operations;
     uint8_t headers[ETHERNET_HEADER + IPV6_HEADER + UDP_HEADER];
+    unsigned header = ETHERNET_HEADER + (address_is_ipv4(&key->remote) ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER;
     struct offload offload;
     struct guest_room room;
-    unsigned header = write_headers(key, path, engine->link->csum, payload, length, headers, &offload);
     int err;
 
     engine->pieces.count = 0;
-    err = link->reserve(engine->link, header, length, &engine->pieces, &room);
+    err = link->reserve(engine->link, header, *length, &engine->pieces, &room);
     if (err)
         return err;
-    if (room.payload < length) {
-        link->rollback(engine->link);
-        return -EMSGSIZE;
+    if (room.payload < *length) {
+        uint32_t fits = *length > each ? (uint32_t)room.payload / each * each : 0;
+        if (!fits) {
+            link->rollback(engine->link);
+            return -EMSGSIZE;
+        }
+        *length = fits;
+    }
+    write_headers(key, path, engine->link->csum, payload, *length, headers, &offload);
+    if (*length > each) {
+        offload.gso_type = GSO_UDP_L4;
+        offload.gso_size = (uint16_t)each;
+        offload.header_length = (uint16_t)header;
     }
     const uint8_t *from = headers;
     for (unsigned i = 0; i < room.header_count; from += room.header[i++].iov_len)
         memcpy(room.header[i].iov_base, from, room.header[i].iov_len);
-    from = payload;
-    for (unsigned i = 0; i < engine->pieces.count; from += engine->pieces.iov[i++].iov_len)
-        memcpy(engine->pieces.iov[i].iov_base, from, engine->pieces.iov[i].iov_len);
-    link->commit(engine->link, header + length, &offload);
+    uint32_t left = *length;
+    for (unsigned i = 0; left; i++) {
+        uint32_t part = left < engine->pieces.iov[i].iov_len ? left : (uint32_t)engine->pieces.iov[i].iov_len;
+        memcpy(engine->pieces.iov[i].iov_base, payload, part);
+        payload += part;
+        left -= part;
+    }
+    link->commit(engine->link, header + *length, &offload);
     return 0;
 }
 
@@ -138,22 +158,35 @@ static int send_pieces(struct engine *engine, const struct flow_key *key, const 
     return cut_send(engine, path, IPPROTO_UDP, UDP_HOPS, l4, 2, UDP_HEADER + length, cut);
 }
 
-int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t length,
-                 struct cut *cut)
+/* Whether the guest takes several datagrams in one frame: none that would be beyond its MTU by itself, since it may have
+ * to pass them on. */
+static bool takes_several(const struct engine *engine, const struct packet_path *path, uint32_t each)
 {
+    return (address_is_ipv4(&path->source) ? engine->link->uso4 : engine->link->uso6) &&
+           !cut_exceeds_mtu(engine, path, UDP_HEADER + each);
+}
+
+int udp_to_guest(struct engine *engine, const struct flow_key *key, const uint8_t *payload, uint32_t *length,
+                 uint32_t each, struct cut *cut)
+{
+    uint32_t one = *length < each ? *length : each;
     struct packet_path path;
     int err = -EMSGSIZE;
 
     engine_path(engine, &key->remote, &key->guest, &path);
-    if (!cut->done && !cut_needed(engine, &path, UDP_HEADER + length))
-        err = send_whole(engine, key, &path, payload, length);
-    if (err == -EMSGSIZE && cut_exceeds_mtu(engine, &path, UDP_HEADER + length))
-        err = send_pieces(engine, key, &path, payload, length, cut);
+    if (*length > one && takes_several(engine, &path, one))
+        err = send_whole(engine, key, &path, payload, length, one);
+    if (err == -EMSGSIZE)
+        *length = one;
+    if (err == -EMSGSIZE && !cut->done && !cut_needed(engine, &path, UDP_HEADER + one))
+        err = send_whole(engine, key, &path, payload, length, one);
+    if (err == -EMSGSIZE && cut_exceeds_mtu(engine, &path, UDP_HEADER + one))
+        err = send_pieces(engine, key, &path, payload, one, cut);
     if (err == -EMSGSIZE) {
         count(engine, C_drop_no_room);
         return 0;
     }
     if (!err)
-        engine->counters[C_udp_bytes_to_guest] += length;
+        engine->counters[C_udp_bytes_to_guest] += *length;
     return err;
 }

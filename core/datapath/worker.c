@@ -44,7 +44,7 @@ static void stream_event(struct worker *worker, uint32_t events)
         worker->guest_ready = true; /* an end shows itself behind the last frame */
 }
 
-/* Whatever ended the connection, its flows wait for the next one. */
+/* Whatever ended the connection, its flows wait for the next one; datagrams that wait for room do not. */
 static void end_stream(struct worker *worker)
 {
     if (!worker->stream.ended)
@@ -53,6 +53,7 @@ static void end_stream(struct worker *worker)
     worker->link_ended = true;
     worker->guest_ready = false;
     link_stream_detach(&worker->stream);
+    engine_link_room(&worker->engine);
 }
 
 static void take_event(struct worker *worker, const struct epoll_event *event)

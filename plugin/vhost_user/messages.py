@@ -102,7 +102,7 @@ class BackendRequest(enum.IntEnum):
 
 
 class Feature(enum.IntEnum):
-    """Bit numbers of GET_FEATURES: virtio 1.2, 5.1.3 and 6, and vhost's own 26 and 30."""
+    """Bit numbers of GET_FEATURES: virtio 1.3, 5.1.3 and 6, and vhost's own 26 and 30."""
 
     NET_F_CSUM = 0
     NET_F_GUEST_CSUM = 1
@@ -117,6 +117,9 @@ class Feature(enum.IntEnum):
     RING_F_EVENT_IDX = 29
     PROTOCOL_FEATURES = 30
     VERSION_1 = 32
+    NET_F_GUEST_USO4 = 54
+    NET_F_GUEST_USO6 = 55
+    NET_F_HOST_USO = 56
 
 
 class ProtocolFeature(enum.IntEnum):

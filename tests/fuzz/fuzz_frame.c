@@ -19,6 +19,7 @@ enum limits {
     STEPS_MAX = 64,
     SETTLE_MAX = 200,
     FRAME_MAX = 2000,
+    SEVERAL = 192,    /* a frame of several datagrams: beyond, what would be padding is their size */
     PIECE_BYTES = 64, /* of a packet's piece that the input says; the rest of it does not matter */
 };
 
@@ -53,6 +54,8 @@ static void prepare_link(unsigned choice)
         .csum = choice & 32,
         .tso4 = choice & 64 && choice & 32,
         .tso6 = choice & 128 && choice & 32,
+        .uso4 = choice & 64 && choice & 32,
+        .uso6 = choice & 128 && choice & 32,
     };
 
     script_set_link(&link);
@@ -64,7 +67,10 @@ static void from_guest(struct input *input)
     size_t length = input_bytes(input, frame, input_word(input) % FRAME_MAX);
     unsigned padding = input_byte(input);
 
-    script_from_guest(frame, length, 1, 0, padding * 16u);
+    if (padding >= SEVERAL)
+        script_from_guest_several(frame, length, (uint16_t)((padding - SEVERAL) * 4 + 1));
+    else
+        script_from_guest(frame, length, 1, 0, padding * 16u);
 }
 
 /* A piece of one of a few packets: its numbers are the input's, its header is right, so that packets become whole. */
@@ -99,6 +105,17 @@ static void piece_from_guest(struct input *input)
     script_from_guest(frame, header + length, 1, 0, rest);
 }
 
+/* Datagrams of the peer's, joined or one by one. */
+static void datagrams_of_peer(struct input *input, int fd)
+{
+    static const uint8_t bytes[FRAME_MAX];
+    const struct fake_socket *socket = fake_socket_at(fd);
+    uint32_t length = input_word(input) % FRAME_MAX, each = 8u * input_byte(input);
+
+    if (socket && socket->datagrams && !socket->closed)
+        fake_datagram_arrive(fd, bytes, length, each < length ? (uint16_t)each : 0);
+}
+
 static void peer(struct input *input)
 {
     static const int errors[] = {ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT, EACCES};
@@ -128,7 +145,10 @@ static void peer(struct input *input)
         fake_peer_send_urgent(fd, 1 + input_byte(input));
         break;
     default:
-        fake_send_limit(fd, 16u * input_word(input));
+        if (choice & 8)
+            fake_send_limit(fd, 16u * input_word(input));
+        else
+            datagrams_of_peer(input, fd);
     }
 }
 

@@ -148,11 +148,14 @@ def frame_seeds() -> dict[str, bytes]:
     packets = [frame(packet) for packet in guest_frames()]
     accept, refuse, send, fin = (bytes([3, what, *rest]) for what, rest in ((0, ()), (1, ()), (2, (50, 0)), (3, ())))
     syn, timer = packets[10], bytes([5])
+    several = frame(IP(src=GUEST, dst=PEER) / UDP(sport=7, dport=53) / Raw(bytes(300)), padding=200)
+    joined, room = bytes([3, 7, 200, 2, 10]), bytes([6, 40])
     seeds = {f"{name} {at}": setup + one for name, setup in setups.items() for at, one in enumerate(packets)}
     for name, setup in setups.items():
         seeds[f"{name}, accepted"] = setup + syn + accept + send + fin + timer * 3
         seeds[f"{name}, refused"] = setup + syn + refuse + syn + timer
         seeds[f"{name}, all"] = setup + b"".join(packets)
+        seeds[f"{name}, several datagrams in a frame, and as many back"] = setup + several + joined + room
         for kind, pieces in piece_seeds().items():
             seeds[f"{name}, {kind} in pieces"] = setup + b"".join(pieces)
     return seeds

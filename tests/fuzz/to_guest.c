@@ -57,6 +57,21 @@ static void check_offload(const struct script_frame *frame, const struct seen_fr
     REQUIRE(frame->gso_size && frame->gso_size < seen->segment.payload_length, "%u", frame->gso_size);
 }
 
+static void check_datagrams(const struct script_frame *frame, const struct packet *packet)
+{
+    struct script_link link;
+
+    script_get_link(&link);
+    if (!frame->gso_type)
+        return;
+    unsigned header = packet->l4_offset + 8u;
+    REQUIRE(frame->needs_csum && frame->gso_type == GSO_UDP_L4, "%u", frame->gso_type);
+    REQUIRE(packet->ipv6 ? link.uso6 : link.uso4, "several datagrams in one frame, which the guest does not take");
+    REQUIRE(frame->header_length == header, "%u", frame->header_length);
+    REQUIRE(frame->gso_size && frame->gso_size < frame->length - header, "%u", frame->gso_size);
+    REQUIRE(header + frame->gso_size <= ETHERNET_HEADER + script_view()->mtu, "%u", frame->gso_size);
+}
+
 void check_to_guest(const struct script_frame *frame, struct seen_frame *ret_seen)
 {
     struct guest_frame copy = {.length = (uint32_t)frame->length};
@@ -82,6 +97,8 @@ void check_to_guest(const struct script_frame *frame, struct seen_frame *ret_see
         REQUIRE(tcp_segment_parse(&copy, &ret_seen->packet, &ret_seen->segment), "a TCP header that does not fit");
         check_offload(frame, ret_seen);
     }
+    if (ret_seen->packet.protocol == IPPROTO_UDP)
+        check_datagrams(frame, &ret_seen->packet);
     if (!frame->needs_csum)
         check_plain_checksum(frame, &ret_seen->packet);
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * echo_datagrams ADDRESS PORT SIZE...: sends a UDP datagram of each size from one socket and waits for the same bytes.
+ * echo_datagrams -s EACH ADDRESS PORT SIZE...: of each size several datagrams in one call, of EACH bytes but for the last
+ *   (UDP_SEGMENT), which may be read joined (UDP_GRO).
  * echo_datagrams -l PORT: sends each datagram back to whoever sent it, over either family, until it is killed.
  *
  * Runs in the guest. Prints "echoed N" and ends with 0, or says what went wrong first and ends with 1: "send E", "receive E"
@@ -10,7 +12,10 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +35,7 @@ static int fail(const char *what, int error)
     return 1;
 }
 
-static int echo(int fd, size_t size)
+static int echo(int fd, size_t size, bool several)
 {
     static unsigned char sent[BYTES_MAX], received[BYTES_MAX];
     struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
@@ -39,12 +44,16 @@ static int echo(int fd, size_t size)
         sent[i] = (unsigned char)(i * 31 + size);
     if (send(fd, sent, size, 0) < 0)
         return fail("send", errno);
-    if (poll(&poll_fd, 1, PATIENCE_MS) != 1)
-        return fail("silence", 0);
-    ssize_t n = recv(fd, received, sizeof(received), 0);
-    if (n < 0)
-        return fail("receive", errno);
-    return (size_t)n == size && !memcmp(sent, received, size) ? 0 : fail("other bytes", 0);
+    size_t got = 0;
+    do { /* one datagram, unless several were sent */
+        if (poll(&poll_fd, 1, PATIENCE_MS) != 1)
+            return fail("silence", 0);
+        ssize_t n = recv(fd, received + got, sizeof(received) - got, 0);
+        if (n < 0)
+            return fail("receive", errno);
+        got += (size_t)n;
+    } while (several && got < size);
+    return got == size && !memcmp(sent, received, size) ? 0 : fail("other bytes", 0);
 }
 
 static int serve(const char *port)
@@ -71,13 +80,20 @@ int main(int argc, char **argv)
 
     if (argc == 3 && !strcmp(argv[1], "-l"))
         return serve(argv[2]);
+    bool several = argc > 3 && !strcmp(argv[1], "-s");
+    int each = several ? atoi(argv[2]) : 0, on = 1;
+    argv += several ? 2 : 0;
+    argc -= several ? 2 : 0;
     if (argc < 4 || getaddrinfo(argv[1], argv[2], &hints, &to))
-        return fail("usage: echo_datagrams ADDRESS PORT SIZE... or -l PORT", 0);
+        return fail("usage: echo_datagrams [-s EACH] ADDRESS PORT SIZE... or -l PORT", 0);
     int fd = socket(to->ai_family, SOCK_DGRAM, 0);
     if (fd < 0 || connect(fd, to->ai_addr, to->ai_addrlen))
         return fail("connect", errno);
+    if (several && (setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &each, sizeof(each)) ||
+                    setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof(on))))
+        return fail("segments", errno);
     for (int i = 3; i < argc; i++) {
-        if (echo(fd, strtoul(argv[i], NULL, 10)))
+        if (echo(fd, strtoul(argv[i], NULL, 10), several))
             return 1;
     }
     printf("echoed %d\n", argc - 3);

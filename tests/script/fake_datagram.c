@@ -23,15 +23,20 @@
 #include "list.h"
 #include "sys.h"
 
+/* On a socket that is connected to nobody. */
+struct path {
+    uint8_t address[16]; /* of the peer */
+    uint8_t to[16];      /* as in the header */
+    uint8_t local[16];   /* the host's own */
+    uint16_t port;       /* of the peer; 0: the socket is connected */
+};
+
 struct packet_kept {
     struct node node;
     uint32_t length;
     uint16_t segment;
     struct fake_path_error error;
-    uint8_t address[16]; /* of the peer, on a socket that is connected to nobody */
-    uint8_t to[16];      /* as in the header */
-    uint8_t local[16];   /* the host's own */
-    uint16_t port;
+    struct path path;
     uint8_t bytes[];
 };
 
@@ -158,10 +163,10 @@ static void tell_where(const struct fake_socket *socket, struct msghdr *msg, con
     struct in6_pktinfo info6 = {.ipi6_ifindex = 1};
     struct in_pktinfo info4 = {.ipi_ifindex = 1};
 
-    memcpy(&info6.ipi6_addr, packet->to, sizeof(info6.ipi6_addr));
-    memcpy(&info4.ipi_addr, packet->to + 12, sizeof(info4.ipi_addr));
-    memcpy(&info4.ipi_spec_dst, packet->local + 12, sizeof(info4.ipi_spec_dst));
-    if (socket->packet_info4 && is_ipv4(packet->to))
+    memcpy(&info6.ipi6_addr, packet->path.to, sizeof(info6.ipi6_addr));
+    memcpy(&info4.ipi_addr, packet->path.to + 12, sizeof(info4.ipi_addr));
+    memcpy(&info4.ipi_spec_dst, packet->path.local + 12, sizeof(info4.ipi_spec_dst));
+    if (socket->packet_info4 && is_ipv4(packet->path.to))
         add_control(msg, used, IPPROTO_IP, IP_PKTINFO, &info4, sizeof(info4));
     if (socket->packet_info6)
         add_control(msg, used, IPPROTO_IPV6, IPV6_PKTINFO, &info6, sizeof(info6));
@@ -169,12 +174,12 @@ static void tell_where(const struct fake_socket *socket, struct msghdr *msg, con
 
 static void tell_peer(const struct fake_socket *socket, struct msghdr *msg, const struct packet_kept *packet)
 {
-    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(packet->port)};
-    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(packet->port)};
+    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(packet->path.port)};
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(packet->path.port)};
     bool ipv4 = socket->family == AF_INET;
 
-    memcpy(&in6.sin6_addr, packet->address, sizeof(in6.sin6_addr));
-    memcpy(&in.sin_addr, packet->address + 12, sizeof(in.sin_addr));
+    memcpy(&in6.sin6_addr, packet->path.address, sizeof(in6.sin6_addr));
+    memcpy(&in.sin_addr, packet->path.address + 12, sizeof(in.sin_addr));
     if (!msg->msg_name)
         return;
     memcpy(msg->msg_name, ipv4 ? (const void *)&in : (const void *)&in6, ipv4 ? sizeof(in) : sizeof(in6));
@@ -198,7 +203,7 @@ static ssize_t read_datagram(struct fake_socket *socket, struct msghdr *msg)
     msg->msg_flags = done < packet->length ? MSG_TRUNC : 0;
     size_t used = 0;
     int size = packet->segment;
-    if (packet->port) {
+    if (packet->path.port) {
         tell_peer(socket, msg, packet);
         tell_where(socket, msg, packet, &used);
     }
@@ -294,16 +299,16 @@ static void note_path(const struct msghdr *msg, struct packet_kept *packet)
     if (!to)
         return;
     if (to->sin6_family == AF_INET) {
-        memset(packet->address + 10, 0xff, 2);
-        memcpy(packet->address + 12, &to4->sin_addr, 4);
+        memset(packet->path.address + 10, 0xff, 2);
+        memcpy(packet->path.address + 12, &to4->sin_addr, 4);
     } else {
-        memcpy(packet->address, &to->sin6_addr, sizeof(packet->address));
+        memcpy(packet->path.address, &to->sin6_addr, sizeof(packet->path.address));
     }
-    packet->port = ntohs(to4->sin_port); /* sin6_port lies at the same place */
+    packet->path.port = ntohs(to4->sin_port); /* sin6_port lies at the same place */
     for (const struct cmsghdr *c = CMSG_FIRSTHDR(msg); c;
          c = CMSG_NXTHDR((struct msghdr *)(uintptr_t)msg, (struct cmsghdr *)(uintptr_t)c))
         if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO)
-            memcpy(packet->local, CMSG_DATA(c), sizeof(packet->local)); /* the address comes first */
+            memcpy(packet->path.local, CMSG_DATA(c), sizeof(packet->path.local)); /* the address comes first */
 }
 
 static int send_one(struct fake_socket *socket, const struct msghdr *msg)
@@ -359,20 +364,27 @@ int sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags)
 
 /* ---- what the peer does ---- */
 
+static void arrive(struct fake_socket *socket, const uint8_t *bytes, uint32_t length, uint16_t segment,
+                   const struct path *path)
+{
+    uint32_t part = segment && !socket->receive_segments ? segment : length, at = 0;
+
+    do {
+        uint32_t left = length - at;
+        struct packet_kept *packet = keep(&socket->datagrams->queue, bytes + at, left < part ? left : part);
+        packet->segment = part == length ? segment : 0;
+        packet->path = *path;
+        at += packet->length;
+    } while (at < length);
+}
+
 int fake_datagram_arrive(int fd, const void *bytes, uint32_t length, uint16_t segment)
 {
     struct fake_socket *socket = fake_socket_of(fd, "arrive");
 
     if (!socket)
         return -EBADF;
-    uint32_t part = segment && !socket->receive_segments ? segment : length, at = 0;
-    do {
-        uint32_t left = length - at;
-        struct packet_kept *packet =
-            keep(&socket->datagrams->queue, (const uint8_t *)bytes + at, left < part ? left : part);
-        packet->segment = part == length ? segment : 0;
-        at += packet->length;
-    } while (at < length);
+    arrive(socket, bytes, length, segment, &(struct path){0});
     fake_wake(fd, EPOLLIN);
     return 0;
 }
@@ -390,7 +402,7 @@ int fake_datagram_error(int fd, const struct fake_path_error *error, const void 
 }
 
 int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t to[16],
-                              const uint8_t local[16], const void *bytes, uint32_t length)
+                              const uint8_t local[16], const void *bytes, uint32_t length, uint16_t segment)
 {
     struct fake_socket *socket = fake_socket_of(fd, "arrive");
 
@@ -399,11 +411,11 @@ int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, 
     bool of_peer = !memcmp(socket->address, address, sizeof(socket->address)) && socket->port == port;
     if (socket->state == FAKE_CONNECTED && !of_peer)
         return 0; /* [udp4_lib_lookup2]: not for this socket */
-    struct packet_kept *packet = keep(&socket->datagrams->queue, bytes, length);
-    memcpy(packet->address, address, sizeof(packet->address));
-    memcpy(packet->to, to, sizeof(packet->to));
-    memcpy(packet->local, local, sizeof(packet->local));
-    packet->port = port;
+    struct path path = {.port = port};
+    memcpy(path.address, address, sizeof(path.address));
+    memcpy(path.to, to, sizeof(path.to));
+    memcpy(path.local, local, sizeof(path.local));
+    arrive(socket, bytes, length, segment, &path);
     fake_wake(fd, EPOLLIN);
     return 0;
 }
@@ -437,9 +449,9 @@ int64_t fake_datagram_sent(int fd, void *bytes, uint32_t max)
         return -EAGAIN;
     uint32_t length = packet->length;
     memcpy(bytes, packet->bytes, length < max ? length : max);
-    memcpy(last_sent.to, packet->address, sizeof(last_sent.to));
-    memcpy(last_sent.from, packet->local, sizeof(last_sent.from));
-    last_sent.port = packet->port;
+    memcpy(last_sent.to, packet->path.address, sizeof(last_sent.to));
+    memcpy(last_sent.from, packet->path.local, sizeof(last_sent.from));
+    last_sent.port = packet->path.port;
     node_leave(&packet->node);
     free(packet);
     return length;

@@ -105,7 +105,7 @@ int fake_peer_connect(int listener, const uint8_t address[16], uint16_t port);
 /* The same on a socket that is connected to nobody: from an address and port, to what its header says, which is the host's
  * address `local` or a group or broadcast address that it hears there. */
 int fake_datagram_arrive_from(int fd, const uint8_t address[16], uint16_t port, const uint8_t to[16],
-                              const uint8_t local[16], const void *bytes, uint32_t length);
+                              const uint8_t local[16], const void *bytes, uint32_t length, uint16_t segment);
 /* The broadcast address of one of the host's networks, beside 255.255.255.255. */
 void fake_broadcast_address(const uint8_t address[16]);
 void fake_prohibited_address(const uint8_t address[16]); /* by a route; or a firewall */

@@ -79,6 +79,7 @@ static unsigned memory_from_guest(struct link *link, struct guest_frame *frames,
             break;
         frames[count] = (struct guest_frame){.head_length = (uint16_t)head,
                                              .length = (uint32_t)frame->length,
+                                             .datagram = frame->datagram,
                                              .iov = memory->piece + pieces,
                                              .iov_count = used};
         memcpy(frames[count++].head, frame->bytes, head);

@@ -23,6 +23,7 @@ struct memory_frame {
     struct node node;
     uint8_t *bytes;
     size_t length;
+    uint16_t datagram; /* of the guest's: the payload of each of several; 0: none such */
     struct offload offload;
     uint64_t time_ms; /* when it was committed */
 };

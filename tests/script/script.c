@@ -329,11 +329,13 @@ void script_set_link(const struct script_link *settings)
     link->batch_max = settings->batch_max;
     link->buffer_bytes = settings->buffer_bytes;
     link->merge = settings->merge;
-    link->link.large = settings->merge || settings->tso4 || settings->tso6;
+    link->link.large = settings->merge || settings->tso4 || settings->tso6 || settings->uso4 || settings->uso6;
     link->connected = settings->connected;
     link->link.csum = settings->csum;
     link->link.tso4 = settings->tso4;
     link->link.tso6 = settings->tso6;
+    link->link.uso4 = settings->uso4;
+    link->link.uso6 = settings->uso6;
 }
 
 void script_get_link(struct script_link *ret_settings)
@@ -349,6 +351,8 @@ void script_get_link(struct script_link *ret_settings)
         .csum = link->link.csum,
         .tso4 = link->link.tso4,
         .tso6 = link->link.tso6,
+        .uso4 = link->link.uso4,
+        .uso6 = link->link.uso6,
     };
 }
 
@@ -383,6 +387,15 @@ void script_from_guest(const uint8_t *head, size_t head_length, uint32_t stream,
 
     memcpy(frame->bytes, head, head_length);
     fake_pattern_fill(stream, position, frame->bytes + head_length, payload);
+    list_append(&world.link.queued, &frame->node);
+}
+
+void script_from_guest_several(const uint8_t *bytes, size_t length, uint16_t datagram)
+{
+    struct memory_frame *frame = memory_frame_new(length);
+
+    memcpy(frame->bytes, bytes, length);
+    frame->datagram = datagram;
     list_append(&world.link.queued, &frame->node);
 }
 

@@ -53,7 +53,7 @@ struct script_link {
     size_t piece_bytes; /* in which the guest's frames lie */
     unsigned batch_max;
     size_t buffer_bytes; /* the guest's receive buffers */
-    bool merge, connected, csum, tso4, tso6;
+    bool merge, connected, csum, tso4, tso6, uso4, uso6;
 };
 void script_set_link(const struct script_link *settings);
 void script_get_link(struct script_link *ret_settings);
@@ -76,6 +76,7 @@ struct script_frame {
 
 /* A frame from the guest: bytes, and behind them payload of a stream's pattern. */
 void script_from_guest(const uint8_t *head, size_t head_length, uint32_t stream, uint64_t position, size_t payload);
+void script_from_guest_several(const uint8_t *frame, size_t length, uint16_t datagram); /* a frame of GSO_UDP_L4 */
 unsigned script_frames_waiting(void);
 int script_to_guest(struct script_frame *ret_frame); /* 1, or 0: there is none */
 

@@ -267,12 +267,17 @@ class Port:
         assert lib.script_listen(slot, self.fd, UDP, PORT, target) == 0
 
     def peer_sends(
-        self, data: bytes, source: bytes | None = None, port: int = PEER_PORT, to: bytes | None = None
+        self,
+        data: bytes,
+        source: bytes | None = None,
+        port: int = PEER_PORT,
+        to: bytes | None = None,
+        segment: int = 0,
     ) -> None:
         """To an address of the host's, or to a group or broadcast address that it hears there."""
         here, peer = mapped16(HERE[self.family]), mapped16(source or PEER[self.family])
         there = here if to is None else mapped16(to)
-        assert lib.fake_datagram_arrive_from(self.fd, peer, port, there, here, data, len(data)) == 0
+        assert lib.fake_datagram_arrive_from(self.fd, peer, port, there, here, data, len(data), segment) == 0
         self.world.settle()
 
     def guest_gets(self) -> list[tuple[bytes, int, int, bytes]]:
@@ -356,12 +361,58 @@ def test_such_a_flow_ends_by_silence_and_the_port_stays(port: Port) -> None:
     assert len(port.guest_gets()) == 1
 
 
-def test_a_datagram_for_a_guest_without_buffers_is_dropped_and_counted(port: Port) -> None:
-    """Nobody spins on the port meanwhile."""
+def test_datagrams_for_a_guest_without_buffers_wait(port: Port) -> None:
+    """Nobody is woken by the port meanwhile."""
+    lib.script_set_room(0)
+    port.peer_sends(b"first")
+    woken = len(port.world.wakeups(port.fd))
+    for number in range(5):
+        port.peer_sends(bytes([number]))
+    assert not port.world.inbox and len(port.world.wakeups(port.fd)) == woken
+    lib.script_give_room(3)
+    port.world.settle()
+    assert [data for *_, data in port.guest_gets()] == [b"first", b"\0", b"\1"]
+    lib.script_give_room(1 << 20)
+    port.world.settle()
+    assert [data for *_, data in port.guest_gets()] == [b"\2", b"\3", b"\4"]
+
+
+def test_a_port_is_heard_while_anothers_datagrams_wait_for_room_and_after(world: World, family: int) -> None:
+    ports = [Port(world, family, slot) for slot in range(2)]
+    lib.script_set_room(0)
+    for port in ports:
+        port.peer_sends(b"%d" % port.fd)
+    lib.script_give_room(1 << 20)
+    world.settle()
+    assert [data for *_, data in ports[0].guest_gets()] == [b"%d" % port.fd for port in ports]
+
+
+def test_a_port_that_is_closed_while_its_datagrams_wait_takes_them_along(world: World, family: int) -> None:
+    closing, staying = Port(world, family, 3), Port(world, family, 4)
+    lib.script_set_room(0)
+    closing.peer_sends(b"gone")
+    closing.peer_sends(b"never read")
+    staying.peer_sends(b"y")
+    lib.script_listen_close(3, 1)
+    lib.script_give_room(1 << 20)
+    world.settle()
+    assert [data for *_, data in staying.guest_gets()] == [b"y"]
+    assert world.counter("datagrams_turned_away") == 1
+
+
+def test_a_guest_that_leaves_takes_along_what_waits_for_it(port: Port) -> None:
+    """The next one hears nothing of it; nor does anybody spin."""
     lib.script_set_room(0)
     port.peer_sends(b"x")
-    assert not port.world.inbox and port.world.counter("drop_no_room") == 1
+    port.world.set_link(connected=False)
+    lib.script_attach()  # as the worker does when a link ends
+    port.world.settle()
+    port.peer_sends(b"y")
+    port.world.set_link(connected=True)
     lib.script_give_room(1 << 20)
+    lib.script_attach()
+    port.world.settle()
+    assert not port.guest_gets() and port.world.counter("drop_disconnected") == 2
 
 
 GROUP = {4: address("239.1.2.3"), 6: address("ff05::1:3")}

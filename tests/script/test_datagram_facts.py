@@ -253,7 +253,7 @@ class FakeDatagrams(Datagrams):
 
     def _arrive(self, source: str, port: int, to: str, local: str, length: int) -> None:
         data, ends = bytes(length), (self._raw(to), self._raw(local))
-        assert lib.fake_datagram_arrive_from(self.fd, self._raw(source), port, *ends, data, length) == 0
+        assert lib.fake_datagram_arrive_from(self.fd, self._raw(source), port, *ends, data, length, 0) == 0
 
     def peer_sends(self, length: int, segment: int = 0) -> None:
         if segment:

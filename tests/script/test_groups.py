@@ -34,7 +34,7 @@ class Question:
     def is_answered(self, fd: int, data: bytes, source: bytes, port: int = PORT, to: bytes | None = None) -> None:
         here = mapped16(HERE[self.family])
         there = here if to is None else mapped16(to)
-        assert lib.fake_datagram_arrive_from(fd, mapped16(source), port, there, here, data, len(data)) == 0
+        assert lib.fake_datagram_arrive_from(fd, mapped16(source), port, there, here, data, len(data), 0) == 0
         self.world.settle()
 
     def gets(self) -> list[tuple[bytes, int, int, bytes]]:
@@ -152,7 +152,7 @@ def test_many_answers_at_once_all_arrive(question: Question) -> None:
     for number in range(100):
         here = mapped16(HERE[question.family])
         peer = mapped16(PEER[question.family])
-        assert lib.fake_datagram_arrive_from(question.fd, peer, 1000 + number, here, here, b"y", 1) == 0
+        assert lib.fake_datagram_arrive_from(question.fd, peer, 1000 + number, here, here, b"y", 1, 0) == 0
     question.world.settle()
     assert [source for _, source, _, _ in question.gets()] == [1000 + number for number in range(100)]
 

@@ -15,6 +15,7 @@ from virtqueue import INDIRECT, LEFT, NEXT, RINGS, Descriptor, Driver, Link, Mem
 
 TRANSMITQ, BATCH, HEAD = lib.TRANSMITQ, lib.LINK_BATCH, lib.FRAME_HEAD_MAX
 INDIRECT_DESC, EVENT_IDX = 1 << lib.VIRTIO_RING_F_INDIRECT_DESC, 1 << lib.VIRTIO_RING_F_EVENT_IDX
+HOST_USO = 1 << lib.VIRTIO_NET_F_HOST_USO
 NET_HEADER = 12
 TABLES = RINGS.guest + 0x20000  # indirect tables, 8 KiB for each chain
 DATA = RINGS.guest + 0x90000
@@ -255,3 +256,20 @@ def test_the_offload_header_of_the_guest_changes_nothing(guest: Guest) -> None:
     header = struct.pack("<BBHHHHH", 0xFF, 0x81, 65535, 1, 65535, 65535, 65535)
     guest.put(Chain(header + b"frame", [], 0))
     assert guest.batch() == ([b"frame"], False)
+
+
+@pytest.mark.parametrize(
+    ("features", "gso_type", "datagram"),
+    [(HOST_USO, 5, 1200), (HOST_USO, 0x85, 1200), (HOST_USO, 1, 0), (HOST_USO, 0, 0), (0, 5, 0)],
+)
+@pytest.mark.parametrize("cut", [[], [3], [4, 5]])
+def test_several_datagrams_in_a_frame_are_told_by_its_header(
+    features: int, gso_type: int, datagram: int, cut: list[int]
+) -> None:
+    """UDP_L4 (virtio 1.3, 5.1.6), with or without the bit of ECN, and only where it was negotiated."""
+    guest = Guest(features=INDIRECT_DESC | features)
+    guest.put(Chain(struct.pack("<BBHHHHH", 1, gso_type, 42, 1200, 34, 6, 0) + bytes(60), cut, 0))
+    guest.put(Chain(bytes(12) + bytes(60), [], 0))
+    assert guest.batch()[0] == [bytes(60)] * 2
+    assert [guest.frames[at].datagram for at in range(2)] == [datagram, 0]
+    guest.close()

@@ -401,6 +401,23 @@ def test_what_the_guest_takes_follows_from_the_features(
     assert (link.vhost.link.csum, link.vhost.link.tso4, link.vhost.link.tso6) == expected
 
 
+@pytest.mark.parametrize(
+    ("bits", "expected"),
+    [
+        (["GUEST_CSUM"], (False, False, False)),
+        (["GUEST_CSUM", "GUEST_USO4"], (True, True, False)),
+        (["GUEST_CSUM", "GUEST_USO6"], (True, False, True)),
+        (["GUEST_USO4", "GUEST_USO6"], (True, False, False)),
+    ],
+)
+def test_several_datagrams_in_a_frame_follow_from_the_features_too(
+    link: Link, bits: list[str], expected: tuple[bool, bool, bool]
+) -> None:
+    """Each buffer that does not merge holds 64 KiB then (virtio 1.3, 5.1.6.3.1)."""
+    lib.link_vhost_features(link.vhost, sum(1 << getattr(lib, f"VIRTIO_NET_F_{bit}") for bit in bits))
+    assert (link.vhost.link.large, link.vhost.link.uso4, link.vhost.link.uso6) == expected
+
+
 @pytest.mark.parametrize(("features", "flags", "logs"), [(LOG_ALL, 1, True), (LOG_ALL, 0, False), (0, 1, False)])
 def test_a_used_ring_is_logged_if_flagged_and_acknowledged(link: Link, features: int, flags: int, logs: bool) -> None:
     """Two words of the front end must agree: the ring's flag, and LOG_ALL."""

@@ -3,7 +3,7 @@
 
 Each was recorded from the front end that its first line names, talking to this back end, while its guest loaded the
 network driver, unloaded it, loaded it again and was switched off; QEMU was also migrated to a file and given more
-memory. (DEVICE_STATE was not offered then; test_migration.py has that.) A line is one of
+memory. (DEVICE_STATE was not offered then, which test_migration.py has, nor was USO.) A line is one of
 
     > REQUEST FLAGS PAYLOAD DESCRIPTORS   what the front end sent: payload in hex or -, descriptors by kind or -
       COMMAND ...                         what the worker is told for it

@@ -120,8 +120,11 @@ def test_the_offer_is_what_the_design_says() -> None:
         "RING_F_EVENT_IDX",
         "PROTOCOL_FEATURES",
         "VERSION_1",
+        "NET_F_GUEST_USO4",
+        "NET_F_GUEST_USO6",
+        "NET_F_HOST_USO",
     ]
-    assert FEATURES == 0x174009983
+    assert FEATURES == 0x1C0_0001_7400_9983
     assert names(PROTOCOL_FEATURES, ProtocolFeature) == [
         "LOG_SHMFD",
         "RARP",

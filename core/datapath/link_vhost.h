@@ -80,6 +80,13 @@ struct link_vhost {
     unsigned piece_count;
 };
 
+static inline bool link_vhost_feature(const struct link_vhost *vhost, unsigned bit)
+{
+    return vhost->features >> bit & 1;
+}
+
+extern const struct link_operations link_vhost_operations; /* link_vhost.c */
+
 void link_vhost_init(struct link_vhost *vhost, uint64_t *counters, struct pcap_ring *pcap, int epoll_fd,
                      uint64_t kick_source);
 

@@ -15,7 +15,6 @@
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <poll.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,7 +34,7 @@ static int fail(const char *what, int error)
     return 1;
 }
 
-static int echo(int fd, size_t size, bool several)
+static int echo(int fd, size_t size, int each)
 {
     static unsigned char sent[BYTES_MAX], received[BYTES_MAX];
     struct pollfd poll_fd = {.fd = fd, .events = POLLIN};
@@ -52,7 +51,7 @@ static int echo(int fd, size_t size, bool several)
         if (n < 0)
             return fail("receive", errno);
         got += (size_t)n;
-    } while (several && got < size);
+    } while (each && got < size);
     return got == size && !memcmp(sent, received, size) ? 0 : fail("other bytes", 0);
 }
 
@@ -73,27 +72,40 @@ static int serve(const char *port)
     }
 }
 
+/* A socket towards the peer, which sends datagrams of `each` bytes if that is not 0; -1 with errno. */
+static int connected(const struct addrinfo *to, int each)
+{
+    static const int on = 1;
+    int fd = socket(to->ai_family, SOCK_DGRAM, 0);
+
+    if (fd < 0 || connect(fd, to->ai_addr, to->ai_addrlen))
+        return -1;
+    if (each && (setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &each, sizeof(each)) ||
+                 setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof(on))))
+        return -1;
+    return fd;
+}
+
 int main(int argc, char **argv)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_DGRAM, .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};
     struct addrinfo *to;
+    int each = 0;
 
     if (argc == 3 && !strcmp(argv[1], "-l"))
         return serve(argv[2]);
-    bool several = argc > 3 && !strcmp(argv[1], "-s");
-    int each = several ? atoi(argv[2]) : 0, on = 1;
-    argv += several ? 2 : 0;
-    argc -= several ? 2 : 0;
+    if (argc > 3 && !strcmp(argv[1], "-s")) {
+        each = atoi(argv[2]);
+        argv += 2;
+        argc -= 2;
+    }
     if (argc < 4 || getaddrinfo(argv[1], argv[2], &hints, &to))
         return fail("usage: echo_datagrams [-s EACH] ADDRESS PORT SIZE... or -l PORT", 0);
-    int fd = socket(to->ai_family, SOCK_DGRAM, 0);
-    if (fd < 0 || connect(fd, to->ai_addr, to->ai_addrlen))
+    int fd = connected(to, each);
+    if (fd < 0)
         return fail("connect", errno);
-    if (several && (setsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &each, sizeof(each)) ||
-                    setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof(on))))
-        return fail("segments", errno);
     for (int i = 3; i < argc; i++) {
-        if (echo(fd, strtoul(argv[i], NULL, 10), several))
+        if (echo(fd, strtoul(argv[i], NULL, 10), each))
             return 1;
     }
     printf("echoed %d\n", argc - 3);

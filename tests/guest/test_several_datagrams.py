@@ -11,15 +11,17 @@ from counters import Counters
 from echo_server import EchoServer
 from network import GATEWAY, Network
 
-EACH, SIZES = 1200, (40 * 1200, 1200 + 7, 30 * 1200 + 7)
+# None is so short that its frame is padded: Linux takes such a one past those before it that it is about to join.
+EACH, SIZES = 1200, (40 * 1200, 1200 + 70, 30 * 1200 + 70)
 DATAGRAMS = 40 + 2 + 31
 
 
 @pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 def test_several_datagrams_in_one_call_come_back_as_they_went(network: Network, family: int) -> None:
     """In fewer frames than datagrams, if the guest's kernel and its front end have agreed on that."""
-    stream = network.variant.kind.endswith("-stream")
-    features = [] if stream else network.guest.features()
+    if network.variant.kind.endswith("-stream"):
+        pytest.skip("Linux refuses UDP_SEGMENT where the network card computes no checksums, as QEMU's does on a stream")
+    features = network.guest.features()
     counters, server = Counters(network.helper.pid), EchoServer(family)
     try:
         before = counters.read()

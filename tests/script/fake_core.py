@@ -28,7 +28,8 @@ ROOT = HERE.parent.parent
 DATAPATH = ROOT / "core" / "datapath"
 
 # The worker around the engine, and the link of a real guest: what tests/unit and tests/guest are for.
-NOT_HERE = {"command", "isolation", "link_stream", "link_vhost", "memory", "pcap_ring", "up", "vring", "worker"}
+LINKS = {"link_stream", "link_vhost", "link_vhost_setup", "memory", "pcap_ring", "vring"}
+NOT_HERE = LINKS | {"command", "isolation", "up", "worker"}
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-DLG_FAKE_SYS", "-fPIC", "-g", *WARNINGS, "-I", str(DATAPATH)]

@@ -39,6 +39,7 @@ HEADERS = (
     "hold",
     "link_stream",
     "link_vhost",
+    "link_vhost_setup",
     "list",
     "packet",
     "pcap_ring",

@@ -21,6 +21,10 @@
 
 /* udp.c, ping.c */
 void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+
+/* To a server of DHCP: its source is none that the guest will have, only one to ask under (RFC 2131, 4.1, says 0.0.0.0;
+ * muvm's guest takes one of its own for as long). */
+bool udp_asks_for_address(const struct guest_frame *frame, const struct packet *packet);
 void ping_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 /* What the peer sent to the guest, of this flow or shown as of another: datagrams of `each` bytes, of which the last may be
  * shorter. Of *length bytes as many as one frame takes, at least a datagram, and *length is then theirs. 0 or -EAGAIN: the

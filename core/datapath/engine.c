@@ -211,7 +211,8 @@ static void take_packet(struct engine *engine, const struct guest_frame *frame, 
         count(engine, C_drop_protocol);
         return;
     }
-    see_address(engine, &packet->source);
+    if (!udp_asks_for_address(frame, packet))
+        see_address(engine, &packet->source);
     if (packet->protocol == IPPROTO_TCP)
         tcp_from_guest(engine, frame, packet);
     else if (packet->protocol == IPPROTO_UDP)

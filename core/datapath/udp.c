@@ -25,6 +25,13 @@ static bool is_configuration(const struct lg_net_view *view, const struct packet
                         : port == DHCP_SERVER_PORT && view->flags & LG_VIEW_DHCP;
 }
 
+bool udp_asks_for_address(const struct guest_frame *frame, const struct packet *packet)
+{
+    return packet->protocol == IPPROTO_UDP && !packet->ipv6 && packet->l4_length >= UDP_HEADER &&
+           packet->l4_offset + UDP_HEADER <= frame->head_length &&
+           load_be16(frame->head + packet->l4_offset + 2) == DHCP_SERVER_PORT;
+}
+
 static bool may_leave(const struct packet *packet)
 {
     const address *source = &packet->source, *destination = &packet->destination;

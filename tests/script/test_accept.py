@@ -472,6 +472,14 @@ def test_peers_reach_the_guest_where_it_was_seen_last(port: Port) -> None:
     assert destination(port) == used
 
 
+def test_an_address_that_is_only_for_asking_for_another_is_not_the_guests(world: World) -> None:
+    """muvm's guest makes one up for its DHCP; a server in it that waits for its first peer sends nothing after that."""
+    made_up = address("169.254.1.1")
+    world.send(ip_packet(made_up, bytes((255, 255, 255, 255)), UDP, struct.pack("!HHHH", 68, 67, 8, 0)))
+    world.settle()
+    assert destination(Port(world, 4)) == GUEST[4]
+
+
 def test_an_address_that_the_caller_gave_is_the_guests_whatever_it_uses(world: World) -> None:
     """--address: a guest that configures itself may for a while send from another."""
     world.view.flags |= lib.LG_VIEW_FIXED4

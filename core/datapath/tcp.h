@@ -48,9 +48,10 @@ void tcp_take_payload(struct engine *engine, struct flow *flow, const struct gue
                       uint32_t offset, uint32_t length);         /* not before rcv_taken, and inside the window */
 void tcp_send_to_peer(struct engine *engine, struct flow *flow); /* what this batch or the hold has in sequence */
 void tcp_hold_release(struct engine *engine, struct flow *flow);
-uint16_t tcp_advertise(struct flow *flow);    /* the header's window field; moves rcv_edge */
-bool tcp_room_grown(const struct flow *flow); /* enough more than advertised to be worth a segment of its own */
-void tcp_room_ask(struct flow *flow);
+uint16_t tcp_advertise(struct flow *flow); /* the header's window field; moves rcv_edge */
+/* Enough more than advertised to be worth a segment of its own. */
+bool tcp_room_grown(const struct engine *engine, const struct flow *flow);
+void tcp_room_ask(const struct engine *engine, struct flow *flow);
 
 /* tcp_to_guest.c */
 void tcp_discard_acked(struct engine *engine, struct flow *flow);

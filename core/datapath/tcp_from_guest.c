@@ -303,8 +303,8 @@ void tcp_event(struct engine *engine, struct flow *flow, uint32_t events)
     note_arrival(tcp, events);
     if (events & EPOLLOUT && tcp->send_blocked) {
         tcp->send_blocked = false;
-        tcp_room_ask(flow);
-        tcp->ack_due |= tcp_room_grown(flow);
+        tcp_room_ask(engine, flow);
+        tcp->ack_due |= tcp_room_grown(engine, flow);
     }
     if (events & EPOLLERR && (tcp->to_guest >= HALF_FIN_SENT || tcp->to_host == HALF_SYN))
         take_error(engine, flow);

@@ -94,7 +94,7 @@ static void enter_loop(struct engine *engine, struct flow *flow)
     tcp->rtt_start_ns = tcp->rto_start_ms = tcp->ack_due_ms = 0;
     tcp->retries = tcp->unanswered = 0;
     flow->active_ms = engine->now_ms;
-    tcp_room_ask(flow);
+    tcp_room_ask(engine, flow);
     flow->interest = stall_interest(flow);
     int err = sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, flow->fd, flow->interest, flow_handle(flow));
     if (err)
@@ -152,6 +152,7 @@ static void take_state(const struct engine *engine, struct flow *flow, const str
     tcp->rcv_nxt = tcp->rcv_taken = state->rcv_nxt;
     tcp->rcv_acked = state->rcv_acked;
     tcp->rcv_edge = state->rcv_edge;
+    tcp->rcv_window_max = UINT32_MAX;                         /* nobody says */
     flow->bytes_from_guest = state->rcv_nxt - state->irs - 1; /* modulo 2^32, which is what irs is told from again */
     tcp_move_to_guest(flow, HALF_OPEN);
     tcp_move_to_host(flow, HALF_OPEN);

@@ -152,6 +152,7 @@ struct tcp {
     uint32_t rcv_edge;  /* of the window that we have advertised; it never moves back */
     uint32_t room;      /* bytes that the kernel's send queue takes, as last asked, less what was sent since */
     uint32_t room_asked;
+    uint32_t rcv_window_max;          /* the most that we have advertised */
     uint32_t guest_fin;               /* the sequence number of the guest's FIN; valid with fin_seen */
     struct hold *hold;                /* NULL: the kernel has all that came */
     uint16_t batch_first, batch_last; /* segments of this batch, index + 1; 0 none */

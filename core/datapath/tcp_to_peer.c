@@ -3,8 +3,8 @@
  * tcp_to_peer.c: payload from the guest into the peer's socket, straight out of the guest's memory.
  *
  * All segments of a flow in one batch become one sendmsg(). We acknowledge what the kernel took, always, and advertise
- * the room that it has left. What it did not take, and what came ahead of a gap, is kept in a hold, not acknowledged; a
- * guest that keeps to its window on a link that loses nothing never needs one.
+ * the room that it has left, or a little more to a guest of large frames that could not use less. What the kernel did not
+ * take, and what came ahead of a gap, is kept in a hold, not acknowledged.
  */
 #include <errno.h>
 #include <linux/sock_diag.h>
@@ -69,8 +69,17 @@ static bool queue_is_full(uint32_t queued, uint32_t limit)
     return queued + queued / 2 > limit; /* exactly the kernel's rule for EPOLLOUT: where it differs no edge comes */
 }
 
+/* The guest may wait until its window has room for its largest segment, or half of the most that it was ever offered
+ * (RFC 9293, 3.8.6.2.1), and where frames are large that may be more than is left: then for a fifth of a second at least. */
+static uint32_t useful_window(const struct engine *engine, const struct tcp *tcp)
+{
+    uint32_t half = tcp->rcv_window_max / 2, unit = 1u << tcp->our_scale;
+
+    return ((half < engine->view.mtu ? half : engine->view.mtu) + unit - 1) / unit * unit;
+}
+
 /* One call gives both the limit and what is queued, headers and all. */
-void tcp_room_ask(struct flow *flow)
+void tcp_room_ask(const struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
     uint32_t memory[SK_MEMINFO_VARS] = {0};
@@ -82,21 +91,26 @@ void tcp_room_ask(struct flow *flow)
     uint32_t room = limit > queued ? limit - queued : 0;
 
     tcp->room = tcp->room_asked = room - room / 8; /* an eighth for the kernel's own headers of full pages */
-    if (!queue_is_full(queued, limit))
+    if (!queue_is_full(queued, limit)) {
+        /* No edge would tell that there is more. What the kernel does not take of that much after all, the hold does. */
+        if (tcp->room < useful_window(engine, tcp))
+            tcp->room = tcp->room_asked = useful_window(engine, tcp);
         return;
+    }
     tcp->send_blocked = true;
     /* No send came short, so that the kernel does not know yet that somebody waits for room (SOCK_NOSPACE). Its poll
      * notes that, too, and EPOLL_CTL_MOD asks it: so there must be one, also when OUT is in the interest already. */
     flow->interest &= ~(uint32_t)EPOLLOUT;
 }
 
-bool tcp_room_grown(const struct flow *flow)
+bool tcp_room_grown(const struct engine *engine, const struct flow *flow)
 {
     const struct tcp *tcp = &flow->tcp;
     uint32_t edge = tcp->rcv_nxt + tcp->room;
 
     /* RFC 9293, 3.8.6.2.2: not for crumbs. Two of the guest's largest frames, or all there is when that is less. */
-    return seq_after(edge, tcp->rcv_edge) && (edge - tcp->rcv_edge >= 2 * UINT16_MAX || tcp->rcv_edge == tcp->rcv_nxt);
+    return seq_after(edge, tcp->rcv_edge) && (edge - tcp->rcv_edge >= 2 * UINT16_MAX || tcp->rcv_edge == tcp->rcv_nxt ||
+                                              tcp->rcv_edge - tcp->rcv_nxt < useful_window(engine, tcp));
 }
 
 /* Bytes in sequence that the kernel would not take: until it does, no more are welcome. */
@@ -119,6 +133,8 @@ uint16_t tcp_advertise(struct flow *flow)
         window = max;
     if (seq_after(tcp->rcv_nxt + window, tcp->rcv_edge))
         tcp->rcv_edge = tcp->rcv_nxt + window;
+    if (window > tcp->rcv_window_max)
+        tcp->rcv_window_max = window;
     return (uint16_t)(window >> tcp->our_scale);
 }
 
@@ -143,9 +159,9 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent
     flow->active_ms = engine->now_ms;
     owe_ack(engine, tcp);
     /* Peers only take from the queue, so that the last answer less what we put in since is never too much: ask again
-     * only when half of it is used. */
-    if (tcp->room < tcp->room_asked / 2)
-        tcp_room_ask(flow);
+     * only when half of it is used, or what is left may be too little for the guest to use. */
+    if (tcp->room < tcp->room_asked / 2 || tcp->room < useful_window(engine, tcp))
+        tcp_room_ask(engine, flow);
 }
 
 /* The peer has gone, and the guest is still sending. What came from the peer before that is in the receive queue: it

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Payload from the guest to the peer: acknowledged when the host's kernel has taken it, and the window is the room that
-the kernel's queue has. Adversary: a guest that sends more than it may, twice, or in another order."""
+the kernel's queue has, if the guest can use that. Adversary: a guest that sends more than it may, twice, or in another
+order."""
 
 from __future__ import annotations
 
@@ -189,6 +190,38 @@ def test_a_full_queue_closes_the_window_and_one_out_opens_it(conversation: Conve
         +0 peer takes all
         +0 > nothing
         +0 woken 0
+    """)
+
+
+@pytest.mark.world(mtu=65520)
+def test_a_window_is_never_too_small_for_a_guest_of_large_frames_to_use(conversation: Conversation) -> None:
+    """RFC 9293, 3.8.6.2.1: it may wait for half of the most that it was offered, and a queue that is not full makes no
+    edge that would tell of more. Where the kernel takes less, the rest is held."""
+    conversation.opened("mss ours,sackOK,wscale 7")
+    conversation("""
+        +0 kernel queue 60000
+        +0 < .  1:40001(40000) ack 1
+        +0 > .  1:1(0) ack 40001 win 128     # 65280 / 2, in units of 256; there is room for 17500
+        +0 < .  40001:72769(32768) ack 1
+        +0 > .  1:1(0) ack 60001 win 49
+        +0 peer takes all
+        +0 > .  1:1(0) ack 72769 win 155     # 60000 * 7 / 8 - 12768
+        +0 peer got 72768
+    """)
+
+
+@pytest.mark.world(mtu=65520)
+def test_a_guest_that_waits_for_a_window_of_use_hears_of_it(conversation: Conversation) -> None:
+    """It was offered some when the queue became full, but no segment of its own fits."""
+    conversation.opened("mss ours,sackOK,wscale 7")
+    conversation("""
+        +0 kernel queue 60000
+        +0 < .  1:50001(50000) ack 1
+        +0 > .  1:1(0) ack 50001 win 59
+        +0 forget
+        +0 peer takes 20000
+        +0 > .  1:1(0) ack 50001 win 128
+        +0 woken 1 idle 0
     """)
 
 

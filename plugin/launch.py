@@ -133,6 +133,14 @@ def _fill_standard_streams() -> None:
             return
 
 
+def _let_go_of(streams: range) -> None:
+    """/dev/null in the place of the caller's own."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in streams:
+        os.dup2(null, stream)
+    os.close(null)
+
+
 class Start:
     """All that the caller's rights opened, step by step; each step that fails raises StartError."""
 
@@ -354,15 +362,14 @@ class Start:
 
     def _let_go_of_streams(self) -> None:
         self.log.stderr = False
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in range(3):
-            os.dup2(null, stream)
-        os.close(null)
+        _let_go_of(range(3))
 
     def _control(self, ends: keeper.Ends) -> int:
         """In control's process: lets go of what is not its own, imports, and then gives its rights up."""
         spec, pages = self.spec, ends.pages
-        if not spec.foreground:
+        if spec.foreground:
+            _let_go_of(range(1))  # what is typed there is for the caller, or for its VM
+        else:
             self._let_go_of_streams()
         channels = [ends.keeper.fileno(), ends.cmd.fileno(), ends.up.fileno()]
         shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]

@@ -20,7 +20,7 @@ DATAGRAMS = 40 + 2 + 31
 def test_several_datagrams_in_one_call_come_back_as_they_went(network: Network, family: int) -> None:
     """In fewer frames than datagrams, if the guest's kernel and its front end have agreed on that."""
     if network.variant.kind.endswith("-stream"):
-        pytest.skip("Linux refuses UDP_SEGMENT where the network card computes no checksums, as QEMU's does on a stream")
+        pytest.skip("Linux refuses UDP_SEGMENT where the card computes no checksums, as QEMU's on a stream")
     features = network.guest.features()
     counters, server = Counters(network.helper.pid), EchoServer(family)
     try:

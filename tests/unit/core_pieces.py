@@ -39,7 +39,6 @@ HEADERS = (
     "hold",
     "link_stream",
     "link_vhost",
-    "link_vhost_setup",
     "list",
     "packet",
     "pcap_ring",

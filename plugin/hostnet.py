@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import stat
 
 from lockgate.plugin import address, netlink, resolvconf
 
@@ -140,12 +141,14 @@ def _dump(request: bytes) -> netlink.Dump:
 
 
 def _read_text(path: str) -> str | None:
-    """None: it cannot be read."""
+    """None: it cannot be read. Only an ordinary file is: a FIFO would hold up all that control does, for ever."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
         return None
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
         return os.read(fd, _RESOLV_CONF_MAX).decode("utf-8", "replace")
     except OSError:
         return None

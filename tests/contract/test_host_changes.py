@@ -141,6 +141,21 @@ def test_other_resolvers(host: Host, helper: Foreground, guest: Monitor, change:
     assert lease(guest)[1] == ["10.5.0.54"]
 
 
+def test_a_fifo_in_place_of_resolv_conf_holds_up_nothing(host: Host, helper: Foreground, guest: Monitor) -> None:
+    """Cause: control opened it, and waited for a writer for ever: no lease, no end when the front end went. The
+    resolvers stay as they were meanwhile; the address that changes too shows that there was a look."""
+    host.does("""
+        rm /etc/resolv.conf; mkfifo /etc/resolv.conf
+        ip address add 10.6.0.2/24 dev cable; ip address del 10.5.0.2/24 dev cable
+        ip route replace default via 10.6.0.1
+    """)
+    helper.line_with("guest4=10.6.0.2")
+    assert lease(guest) == ("10.6.0.2", ["10.5.0.53"])
+    host.does("rm /etc/resolv.conf; echo nameserver 10.6.0.54 > /etc/resolv.conf")
+    helper.line_with("dns4=10.6.0.54")
+    assert lease(guest)[1] == ["10.6.0.54"]
+
+
 def test_what_a_link_leads_to_is_followed(host: Host, start: Callable[..., Foreground]) -> None:
     """systemd-resolved writes the file that /etc/resolv.conf leads to."""
     host.does("mkdir /etc/elsewhere; echo nameserver 10.5.0.53 > /etc/elsewhere/r; ln -sf elsewhere/r /etc/resolv.conf")

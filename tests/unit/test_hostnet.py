@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import _socket
+import os
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,16 @@ def test_a_missing_resolv_conf_is_an_empty_one(tmp_path: Path) -> None:
     """A host without resolvers still has a network."""
     assert hostnet.read_host(str(tmp_path / "absent")).resolvers.servers4 == ()
     assert hostnet.read_host(str(tmp_path)).resolvers.servers4 == ()
+
+
+def test_a_fifo_in_place_of_resolv_conf_is_not_waited_for(tmp_path: Path) -> None:
+    """Cause: an ordinary open() of one waits for who writes, and read() for what is written. The text in this one is
+    what shows that it is not read."""
+    path = tmp_path / "resolv.conf"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    os.write(writer, b"nameserver 192.0.2.53\n")
+    assert hostnet.read_host(str(path)).resolvers.servers4 == ()
+    before = host(*ORDINARY, resolv_conf="nameserver 192.0.2.54")
+    assert hostnet.read_again(before, str(path)).resolvers is before.resolvers
+    os.close(writer)

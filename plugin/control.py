@@ -179,6 +179,7 @@ class Control:
             from lockgate.plugin.pcap import Capture
 
             self._capture_type = Capture
+        self._capturing = False  # whether workers are told to
 
     def _open_watches(self) -> None:
         try:
@@ -204,7 +205,7 @@ class Control:
         if self._capture_type is not None:
             fds = pages.pcap_fd, pages.pcap_event_fd, self._start.capture_fd
             capture = self._capture_type(loop, *fds, self._capture_ended)
-        self._capturing = capture is not None
+            self._capturing = capture.active  # not if the file has refused its header: then it has ended already
         loop.add_reader(self._keeper, self._on_keeper)
         self._schedule_stats()
         if self._neighbours is not None:

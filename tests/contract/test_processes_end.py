@@ -207,3 +207,12 @@ def test_a_capture_is_complete_when_the_helper_has_ended(start: Start, folder: P
     helper.send(signal.SIGTERM)
     assert helper.wait() == 0
     assert path.read_bytes()[:8] == bytes.fromhex("d4c3b2a102000400")
+
+
+def test_a_guest_on_a_host_with_a_full_disk_has_its_network(start: Start) -> None:
+    """-p FILE that takes not a byte is one warning. Cause: control ended over it, after the caller was told status 0."""
+    helper = start("-q", "-p", "/dev/full")
+    assert "Capture stopped, the file cannot be written: No space left" in helper.line_with("Capture")
+    FrontEnd.connect(helper.socket).negotiate()
+    helper.send(signal.SIGTERM)
+    assert (helper.wait(), helper.errors()) == (0, "")

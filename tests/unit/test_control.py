@@ -10,7 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -68,23 +68,27 @@ class Scene:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind("")  # an abstract address of the kernel's choice
         self.listener.listen()
-        pages = core_worker.SharedPages(capture=False)
+        pages = core_worker.SharedPages(capture=options.get("capture_fd", -1) >= 0)
         lines = log.Log("passt", options.pop("level", log.WARNING), json=False)
         settings = {"log": lines, "view": VIEW, "one_off": False, "trace": False, "capture_fd": -1, **options}
         settings.setdefault("vhost_user", True)
         start = control.Start(link_fd=os.dup(self.listener.fileno()), **settings)
         self.control = control.Control(start, keeper.Ends(own, channels.cmd, channels.up, pages))
 
-    async def play(self, part: Callable[[Scene], Awaitable[None]]) -> None:
+    async def play(self, part: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
         main = asyncio.create_task(self.control.main())
-        await part(self)
+        playing = asyncio.create_task(part(self))
+        await asyncio.wait([main, playing], return_when=asyncio.FIRST_COMPLETED)
+        if not playing.done():
+            raise AssertionError(f"control ended too early, with {main.result()}")
+        await playing
         self.keeper.close()
         assert await main == 0
         self.worker.close()
         self.listener.close()
 
 
-def play(part: Callable[[Scene], Awaitable[None]], **options: Any) -> None:
+def play(part: Callable[[Scene], Coroutine[Any, Any, None]], **options: Any) -> None:
     async def run() -> None:
         await Scene(**options).play(part)
 
@@ -115,6 +119,21 @@ def test_without_netlink_there_is_still_a_network(
 
     play(part, reassign=lambda view: view)
     assert "cannot be followed (netlink): Protocol not supported" in capfd.readouterr().err
+
+
+def test_a_capture_that_cannot_begin_is_one_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    """Cause: a file that refuses its header ended the capture before control knew whether there was one, and control
+    with it. No worker is told to capture; the guest has its network."""
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(scene.listener.getsockname())
+        client.close()
+        assert (await scene.worker.answer())[0] == lib.LG_CMD_LINK_RESET
+
+    play(part, capture_fd=os.open("/dev/full", os.O_WRONLY))
+    assert capfd.readouterr().err == "Capture stopped, the file cannot be written: No space left on device\n"
 
 
 def test_events_are_asked_for_when_somebody_hears_them() -> None:

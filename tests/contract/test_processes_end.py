@@ -210,7 +210,7 @@ def test_a_capture_is_complete_when_the_helper_has_ended(start: Start, folder: P
 
 
 def test_a_guest_on_a_host_with_a_full_disk_has_its_network(start: Start) -> None:
-    """-p FILE that takes not a byte is one warning. Cause: control ended over it, after the caller was told status 0."""
+    """-p FILE that takes not a byte is one warning. Cause: control ended over it, after READY."""
     helper = start("-q", "-p", "/dev/full")
     assert "Capture stopped, the file cannot be written: No space left" in helper.line_with("Capture")
     FrontEnd.connect(helper.socket).negotiate()

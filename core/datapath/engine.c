@@ -286,6 +286,20 @@ static void settle_ready(struct engine *engine)
         flow_settle(engine, container_of(node, struct flow, ready));
 }
 
+/* Whether more of the same is to be expected: see ONE_WAY_STEPS. */
+static void see_one_way(struct engine *engine)
+{
+    struct one_way *last = &engine->one_way, now = {.last_ns = engine->now_ns,
+                                                    .datagrams = engine->counters[C_datagrams_from_guest],
+                                                    .frames_to_guest = engine->counters[C_frames_to_guest]};
+    uint64_t sent = now.datagrams - last->datagrams;
+
+    if (sent && now.frames_to_guest == last->frames_to_guest && now.last_ns - last->last_ns <= sent * ONE_WAY_GAP_NS)
+        now.steps = last->steps < ONE_WAY_STEPS ? last->steps + 1 : ONE_WAY_STEPS;
+    *last = now;
+    engine->link->expected = now.steps == ONE_WAY_STEPS ? ONE_WAY_FRAMES : 0;
+}
+
 bool engine_from_guest(struct engine *engine)
 {
     const struct link_operations *link = engine->link->operations;
@@ -303,6 +317,7 @@ bool engine_from_guest(struct engine *engine)
         link->release(engine->link);
         link->flush(engine->link, engine->now_ms);
     }
+    see_one_way(engine);
     return more;
 }
 

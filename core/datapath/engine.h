@@ -19,6 +19,12 @@ enum engine_limits {
     ENGINE_LISTENER_FIRST = 1 << 16, /* what epoll carries for the first listener; below it are the loop's own */
     BATCHES_PER_STEP = 8,            /* then the sockets have their turn */
     UNREACHABLE_SLOTS = 64,
+    /* A guest sends datagrams one way, each with a kick: after so many in a row, each within so long of the one before, it
+     * is to kick after so many. Linux' drivers for real cards put off their interrupts for as long. Nobody waits for an
+     * answer to one: an answer ends it. */
+    ONE_WAY_STEPS = 16,
+    ONE_WAY_GAP_NS = 250000,
+    ONE_WAY_FRAMES = 16,
     ICMP_PER_SECOND = 100, /* errors that we send to the guest (RFC 4443, 2.4 (f)) */
 };
 
@@ -40,6 +46,13 @@ struct unreachable_memory {
 struct event_sink {
     void (*emit)(struct event_sink *sink, const struct lg_event *event);
     unsigned level; /* 0 none, 1 events, 2 and one for each frame that is dropped */
+};
+
+/* Steps in which the guest sent datagrams, and nothing was sent to it. */
+struct one_way {
+    unsigned steps;
+    uint64_t last_ns;
+    uint64_t datagrams, frames_to_guest; /* the counters then */
 };
 
 struct engine {
@@ -80,6 +93,7 @@ struct engine {
     void (*punt)(struct engine *engine, const struct guest_frame *frame);
     uint8_t *discard; /* TCP_REREAD_MAX bytes that nobody reads; only without SO_PEEK_OFF */
 
+    struct one_way one_way;
     struct guest_frame frame[LINK_BATCH];
     struct batch_segment segment[LINK_BATCH];
     unsigned segment_count;

@@ -90,9 +90,10 @@ struct link {
     uint64_t look_ms;  /* when from_guest() must be: the guest was asked not to say that it has something before */
     unsigned
         answers; /* of the frames committed since the last flush(), those that the guest answers one by one, at once */
-    bool large;  /* the guest takes frames beyond its MTU */
-    bool csum;   /* the guest takes partial checksums (GUEST_CSUM) */
-    bool tso4;   /* and TCP super-segments (GUEST_TSO4) */
+    unsigned expected; /* frames of the guest's that are on their way, and that nobody waits for */
+    bool large;        /* the guest takes frames beyond its MTU */
+    bool csum;         /* the guest takes partial checksums (GUEST_CSUM) */
+    bool tso4;         /* and TCP super-segments (GUEST_TSO4) */
     bool tso6;
     bool uso4; /* and several datagrams in one frame (GUEST_USO4) */
     bool uso6;

@@ -374,21 +374,25 @@ static void flush_transmitq(struct link_vhost *vhost, bool guest_looks, uint64_t
 }
 
 /* Sixteen probes of sixteen windows bring sixteen answers, tens of microseconds apart: a kick each, if nobody asks the
- * guest for one kick once all are there. Should it have less to say, we look after a while. */
-static void gather_answers(struct link_vhost *vhost, uint64_t now_ms)
+ * guest for one kick once all are there. The same of a stream of datagrams, where the kick is a good part of what each
+ * costs the guest, and the wake-up most of what it costs us. Should it have less to say, we look after a while. */
+static void gather(struct link_vhost *vhost, uint64_t now_ms)
 {
     struct vring *ring = &vhost->ring[TRANSMITQ];
+    struct link *link = &vhost->link;
+    unsigned chains = link->answers > 1 ? link->answers : link->expected;
+    uint64_t look_ms = now_ms + (link->answers > 1 ? VHOST_ANSWERS_MS : VHOST_EXPECTED_MS);
 
-    if (vhost->link.answers > 1 && vring_usable(ring) && vring_ask_kick_after(ring, vhost->link.answers))
-        vhost->link.look_ms = now_ms + VHOST_ANSWERS_MS;
-    vhost->link.answers = 0;
+    if (chains && vring_usable(ring) && vring_ask_kick_after(ring, chains) && look_ms < link->look_ms)
+        link->look_ms = look_ms; /* what was put off before is not put off again */
+    link->answers = 0;
 }
 
 static void vhost_flush(struct link *link, uint64_t now_ms)
 {
     struct link_vhost *vhost = vhost_of(link);
 
-    gather_answers(vhost, now_ms); /* before the guest sees the questions */
+    gather(vhost, now_ms); /* before the guest sees the questions */
     bool guest_looks = flush_receiveq(vhost);
 
     flush_transmitq(vhost, guest_looks, now_ms);

@@ -38,6 +38,7 @@ enum link_vhost_limits {
     VHOST_CALL_DELAY_MS = 2,     /* for a guest that waits all the same: its send buffers are full, or it shuts down */
     VHOST_CALL_BYTES_MAX = 4096, /* of frames whose buffers nobody waits for: the least that Linux allows a socket */
     VHOST_ANSWERS_MS = 5,        /* for so long a guest's answers gather, one kick and one wake-up for all of them */
+    VHOST_EXPECTED_MS = 1,       /* the same of frames that it sends one by one, and wants no answer to */
     VHOST_CALL_QUIET_MS = 50     /* after so long without a frame, the next interrupt is one in many milliseconds: not
                                     worth the wake-up of ours that sending it later would take */
 };

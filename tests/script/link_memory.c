@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "counters.h"
+
 static struct link_memory *memory_of(struct link *link)
 {
     return (struct link_memory *)link; /* the link is the first member */
@@ -226,6 +228,7 @@ static void memory_commit(struct link *link, size_t length, const struct offload
         size_t part = length - at < memory->buffer_bytes ? length - at : memory->buffer_bytes;
         memcpy(frame->bytes + at, reservation->buffer[at / memory->buffer_bytes], part);
     }
+    memory->counters[C_frames_to_guest]++;
     frame->offload = *offload;
     frame->time_ms = *memory->now_ms;
     list_append(&memory->committed, &frame->node);
@@ -277,7 +280,7 @@ static const struct link_operations operations = {
     .wait_room = memory_wait_room,
 };
 
-void link_memory_init(struct link_memory *memory, const uint64_t *now_ms)
+void link_memory_init(struct link_memory *memory, const uint64_t *now_ms, uint64_t *counters)
 {
     memset(memory, 0, sizeof(*memory));
     memory->link = (struct link){.operations = &operations,
@@ -288,6 +291,7 @@ void link_memory_init(struct link_memory *memory, const uint64_t *now_ms)
                                  .tso4 = true,
                                  .tso6 = true};
     memory->now_ms = now_ms;
+    memory->counters = counters;
     memory->piece_bytes = FRAME_BYTES_MAX;
     memory->batch_max = LINK_BATCH;
     memory->connected = true;

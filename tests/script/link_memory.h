@@ -36,6 +36,7 @@ struct memory_reservation {
 struct link_memory {
     struct link link;
     const uint64_t *now_ms;
+    uint64_t *counters;    /* the engine's */
     const char *violation; /* NULL: none */
 
     /* from the guest */
@@ -62,7 +63,7 @@ struct link_memory {
     struct list visible;
 };
 
-void link_memory_init(struct link_memory *memory, const uint64_t *now_ms);
+void link_memory_init(struct link_memory *memory, const uint64_t *now_ms, uint64_t *counters);
 void link_memory_free(struct link_memory *memory); /* all frames */
 
 struct memory_frame *memory_frame_new(size_t length);

@@ -133,7 +133,7 @@ int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reor
     err = engine_init(&world.engine, world.counters, &options, random);
     if (err)
         return err;
-    link_memory_init(&world.link, &world.engine.now_ms);
+    link_memory_init(&world.link, &world.engine.now_ms, world.counters);
     world.sink = (struct event_sink){.emit = keep_event, .level = 2};
     world.engine.link = &world.link.link;
     world.engine.events = &world.sink;
@@ -354,6 +354,11 @@ void script_get_link(struct script_link *ret_settings)
         .uso4 = link->link.uso4,
         .uso6 = link->link.uso6,
     };
+}
+
+unsigned script_expected(void)
+{
+    return world.link.link.expected;
 }
 
 unsigned script_room(void)

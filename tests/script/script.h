@@ -64,6 +64,7 @@ int script_listen(uint32_t slot, int fd, uint8_t protocol, uint16_t port,
                   const uint8_t target[16]); /* a port that leads to the guest */
 void script_listen_close(uint32_t first, uint32_t count);
 void script_give_room_late(unsigned buffers); /* just after the engine has found the link full, and before it waits */
+unsigned script_expected(void);               /* frames of the guest's, as the engine tells the link */
 void script_attach(void);                     /* the guest's driver is there (again): the link's room event */
 
 struct script_frame {

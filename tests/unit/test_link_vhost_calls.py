@@ -224,6 +224,33 @@ def test_a_guest_without_an_event_index_kicks_at_once() -> None:
     guest.link.close()
 
 
+def test_of_a_stream_one_kick_comes_for_many_frames() -> None:
+    """Sixteen kicks of sixteen datagrams are a good part of what these cost the guest."""
+    guest = Guest(INDIRECT | EVENT_IDX)
+    looks_at_its_ring(guest)
+    guest.link.vhost.link.expected = 3
+    guest.calls_after()
+    assert guest.link.vhost.link.look_ms == guest.now_ms + lib.VHOST_EXPECTED_MS
+    assert guest.kicks(SMALL, SMALL) == [False, False] and guest.kicks(SMALL) == [True]
+    guest.link.close()
+
+
+def test_a_look_that_is_due_is_not_put_off_by_what_happens_meanwhile() -> None:
+    """Otherwise a few frames could wait for as long as something else goes on."""
+    guest = Guest(INDIRECT | EVENT_IDX)
+    looks_at_its_ring(guest)
+    guest.link.vhost.link.expected = 3
+    guest.calls_after()
+    due = guest.link.vhost.link.look_ms
+    guest.now_ms += 1
+    guest.link.vhost.link.answers = 3
+    guest.calls_after()
+    assert guest.link.vhost.link.look_ms == due
+    looks_at_its_ring(guest)
+    assert guest.link.vhost.link.look_ms == NEVER
+    guest.link.close()
+
+
 def test_a_ring_that_stops_waits_for_nothing(guest: Guest) -> None:
     guest.sends(SMALL)
     assert guest.calls_after() == 0 and guest.waits

@@ -198,6 +198,8 @@ def unpack_flow(data: bytes) -> Flow:
         fault = f"it is between interfaces {first} and {second}"
     elif events != _ESTABLISHED_EVENTS:
         fault = "it is not open in both directions"
+    elif len({one.startswith(MAPPED_PREFIX) for one in (*inside[:2], *outside[:2])}) > 1:
+        fault = "its addresses are of IPv4 and of IPv6"
     elif max(guest_scale, our_scale) > SCALE_MAX or not MSS_MIN <= mss <= MSS_MAX:
         fault = f"its guest's segments have {mss} bytes, its windows are scaled by {guest_scale} and {our_scale}"
     if fault:  # numbers that the worker's record has no room for must not reach it

@@ -346,6 +346,21 @@ def test_a_connection_whose_address_the_other_host_lacks_is_lost_alone(pair: Pai
         lost.take()
 
 
+def test_a_connection_from_ipv4_to_ipv6_is_lost_alone(pair: Pair, vm: Vm, talk: Talk) -> None:
+    """Cause: a state with one byte changed in the prefix of an address made an IPv6 socket that was then to be
+    connected by IPv4, a TypeError that ended the helper which it reached."""
+    _connection, _peer = talk(pair.hosts.server())
+    vm.stop()
+    state = bytearray(vm.save())
+    state[HEAD + 54] = 1  # of the prefix ::ffff: of our own address
+    vm.detach()
+    vm.attach(pair.there.socket)
+    assert vm.load(bytes(state)) == 0
+    line = pair.there.line_with("comes from another host")
+    assert "0 connections; 1 are lost its addresses are of IPv4 and of IPv6" in line
+    vm.start()
+
+
 @pytest.mark.parametrize("whose", ["ours", "passt"])
 def test_the_command_passt_repair_is_all_that_it_needs(
     hosts: TwoHosts, helper: Callable[..., Foreground], vm: Vm, talk: Talk, whose: str

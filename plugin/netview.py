@@ -57,6 +57,7 @@ _NET_VIEW = struct.Struct("=IIII6s2x" + 17 * "16s")
 PREFIX6_BYTES = 8  # a /64: the only one with which SLAAC works (RFC 4862 §5.5.3 d, RFC 7421)
 WITHDRAWN_MAX = 4  # prefixes; a host that roams all day leaves none of them in use for so long
 
+MTU_MIN = 68  # that packets are made for, whatever is advertised: the worker has no room for headers below (RFC 791)
 MTU_UNKNOWN = 1500  # of an Ethernet interface to which nobody advertises one
 
 LOCAL_GUEST4 = address.IPV4_MAPPED + bytes((169, 254, 2, 1))
@@ -163,7 +164,7 @@ class Assignments:
     ) -> None:
         self.flags = flags
         self.advertised_mtu = mtu
-        self.mtu = mtu or MTU_UNKNOWN
+        self.mtu = max(mtu, MTU_MIN) if mtu else MTU_UNKNOWN
         self.our_mac = our_mac
         self.interface4 = family4.interface
         self.guest4 = family4.guest

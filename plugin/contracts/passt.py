@@ -188,6 +188,8 @@ class _Request:
         for name, family, least in (("IPv4", self.spec.ipv4, MTU_MIN_IPV4), ("IPv6", self.spec.ipv6, MTU_MIN_IPV6)):
             if 0 < mtu < least and family.enabled:
                 self.spec.warnings.append(f"--mtu {mtu}: {name} needs at least {least} and may not work")
+        if 0 < mtu < MTU_MIN_IPV4:
+            self.spec.warnings.append(f"--mtu {mtu}: packets to the guest are made for {MTU_MIN_IPV4} all the same")
         if 0 < mtu < MTU_MIN_TCP and self.spec.ipv4.enabled:
             self.spec.warnings.append(
                 f"--mtu {mtu}: Linux guests fragment TCP below {MTU_MIN_TCP}, and it will not work"

@@ -297,3 +297,10 @@ def test_commands_that_are_not_built_yet_say_so() -> None:
     assert version.returncode == 0 and re.fullmatch(r"lockgate \S+\n", version.stdout)
     usage = subprocess.run([lockgate], capture_output=True, text=True, timeout=PATIENCE)
     assert usage.returncode == 0 and usage.stdout.startswith("usage: lockgate")
+
+
+def test_an_mtu_below_what_ip_has_is_only_warned_about(start: Callable[..., Foreground]) -> None:
+    """As with passt. Cause: the worker refused it, with a sentence about a configuration that nobody had written."""
+    helper = start("-q", "-m", "1")
+    assert helper.line_with("made for 68") == "--mtu 1: packets to the guest are made for 68 all the same"
+    FrontEnd.connect(helper.socket).negotiate()

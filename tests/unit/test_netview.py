@@ -112,6 +112,13 @@ def test_addresses_can_be_given_to_a_host_that_has_none() -> None:
     assert (view.guest6, view.our_link_local) == (ip("2001:db8:1::3"), ip("fe80::1"))
 
 
+def test_an_mtu_that_the_worker_would_refuse_is_advertised_but_not_its_own() -> None:
+    """Cause: the worker takes none below 68, and the start that had only warned ended with its EINVAL."""
+    for mtu, made_for in ((1, 68), (67, 68), (68, 68), (69, 69)):
+        view = netview.assign(passt(mtu=mtu), host(*ORDINARY))
+        assert (view.advertised_mtu, view.mtu) == (mtu, made_for)
+
+
 def test_mtu_zero_is_not_advertised_and_taken_for_ethernets() -> None:
     """The worker always needs a number."""
     view = netview.assign(passt(mtu=0), host(*ORDINARY))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     Record = TypeVar("Record", netlink.Address, netlink.Route)
+    Tables = tuple[Sequence[netlink.Link], Sequence[netlink.Address], Sequence[netlink.Route]]
 
 RESOLV_CONF = "/etc/resolv.conf"
 _RESOLV_CONF_MAX = 65536
@@ -49,7 +50,7 @@ class HostNet:
         self.resolvers = resolvers
 
     @property
-    def tables(self) -> tuple[Sequence[netlink.Link], Sequence[netlink.Address], Sequence[netlink.Route]]:
+    def tables(self) -> Tables:
         return self.links, self.addresses, self.routes
 
 
@@ -91,11 +92,12 @@ def read_host(resolv_conf: str = RESOLV_CONF) -> HostNet:
 
 def read_again(before: HostNet, resolv_conf: str = RESOLV_CONF) -> HostNet:
     """Looks once more. A family that has lost its network is as before: a host that moves from one to the next has
-    none for a moment, and the guest keeps its addresses meanwhile. So are resolvers while their file cannot be read."""
-    links, addresses, routes = _read_tables()
+    none for a moment, and the guest keeps its addresses meanwhile. But not if the other family has moved: then the
+    host has arrived where this one is not to be had. Resolvers stay while their file cannot be read."""
+    now = links, addresses, routes = _read_tables()
     text = _read_text(resolv_conf)
-    for family in (_socket.AF_INET, _socket.AF_INET6):
-        if _has_network(links, addresses, routes, family) or not _has_network(*before.tables, family):
+    for family, other in ((_socket.AF_INET, _socket.AF_INET6), (_socket.AF_INET6, _socket.AF_INET)):
+        if _own(now, family) or not _own(before.tables, family) or _has_moved(before.tables, now, other):
             continue
         names = {link.index for link in links}
         links = [*links, *(link for link in before.links if link.index not in names)]
@@ -105,11 +107,15 @@ def read_again(before: HostNet, resolv_conf: str = RESOLV_CONF) -> HostNet:
     return HostNet(links, addresses, routes, resolvers)
 
 
-def _has_network(
-    links: Sequence[netlink.Link], addresses: Sequence[netlink.Address], routes: Sequence[netlink.Route], family: int
-) -> bool:
-    template = choose_template(links, addresses, routes, family)
-    return template is not None and template.address != address.UNSET
+def _own(tables: Tables, family: int) -> bytes:
+    """The host's address on the network of this family; empty: it has none."""
+    template = choose_template(*tables, family)
+    return b"" if template is None or template.address == address.UNSET else template.address
+
+
+def _has_moved(before: Tables, now: Tables, family: int) -> bool:
+    """Whether it has a network, and no longer the address on the one before."""
+    return bool(_own(now, family)) and _own(before, family) not in [one.address for one in now[1]]
 
 
 def _of_family(records: Sequence[Record], family: int) -> list[Record]:

@@ -5,7 +5,8 @@ Called by the control process: `answer` for each router solicitation that the wo
 intervals between UNSOLICITED_MIN and UNSOLICITED_MAX seconds. Adversary: the guest.
 
 The router is for ever, and so is what it advertises: lifetimes are infinite, or as long as their field allows; only a
-prefix that the host has lost gets the end of its preference, and two hours for what is open (RFC 4862 §5.5.3).
+prefix that the host has lost gets the end of its preference, and two hours for what is open (RFC 4862 §5.5.3). With
+the last one we are no router any more (lifetime zero, RFC 4861 §6.3.4): what the guest tries by IPv6 fails at once.
 
 Where this differs from passt, on purpose: the prefix option holds the prefix, not the address of the guest (RFC 4861
 §4.6.2: bits beyond the prefix must be zero); search domains are advertised without a resolver too; an MTU below 1280
@@ -124,7 +125,9 @@ def _solicitation_parse(message: bytes, hop_limit: int) -> Ignored | None:
 
 def _message_build(view: Assignments) -> bytes:
     flags = _MANAGED if view.dhcpv6 else 0
-    message = _HEADER.pack(_ADVERTISEMENT, 0, 0, HOP_LIMIT, flags, _LIFETIME_LONGEST, 0, 0)
+    nowhere = view.withdrawn6 and view.guest6 == address.UNSET  # the host has left IPv6 behind
+    lifetime = 0 if nowhere else _LIFETIME_LONGEST
+    message = _HEADER.pack(_ADVERTISEMENT, 0, 0, HOP_LIMIT, flags, lifetime, 0, 0)
     if view.guest6 != address.UNSET:
         prefix = view.guest6[:PREFIX6_BYTES].ljust(16, b"\0")
         message += _option(

@@ -106,6 +106,19 @@ def test_an_address_that_the_host_loses_for_another(host: Host, helper: Foregrou
         pass
 
 
+def test_a_host_that_moves_to_a_network_without_ipv6(host: Host, helper: Foreground, guest: Monitor) -> None:
+    """The prefix is out of favour, and we are no router for it: a guest would try IPv6 first for every name."""
+    helper.line_with("link.attach")
+    host.does("""
+        ip link del cable; ip link add cable type veth peer name end; ip link set end up; ip link set cable up
+        ip address add 10.6.0.2/24 dev cable; ip route add default via 10.6.0.1
+    """)
+    advertisement = guest.receives(ICMPv6ND_RA)
+    while prefixes(advertisement) != {"fd05::": 0} or advertisement[ICMPv6ND_RA].routerlifetime:
+        advertisement = guest.receives(ICMPv6ND_RA)
+    assert lease(guest)[0] == "10.6.0.2"
+
+
 def test_a_host_without_network_for_a_while(host: Host, helper: Foreground, guest: Monitor) -> None:
     """The guest keeps its addresses: there is nothing better, and the host may be about to have the same ones again."""
     host.does("ip link set cable down; ip address flush dev cable")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from host_samples import ETH0, ORDINARY, WLAN0, host, ip, own, route
 
-from lockgate.plugin import hostnet, netview
+from lockgate.plugin import address, hostnet, netview
 from lockgate.plugin.host_watch import FileWatch, HostWatch, names_in
 from lockgate.plugin.spec import NetworkSpec
 
@@ -104,12 +104,33 @@ def test_an_address_that_the_guest_has_is_kept_while_the_host_has_it() -> None:
     assert netview.follow(SPEC, host(*without, fresh), HOME).guest6 == ip("2001:db8::77")
 
 
-@pytest.mark.parametrize("records", [(), (own(ETH0, "fe80::7/64", scope=253),)], ids=["nothing", "link-local"])
+def looked(monkeypatch: pytest.MonkeyPatch, *records: object) -> hostnet.HostNet:
+    """What a look at a host with these records makes of an ordinary one before."""
+    now = host(*records)  # type: ignore[arg-type]
+    monkeypatch.setattr(hostnet, "_read_tables", lambda: now.tables)
+    return hostnet.read_again(host(*ORDINARY, resolv_conf="nameserver 192.0.2.53"), "/nonexistent")
+
+
+NOTHING6 = own(ETH0, "fe80::7/64", scope=253)
+STAYS4 = own(ETH0, "192.0.2.7/24"), route("0.0.0.0/0", (ETH0, "192.0.2.1"))
+
+
+@pytest.mark.parametrize("records", [(), (NOTHING6,), STAYS4, (*STAYS4, NOTHING6)])
 def test_a_family_without_network_is_as_it_was(records: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each family by itself: the other may have moved."""
-    before, now = host(*ORDINARY, resolv_conf="nameserver 192.0.2.53"), host(*ELSEWHERE[::2])
-    monkeypatch.setattr(hostnet, "_read_tables", lambda: (now.links, [*now.addresses, *records], now.routes))
-    again = hostnet.read_again(before, "/nonexistent")
-    view = netview.follow(SPEC, again, HOME)
-    assert (view.guest4, view.guest6) == (ip("198.51.100.9"), HOME.guest6)
-    assert again.resolvers is before.resolvers
+    """While the host is off line, or where it was."""
+    again = looked(monkeypatch, *records)
+    assert netview.follow(SPEC, again, HOME).changes(HOME) == {"dns4": (ip("192.0.2.53"),)}
+    assert again.resolvers.servers4 == (ip("192.0.2.53"),)
+
+
+@pytest.mark.parametrize("records", [(), (NOTHING6,)], ids=["nothing", "link-local"])
+def test_a_family_that_the_host_has_left_behind_is_taken_back(
+    records: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: it was kept whatever the other family did, and a guest in a network without IPv6 had the prefix of the
+    one before for ever, and tried that first."""
+    view = netview.follow(SPEC, looked(monkeypatch, *ELSEWHERE[::2], *records), HOME)
+    assert (view.guest4, view.guest6, view.dhcpv6) == (ip("198.51.100.9"), address.UNSET, False)
+    assert view.withdrawn6 == (HOME.guest6[:8],)
+    view = netview.follow(SPEC, looked(monkeypatch, *ELSEWHERE[1::2]), HOME)
+    assert (view.guest4, view.guest6) == (netview.LOCAL_GUEST4, ip("2001:db8:9::9"))

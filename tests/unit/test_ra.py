@@ -136,6 +136,17 @@ def test_local_mode_advertises_a_router_without_prefix() -> None:
     assert options(packet) == [ICMPv6NDOptSrcLLAddr, ICMPv6NDOptMTU]
 
 
+def test_who_has_left_ipv6_behind_is_no_router() -> None:
+    """Cause: a guest that still has a route by IPv6 tries that first. Not so in the local mode of the start."""
+    spec = NetworkSpec(contract="passt")
+    now = netview.follow(spec, host(), assignments())
+    packet = answered(solicitation(), now)
+    prefix = packet[ICMPv6NDOptPrefixInfo]
+    assert (packet[ICMPv6ND_RA].routerlifetime, prefix.validlifetime, prefix.preferredlifetime) == (0, 7200, 0)
+    back = netview.follow(spec, host(*ORDINARY), now)
+    assert answered(solicitation(), back)[ICMPv6ND_RA].routerlifetime == 65535
+
+
 def test_search_domains_need_no_resolver() -> None:
     """They may serve resolvers that the guest knows from DHCP."""
     packet = answered(solicitation(), assignments(resolv_conf="nameserver 192.0.2.53\nsearch example.org"))

@@ -242,8 +242,8 @@ class Start:
             if os.geteuid() or not _in_initial_user_namespace():
                 return None
             return NOBODY, NOBODY
-        if wanted == (os.geteuid(), os.getegid()) and wanted[0]:
-            return None
+        if wanted == (os.geteuid(), os.getegid()) and (wanted[0] or not _in_initial_user_namespace()):
+            return None  # who is that already; the machine's root still lets go of what else it has
         try:
             _become(wanted)()
         except OSError as failure:

@@ -75,6 +75,17 @@ def test_who_may_not_become_somebody_else_is_told_so(folder: Path) -> None:
     assert not (folder / "s").exists()
 
 
+@pytest.mark.parametrize("who", ["0", "0:0"])
+def test_who_is_that_user_already_goes_on_as_it_is(start: Start, who: str) -> None:
+    """Root of a container. Cause: it let go of its further groups first, which the kernel refuses there (setgroups)."""
+    if shutil.which("unshare") is None or run("--version", prefix=OUTSIDE).returncode:
+        pytest.skip("this machine does not let us make a user namespace")
+    helper = start("-q", "--runas", who, prefix=OUTSIDE)
+    FrontEnd.connect(helper.socket).negotiate()
+    helper.send(signal.SIGTERM)
+    assert (helper.wait(), helper.errors()) == (0, "")
+
+
 def test_counters_are_printed_while_something_happens(start: Start) -> None:
     helper = start("-q", "--stats", "1")
     FrontEnd.connect(helper.socket).negotiate()

@@ -306,6 +306,8 @@ class _Request:
     def on_outbound(self, text: str) -> None:
         """An address that the host does not have (yet) is no mistake: it is tried at each connection."""
         own = _host("--outbound", text, "this host, IPv4 or IPv6")
+        if ":" in text and address.is_ipv4(own):
+            raise _refusal(f"--outbound {text}: an IPv4 address is expected as such, {address.to_text(own)}")
         if own == address.LOOPBACK6:
             raise _refusal(f"--outbound {text}: IPv6 that comes from there goes nowhere else; leave it out")
         self._family(own).outbound = own
@@ -334,7 +336,10 @@ class _Request:
             return
         mapped = address.parse(text)
         if mapped is None or _is_nobodys(mapped) or address.is_multicast(mapped):
-            raise _refusal(f"--map-host-loopback {text}: expected an address, IPv4 or IPv6, or none")
+            raise _refusal(
+                f"--map-host-loopback {text}: expected the address of a host as the guest is to see it, no loopback "
+                "one; or none"
+            )
         self._family(mapped).map_host_loopback = mapped
 
     def on_no_map_gw(self, _: str) -> None:

@@ -406,6 +406,21 @@ def test_what_stands_for_the_hosts_loopback(line: str, mapped4: str | None, mapp
     assert got.ipv6.map_host_loopback == (None if mapped6 is None else ip(mapped6))
 
 
+def test_an_outbound_address_of_ipv4_is_written_as_such() -> None:
+    """Cause: our addresses of IPv4 are mapped into IPv6, and one that was written so was taken for one of them."""
+    assert refusal("-o", "::ffff:10.7.0.2") == (
+        "--outbound ::ffff:10.7.0.2: an IPv4 address is expected as such, 10.7.0.2"
+    )
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1", "::1", "0.0.0.0", "224.0.0.1"])
+def test_what_a_mapping_of_the_host_cannot_be_is_said(text: str) -> None:
+    """Cause: the sentence asked for an address of IPv4, which 127.0.0.1 is."""
+    assert "expected the address of a host as the guest is to see it, no loopback one" in refusal(
+        "--map-host-loopback", text
+    )
+
+
 def test_ways_out_are_of_each_family() -> None:
     """And --map-guest-addr none takes both back."""
     got = parse(*"-o 10.0.0.1 -o fd00::1 -o 10.0.0.2 --outbound-if4 lo --map-guest-addr 10.9.9.9".split())

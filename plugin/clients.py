@@ -58,7 +58,7 @@ async def accept(listener: socket.socket, tell: Callable[[str], None]) -> socket
             return client
 
 
-def _has_left(client: socket.socket) -> bool:
+def has_left(client: socket.socket) -> bool:
     """Whether the other end is closed, whatever is still to be read."""
     poll = select.poll()
     poll.register(client, select.POLLRDHUP)
@@ -102,7 +102,7 @@ class Clients:
         before the end of its first connection has been read, and waits in the backlog for the detach."""
         while True:
             await readable(listener)
-            if _has_left(client):
+            if has_left(client):
                 return
             (await self._accept(listener)).close()
             self._emit("link.refused", reason="another front end is being served", request="connect")

@@ -113,6 +113,11 @@ class Mover:
             return errno.ENODATA
         return await asyncio.shield(self._task)
 
+    def abandon(self) -> None:
+        """Nobody waits for the transfer any more: it ends at the next byte."""
+        if self._pipe is not None:
+            self._pipe.abandon()
+
     async def _transfer(self, direction: int, pipe: Pipe) -> int:
         try:
             await (self._leave(pipe) if direction == SAVE else self._arrive(pipe))
@@ -138,8 +143,7 @@ class Mover:
         begun with worker or helper is brought to its end. Flows that have left stay silent, so that a late segment of a
         peer's is not answered by a reset; unless they are not to linger."""
         task, self._task = self._task, None
-        if self._pipe is not None:
-            self._pipe.abandon()
+        self.abandon()
         if task is not None:
             await asyncio.wait([task])
         self._drop_copies()

@@ -93,7 +93,8 @@ class RepairHelper:
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = await loop.sock_recv(helper, 1)
         except TimeoutError:
-            answer = b""
+            self._drop()
+            raise RepairError(f"the repair helper has not answered for {ANSWER_SECONDS} s") from None
         except OSError as error:
             self._drop()
             raise RepairError(f"the repair helper cannot be reached: {error.strerror}") from None
@@ -103,4 +104,6 @@ class RepairHelper:
                 loop.add_reader(helper, self._on_word)
         if answer != word:
             self._drop()
-            raise RepairError("the repair helper refused, as it does without CAP_NET_ADMIN")
+            if not answer:
+                raise RepairError("the repair helper went away, as it does without CAP_NET_ADMIN")
+            raise RepairError("the repair helper refused")

@@ -18,8 +18,9 @@ import asyncio
 import contextlib
 import os
 import socket
+from typing import TYPE_CHECKING
 
-from lockgate.plugin.clients import Clients, Emit, readable
+from lockgate.plugin.clients import Clients, Emit, has_left, readable
 from lockgate.plugin.vhost_user.dispatch import Message, Plan, Refused, Verdict, answer
 from lockgate.plugin.vhost_user.messages import (
     FDS_MAX,
@@ -27,10 +28,14 @@ from lockgate.plugin.vhost_user.messages import (
     PROTOCOL_FEATURES,
     PROTOCOL_FEATURES_HANDED_OVER,
     Header,
+    Request,
     request_name,
 )
 from lockgate.plugin.vhost_user.session import Session
 from lockgate.plugin.vhost_user.worker import StateTransfer, Worker, WorkerError, WorkerGone
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 FDS_BYTES = FDS_MAX * array.array("i").itemsize
 
@@ -177,7 +182,8 @@ class VhostUserServer:
         reader = MessageReader(client)
         try:
             while message := await reader.read():
-                verdict = await self._request(session, message)
+                async with self._while_there(client, message):
+                    verdict = await self._request(session, message)
                 if isinstance(verdict, Refused):
                     name = request_name(message.header.request)
                     self._emit("link.refused", reason=verdict.reason, request=name)
@@ -192,6 +198,25 @@ class VhostUserServer:
         except OSError as error:
             return f"the connection broke: {error.strerror}"
         return "the front end closed the connection"
+
+    @contextlib.asynccontextmanager
+    async def _while_there(self, client: socket.socket, message: Message) -> AsyncIterator[None]:
+        """Of all requests only the end of a transfer may be long in coming, through a pipe that others hold: a front
+        end that goes meanwhile gives the transfer up, as it would before it asked."""
+        if self._transfer is None or message.header.request != Request.CHECK_DEVICE_STATE:
+            yield
+            return
+        watching = asyncio.create_task(self._abandon_if_left(client, self._transfer))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _abandon_if_left(self, client: socket.socket, transfer: StateTransfer) -> None:
+        await readable(client)
+        if has_left(client):
+            transfer.abandon()
 
     async def _request(self, session: Session, message: Message) -> Verdict:
         try:

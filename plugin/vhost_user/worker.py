@@ -40,6 +40,9 @@ class StateTransfer(Protocol):
     async def result(self) -> int:
         """0 or an errno, once what was begun last has ended."""
 
+    def abandon(self) -> None:
+        """Nobody waits for what was begun any more."""
+
     async def link_starts(self) -> None:
         """A ring is about to be started."""
 

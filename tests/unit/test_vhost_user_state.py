@@ -40,6 +40,9 @@ class FakeTransfer:
     async def result(self) -> int:
         return self.outcome
 
+    def abandon(self) -> None:
+        pass
+
     async def link_starts(self) -> None:
         self.starts += 1
 

@@ -6,7 +6,8 @@ structured events (events.py renders those, and hands debug lines to this).
 Adversary: whoever makes us log much. The log file is bounded; callers limit the rate of what a guest can trigger.
 
 Invariants: one call writes one line, with one write() a place; a place that fails is given up without a word, since
-there is nobody left to tell. The file is shared by two processes and opened with O_APPEND, so lines do not mix.
+there is nobody left to tell. A standard error that nobody reads holds up nothing: what it has no room for is lost, and
+counted. The file is shared by two processes and opened with O_APPEND, so lines do not mix.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
+import select
 import time
 from _json import encode_basestring_ascii
 
@@ -29,6 +31,7 @@ _JSON_LEVEL = ("error", "warning", "info", "debug")
 _SYSLOG_DAEMON = 3 << 3  # facility, RFC 5424 6.2.1; severities below
 _SYSLOG_SEVERITY = (3, 4, 6, 7)
 
+_PIPE_BYTES = 4096  # PIPE_BUF, the least that a pipe which can be written to has room for (pipe(7))
 _CUT_SHARE = 3, 10  # how much of a full file goes: its oldest three tenths
 
 
@@ -64,10 +67,30 @@ class LogFile:
         fcntl.lockf(self.fd, fcntl.LOCK_UN)
 
 
+class StandardError:
+    """The caller's, who may have left a pipe there that he never reads. O_NONBLOCK would be his, too: so it is asked."""
+
+    __slots__ = ("_lost",)
+
+    def __init__(self) -> None:
+        self._lost = 0
+
+    def write(self, record: bytes) -> None:
+        """What has no room is lost. Room in a pipe is for _PIPE_BYTES at least, and then they are taken without waiting."""
+        if self._lost and _takes(2):
+            os.write(2, b"%d lines were lost here: nobody read them\n" % self._lost)
+            self._lost = 0
+        for start in range(0, len(record), _PIPE_BYTES):
+            if not _takes(2):
+                self._lost += 1
+                return
+            os.write(2, record[start : start + _PIPE_BYTES])
+
+
 class Log:
     """Where lines go. Made once by the wrapper; control works on its own copy after the fork."""
 
-    __slots__ = ("level", "stderr", "json", "file", "_program", "_syslog", "_start")
+    __slots__ = ("level", "stderr", "json", "file", "_program", "_standard_error", "_syslog", "_start")
 
     def __init__(self, program: str, level: int, json: bool) -> None:
         self.level = level
@@ -75,6 +98,7 @@ class Log:
         self.json = json
         self.file: LogFile | None = None
         self._program = program
+        self._standard_error = StandardError()
         self._syslog: _socket.socket | None = None
         self._start = time.monotonic()
 
@@ -112,7 +136,7 @@ class Log:
 
     def event_to_stderr(self, line: str) -> None:
         """A structured event, rendered already."""
-        _offer(_to_stderr, f"{line}\n")
+        _offer(self._standard_error.write, f"{line}\n")
 
     def event_to_file(self, line: str) -> None:
         self._to_file(DEBUG, line)
@@ -121,7 +145,7 @@ class Log:
         if level > self.level:
             return
         if self.stderr:
-            _offer(_to_stderr, _json_line(level, text) if self.json else f"{text}\n")
+            _offer(self._standard_error.write, _json_line(level, text) if self.json else f"{text}\n")
         self._to_file(level, text)
         if self._syslog is not None:
             priority = _SYSLOG_DAEMON | _SYSLOG_SEVERITY[level]
@@ -141,8 +165,11 @@ def _json_line(level: int, text: str) -> str:
     return f'{{"event": {event}, "level": "{_JSON_LEVEL[level]}", "timestamp": "{when}.{nanoseconds // 1000:06}Z"}}\n'
 
 
-def _to_stderr(record: bytes) -> None:
-    os.write(2, record)
+def _takes(fd: int) -> bool:
+    """Whether a write does not wait. One that fails does not wait either."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _offer(write: Callable[[bytes], object], text: str) -> None:

@@ -81,6 +81,28 @@ def test_a_place_that_fails_is_passed_over(tmp_path: Path) -> None:
     lines.error("nowhere to go")
 
 
+def test_a_standard_error_that_nobody_reads_holds_up_nothing() -> None:
+    """Cause of what this was found by: control waited for the reader of its pipe, and its guest for control."""
+    reader, writer = os.pipe()
+    kept = os.dup(2)
+    os.dup2(writer, 2)
+    try:
+        lines = log.Log("passt", log.DEBUG, json=False)
+        for _ in range(100):
+            lines.debug("x" * 5000)
+        before = os.read(reader, 1 << 20)
+        lines.debug("heard again")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(writer)
+    after = os.read(reader, 1 << 20).decode().splitlines()
+    os.close(reader)
+    whole = before.count(b"\n")
+    assert 0 < whole < 100
+    assert after == [f"{100 - whole} lines were lost here: nobody read them", "heard again"]
+
+
 def test_events_are_wanted_only_where_they_are_heard(tmp_path: Path) -> None:
     """With --debug but all streams closed and no file, the worker is not asked for any."""
     lines = log.Log("passt", log.DEBUG, json=False)

@@ -68,7 +68,7 @@ class LogFile:
 
 
 class StandardError:
-    """The caller's, who may have left a pipe there that he never reads. O_NONBLOCK would be his, too: so it is asked."""
+    """The caller's, maybe a pipe that he never reads. O_NONBLOCK would be his, too: so it is asked before each write."""
 
     __slots__ = ("_lost",)
 

@@ -68,7 +68,7 @@ class LogFile:
 
 
 class StandardError:
-    """The caller's, maybe a pipe that he never reads. O_NONBLOCK would be his, too: so it is asked before each write."""
+    """The caller's, maybe a pipe that he never reads. O_NONBLOCK would be his, too, so each write asks first."""
 
     __slots__ = ("_lost",)
 
@@ -76,7 +76,7 @@ class StandardError:
         self._lost = 0
 
     def write(self, record: bytes) -> None:
-        """What has no room is lost. Room in a pipe is for _PIPE_BYTES at least, and then they are taken without waiting."""
+        """What has no room is lost. A pipe that has any takes _PIPE_BYTES without waiting."""
         if self._lost and _takes(2):
             os.write(2, b"%d lines were lost here: nobody read them\n" % self._lost)
             self._lost = 0

@@ -98,12 +98,18 @@ static void progress(struct engine *engine, struct flow *flow)
     if (flow->done)
         return;
     shut_to_host(flow);
-    tcp_discard_acked(engine, flow);
+    /* Each time that bytes leave its queue, the kernel tells the peer of the room: steps spare the peer's machine, or the
+     * other half of this one, most of those ACKs. A peer that might wait for room waits for nothing: once all that it has
+     * sent is read, the rest is dropped too, and after its FIN: close() resets what still has bytes. */
+    if (tcp->acked >= TCP_DISCARD_STEP || !engine->peek_off)
+        tcp_discard_acked(engine, flow);
     if (flow->done)
         return;
     if (tcp->to_guest == HALF_SYN)
         send_syn(engine, flow);
     tcp_send_to_guest(engine, flow);
+    if (!flow->done && (!tcp->readable || tcp->to_guest != HALF_OPEN))
+        tcp_discard_acked(engine, flow);
     if (flow->done)
         return;
     send_owed(engine, flow);

@@ -109,6 +109,10 @@ enum tcp_limits {
      * has three quarters to read meanwhile. (Half of a ring of 256 pages.) */
     TCP_WINDOW_STEP = 512 << 10,
 
+    /* Of what the guest has acknowledged, while more lies behind it in the socket: measured, 64 KiB gains half as much, and
+     * 256 KiB leaves a single stream too little room. */
+    TCP_DISCARD_STEP = 128 << 10,
+
     TCP_BUDGET_BYTES = 1 << 20, /* to the guest, before other flows have their turn; one full ring of 256 pages */
 
     /* Bytes that a read expects at first, and at least: reserving room costs time for each buffer of the guest's, and a

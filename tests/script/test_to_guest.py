@@ -57,6 +57,30 @@ def test_a_steady_transfer_costs_two_calls_a_read(conversation: Conversation) ->
     """)
 
 
+@pytest.mark.parametrize("peek_off", [True], ids=["peek_off"])
+def test_what_is_acknowledged_is_dropped_in_steps_while_more_is_there(conversation: Conversation) -> None:
+    """Each discard makes the kernel tell the peer of its room; one that might wait for room waits for no step."""
+    conversation.opened("mss 1024,wscale 7", window=1024)
+    conversation("""
+        +0 peer sends 400000
+        +0 > data 1:131073 ack 1
+        +0 stall window
+        +0 < . 1:1(0) ack 65537
+        +0 > data 131073:196609 ack 1
+        +0 kernel holds 400000
+        +0 < . 1:1(0) ack 131073
+        +0 > data 196609:262145 ack 1
+        +0 kernel holds 268928
+        +0 < . 1:1(0) ack 262145
+        +0 > data 262145:393217 ack 1
+        +0 kernel holds 137856
+        +0 < . 1:1(0) ack 300001
+        +0 > data 393217:400001 ack 1
+        +0 stall caught_up
+        +0 kernel holds 100000
+    """)
+
+
 def test_bulk_data_is_super_segments_of_whole_mss(conversation: Conversation) -> None:
     """A guest with TSO gets frames of as many whole segments as 65535 bytes of IP packet hold, whatever the MTU."""
     conversation.opened()

@@ -22,36 +22,69 @@ if TYPE_CHECKING:
 # RTMGRP_*, <linux/rtnetlink.h>: links, addresses and routes of both families
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 _INOTIFY = struct.Struct("=iIII")  # watch, mask, cookie, length of the name behind it
+_LOST = -1  # for a watch: events were lost
 _READ_MAX = 65536
 _READS_A_TURN = 16  # then others have theirs
+_LINKS_MAX = 40  # Linux follows no more on the way to one file (path_resolution(7))
 
 
-def names_in(events: bytes) -> set[bytes]:
-    """The names that inotify's events are about; without any, something larger happened to a folder: b""."""
+def changes_in(events: bytes) -> set[tuple[int, bytes]]:
+    """The watches and names that inotify's events are about; without a name, something happened to the folder."""
     found, at = set(), 0
     while at + _INOTIFY.size <= len(events):
-        *_, length = _INOTIFY.unpack_from(events, at)
+        watch, _, _, length = _INOTIFY.unpack_from(events, at)
         at += _INOTIFY.size
-        found.add(events[at : at + length].rstrip(b"\0"))
+        found.add((watch, events[at : at + length].rstrip(b"\0")))
         at += length
     return found
 
 
 class FileWatch:
-    """One file, by its name in its folder, and by the name in the folder that a symbolic link leads to."""
+    """What a path leads to: the file itself, each symbolic link on the way to it, and each folder.
+
+    Of a folder that holds a link, the file, or the first name that is missing, the names are watched; of the others
+    only whether they are still there under their name, so that what else happens in / or /run wakes nobody.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self.fd = lib.lg_watch_open()
-        self._names: set[bytes] = set()
+        self._names: dict[int, set[bytes]] = {}  # by watch, those that the file depends on
         self._aim()
 
     def _aim(self) -> None:
-        """At the folders as they are now. One that cannot be watched is not: the file is then as it is at the start."""
-        places = {self._path, os.path.realpath(self._path)}
-        self._names = {os.fsencode(os.path.basename(place)) for place in places} | {b""}
-        for place in places:
-            lib.lg_watch_folder(self.fd, os.fsencode(os.path.dirname(place)))
+        """Along the path as it is now. A folder that cannot be watched is not."""
+        before, self._names = self._names, {}
+        folder, rest, links = "/", _parts(self._path), 0
+        self._watch(folder)
+        while rest:
+            name = rest.pop()
+            if name == "..":
+                folder = os.path.dirname(folder)
+                continue
+            place = os.path.join(folder, name)
+            if rest and self._watch(place):
+                folder = place
+                continue
+            self._watch(folder, name)  # before the look at what it is: what changes afterwards is told
+            target = _link_target(place)
+            if target:
+                links += 1
+                folder = "/" if target.startswith("/") else folder
+                rest += _parts(target)
+            else:
+                folder = place
+            if links > _LINKS_MAX:
+                break
+        for watch in before.keys() - self._names.keys():
+            lib.lg_watch_end(self.fd, watch)
+
+    def _watch(self, folder: str, name: str = "") -> bool:
+        """A folder, and with `name` also that in it. Whether it can be: not if it is a link."""
+        watch = lib.lg_watch_folder(self.fd, os.fsencode(folder), bool(name))
+        if watch >= 0:
+            self._names.setdefault(watch, {b""}).add(os.fsencode(name))
+        return bool(watch >= 0)
 
     def touched(self) -> bool:
         """Reads what was told, and says whether it was about the file."""
@@ -61,10 +94,24 @@ class FileWatch:
                 events = os.read(self.fd, _READ_MAX)
             except BlockingIOError:
                 break
-            found = found or bool(names_in(events) & self._names)
+            for watch, name in changes_in(events):
+                found = found or watch == _LOST or name in self._names.get(watch, ())
         if found:
             self._aim()
         return found
+
+
+def _parts(path: str) -> list[str]:
+    """The names in a path, the first one last."""
+    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
+
+
+def _link_target(place: str) -> str:
+    """Empty: it is no symbolic link."""
+    try:
+        return os.readlink(place)
+    except OSError:
+        return ""
 
 
 class HostWatch:

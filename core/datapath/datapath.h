@@ -412,8 +412,12 @@ int lg_signals_open(void);
 /* Closes every descriptor from 3 up, but those named (-1 names none). 0 or -ENOMEM. */
 int lg_close_all_but(const int *keep, unsigned count);
 
-int lg_watch_open(void);                       /* an inotify descriptor that does not block, or a negative errno */
-int lg_watch_folder(int fd, const char *path); /* changes of names in it are told there; its number or -errno */
+int lg_watch_open(void); /* an inotify descriptor that does not block, or a negative errno */
+
+/* Tells there when the folder moves or goes and, with `names`, when a name in it changes. The watch's number or a
+ * negative errno: -ENOTDIR also for a link to a folder. */
+int lg_watch_folder(int fd, const char *path, int names);
+int lg_watch_end(int fd, int watch); /* 0 or -EINVAL: it has ended with its folder */
 
 void lg_release_memory(void); /* gives the free part of the C heap back to the kernel */
 

@@ -15,10 +15,17 @@ int lg_watch_open(void)
     return fd < 0 ? -errno : fd;
 }
 
-int lg_watch_folder(int fd, const char *path)
+int lg_watch_folder(int fd, const char *path, int names)
 {
-    int watch =
-        inotify_add_watch(fd, path, IN_CLOSE_WRITE | IN_CREATE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_ONLYDIR);
+    unsigned itself = IN_MOVE_SELF | IN_DELETE_SELF;
+    unsigned inside = IN_CLOSE_WRITE | IN_CREATE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE;
+    /* MASK_ADD: a folder can be reached twice, and what was asked for first still counts. */
+    int watch = inotify_add_watch(fd, path, itself | (names ? inside : 0) | IN_ONLYDIR | IN_DONT_FOLLOW | IN_MASK_ADD);
 
     return watch < 0 ? -errno : watch;
+}
+
+int lg_watch_end(int fd, int watch)
+{
+    return inotify_rm_watch(fd, watch) < 0 ? -errno : 0;
 }

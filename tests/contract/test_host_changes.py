@@ -177,6 +177,19 @@ def test_what_a_link_leads_to_is_followed(host: Host, start: Callable[..., Foreg
     assert "10.5.0.54" in helper.line_with("network.change")
 
 
+def test_every_link_and_folder_on_the_way_to_it_is_followed(host: Host, start: Callable[..., Foreground]) -> None:
+    """NixOS and resolvconf have links to links; a container's runtime may put another folder in place."""
+    host.does("""
+        mkdir -p /etc/first /etc/second; ln -sf link /etc/resolv.conf; ln -s first/r /etc/link
+        echo nameserver 10.5.0.53 > /etc/first/r; echo nameserver 10.5.0.54 > /etc/second/r
+    """)
+    helper = start("-d", prefix=host.prefix, stream=True)
+    host.does("ln -s second/r /etc/new; mv -T /etc/new /etc/link")
+    assert "10.5.0.54" in helper.line_with("network.change")
+    host.does("mv /etc/second /etc/old; mv /etc/first /etc/second")
+    assert "10.5.0.53" in helper.line_with("network.change")
+
+
 def test_a_resolver_of_ipv6_that_ends_is_taken_back(host: Host, helper: Foreground, guest: Monitor) -> None:
     """By a lifetime of zero (RFC 8106): a guest would use it for ever."""
     helper.line_with("link.attach")

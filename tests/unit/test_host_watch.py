@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import struct
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from host_samples import ETH0, ORDINARY, WLAN0, host, ip, own, route
 
 from lockgate.plugin import address, hostnet, netview
-from lockgate.plugin.host_watch import FileWatch, HostWatch, names_in
+from lockgate.plugin.host_watch import FileWatch, HostWatch, changes_in
 from lockgate.plugin.spec import NetworkSpec
 
+LINKS_MAX = 40  # path_resolution(7)
 PATIENCE = 20  # seconds, for what takes a fifth of one
 SPEC = NetworkSpec(contract="passt")
 HOME = netview.assign(SPEC, host(*ORDINARY))
@@ -25,11 +30,11 @@ ELSEWHERE = (
 )
 
 
-def test_names_are_read_out_of_inotifys_events() -> None:
-    """Padded with zeros; a folder's own event has none."""
-    events = struct.pack("=iIII", 1, 8, 0, 16) + b"resolv.conf".ljust(16, b"\0") + struct.pack("=iIII", 1, 8, 0, 0)
-    assert names_in(events) == {b"resolv.conf", b""}
-    assert names_in(b"") == names_in(b"\1") == set()
+def test_changes_are_read_out_of_inotifys_events() -> None:
+    """Names are padded with zeros; a folder's own event has none."""
+    events = struct.pack("=iIII", 1, 8, 0, 16) + b"resolv.conf".ljust(16, b"\0") + struct.pack("=iIII", 2, 8, 0, 0)
+    assert changes_in(events) == {(1, b"resolv.conf"), (2, b"")}
+    assert changes_in(b"") == changes_in(b"\1") == set()
 
 
 def test_only_its_own_file_touches_a_watch(tmp_path: Path) -> None:
@@ -45,6 +50,117 @@ def test_only_its_own_file_touches_a_watch(tmp_path: Path) -> None:
     file.symlink_to(other / "real")
     assert watch.touched()
     (other / "real").write_text("y")
+    assert watch.touched()
+
+
+class Chain:
+    """etc/resolv.conf -> ../run/now/one -> ROOT/state/two -> deep/real, where run/now is a link to first."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for folder in ("etc", "run/first", "state/deep"):
+            (root / folder).mkdir(parents=True)
+        self.file = root / "etc/resolv.conf"
+        self.file.symlink_to("../run/./now//one")
+        (root / "run/now").symlink_to("first")
+        (root / "run/first/one").symlink_to(root / "state/two")
+        (root / "state/two").symlink_to("deep/real")
+        (root / "state/deep/real").write_text("first")
+
+    def replace_link(self, name: str, target: str) -> None:
+        """As ln -sfn does, by rename."""
+        (self.root / "new").symlink_to(target)
+        (self.root / "new").rename(self.root / name)
+
+
+CHANGES = {
+    "the first link": lambda chain: chain.replace_link("etc/resolv.conf", "../other/real"),
+    "a link in the middle": lambda chain: chain.replace_link("run/first/one", "../../other/real"),
+    "the last link": lambda chain: chain.replace_link("state/two", "../other/real"),
+    "a link to a folder": lambda chain: chain.replace_link("run/now", "../other/links"),
+    "the target, by rename": lambda chain: (chain.root / "other/real").rename(chain.root / "state/deep/real"),
+    "the target, written": lambda chain: (chain.root / "state/deep/real").write_text("second"),
+    "the folder of the target": lambda chain: (
+        (chain.root / "state/deep").rename(chain.root / "old"),
+        (chain.root / "other").rename(chain.root / "state/deep"),
+    ),
+    "a folder above": lambda chain: (
+        (chain.root / "state").rename(chain.root / "old"),
+        (chain.root / "other/state").rename(chain.root / "state"),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_each_link_and_folder_on_the_way_to_the_file_is_followed(
+    tmp_path: Path, change: Callable[[Chain], object]
+) -> None:
+    """And where it leads afterwards is watched in turn."""
+    chain = Chain(tmp_path)
+    for folder in ("links", "state"):
+        (tmp_path / "other" / folder).mkdir(parents=True)
+    (tmp_path / "other/real").write_text("second")
+    (tmp_path / "other/links/one").symlink_to("../real")
+    (tmp_path / "other/state/two").write_text("second")
+    watch = FileWatch(str(chain.file))
+    (tmp_path / "unrelated").mkdir()
+    assert not watch.touched()
+    change(chain)
+    assert watch.touched() and chain.file.read_text() == "second"
+    assert not watch.touched()
+    chain.file.resolve().write_text("third")
+    assert watch.touched() and chain.file.read_text() == "third"
+
+
+def test_a_folder_that_goes_and_comes_back_is_followed(tmp_path: Path) -> None:
+    """At each step: the names that are missing are waited for where the first of them belongs."""
+    chain = Chain(tmp_path)
+    watch = FileWatch(str(chain.file))
+    shutil.rmtree(tmp_path / "state")
+    assert watch.touched() and not chain.file.exists()
+    (tmp_path / "state/deep").mkdir(parents=True)
+    assert watch.touched()
+    (tmp_path / "state/two").symlink_to("deep/real")
+    assert watch.touched()
+    (tmp_path / "state/deep/real").write_text("second")
+    assert watch.touched() and not watch.touched()
+
+
+def test_what_happened_on_a_way_that_is_no_longer_taken_is_not_told(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    watch = FileWatch(str(chain.file))
+    chain.file.unlink()
+    chain.file.write_text("second")
+    assert watch.touched()
+    (tmp_path / "state/deep/real").write_text("third")
+    (tmp_path / "state/deep").rename(tmp_path / "old")
+    assert not watch.touched()
+
+
+def test_as_many_links_are_followed_as_the_kernel_follows(tmp_path: Path) -> None:
+    """A ring of links is none that leads anywhere, and is no loop of ours."""
+    chain = [tmp_path / str(number) for number in range(LINKS_MAX + 2)]
+    for link, target in pairwise(chain):
+        link.symlink_to(target)
+    watch, too_long = FileWatch(str(chain[1])), FileWatch(str(chain[0]))
+    chain[-1].write_text("x")
+    assert chain[1].read_text() == "x" and watch.touched() and not too_long.touched()
+    with pytest.raises(OSError, match="levels of symbolic links"):
+        chain[0].read_text()
+    (tmp_path / "ring").symlink_to("ring")
+    FileWatch(str(tmp_path / "ring/resolv.conf"))
+
+
+def test_events_that_the_kernel_lost_are_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = FileWatch(str(tmp_path / "resolv.conf"))
+    overflow = [struct.pack("=iIII", -1, 0x4000, 0, 0)]  # IN_Q_OVERFLOW, inotify(7)
+
+    def read(fd: int, size: int) -> bytes:
+        if not overflow:
+            raise BlockingIOError
+        return overflow.pop()
+
+    monkeypatch.setattr(os, "read", read)
     assert watch.touched()
 
 

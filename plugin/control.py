@@ -35,8 +35,8 @@ from lockgate.plugin import ports  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
 from lockgate.plugin.forward_table import ForwardTable  # noqa: E402
-from lockgate.plugin.host_watch import HostWatch  # noqa: E402
-from lockgate.plugin.hostnet import InterfaceError  # noqa: E402
+from lockgate.plugin.host_watch import HostWatch, Outage  # noqa: E402
+from lockgate.plugin.hostnet import REACH_NOTHING, InterfaceError  # noqa: E402
 from lockgate.plugin.migration import stream as migration_stream  # noqa: E402
 from lockgate.plugin.migration.move import Mover  # noqa: E402
 from lockgate.plugin.migration.repair import RepairHelper  # noqa: E402
@@ -85,6 +85,7 @@ class Start:
         "stats_seconds",
         "forwards",
         "reassign",
+        "reach",
         "repair",
         "migrate_exit",
         "migrate_linger",
@@ -104,7 +105,8 @@ class Start:
         capture_fd: int,
         stats_seconds: int = 0,
         forwards: Sequence[Listener] = (),
-        reassign: Callable[[Assignments], Assignments] | None = None,
+        reassign: Callable[[Assignments], tuple[Assignments, int]] | None = None,
+        reach: int = 0,
         repair_fd: int = -1,
         migrate_exit: bool = False,
         migrate_linger: bool = True,
@@ -114,7 +116,9 @@ class Start:
     ) -> None:
         self.log = log
         self.view = view  # as assigned at the start
-        self.reassign = reassign  # looks at the host again, with what was assigned before; None: it is not followed
+        # Looks at the host again, with what was assigned before; and whom it reaches now. None: it is not followed.
+        self.reassign = reassign
+        self.reach = reach  # at the start, one of hostnet.REACH_*
         self.link = socket.socket(fileno=link_fd)  # listening, or connected to the one front end
         self.vhost_user = vhost_user  # else a stream of frames
         self.one_off = one_off
@@ -150,6 +154,7 @@ class Control:
         self._log = start.log
         self._view, self._version = start.view, 1
         self._watch: HostWatch | None = None
+        self._outage = Outage(start.reach)
         self._neighbours: Neighbours | None = None
         if start.reassign is not None:
             self._open_watches()
@@ -365,10 +370,15 @@ class Control:
         """Something has changed there; perhaps something that concerns the guest."""
         assert self._start.reassign is not None
         try:
-            view = self._start.reassign(self._view)
-        except (InterfaceError, OSError) as fault:
-            self.emit("network.lost", reason=str(fault))
+            view, reach = self._start.reassign(self._view)
+        except InterfaceError:
+            view, reach = self._view, REACH_NOTHING  # the one that the guest's is modelled on is gone
+        except OSError as fault:
+            self.emit("network.failed", reason=str(fault))
             return
+        event, fields = self._outage.look(reach)
+        if event:
+            self.emit(event, **fields)
         changes = view.changes(self._view)
         if not changes:
             return
@@ -391,7 +401,7 @@ class Control:
             new = self._neighbours.look(self._view)
             gone -= set(self._neighbours.entries)
         except OSError as fault:
-            self.emit("network.lost", reason=str(fault))
+            self.emit("network.failed", reason=str(fault))
             return
         if not new and not gone:
             return
@@ -496,7 +506,9 @@ _SENTENCES = {
     "link.refused": ("warning", "Monitor: {request} refused: {reason}"),
     "link.failed": ("warning", "Monitor: {reason}"),
     "network.change": ("info", "The host's network has changed, and the guest's assignments with it"),
-    "network.lost": ("warning", "The host's network cannot be followed: {reason}; the guest keeps what it has"),
+    "network.failed": ("warning", "The host's network cannot be followed: {reason}; the guest keeps what it has"),
+    "network.lost": ("info", "The host has lost its network ({reason}); the guest keeps what it has"),
+    "network.found": ("info", "The host has a network again"),
     "ring.stopped": ("warning", "The guest broke ring {ring} ({reason}): no network until it resets the device"),
     "ping.refused": (
         "warning",

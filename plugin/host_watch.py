@@ -28,6 +28,27 @@ _READS_A_TURN = 16  # then others have theirs
 _LINKS_MAX = 40  # Linux follows no more on the way to one file (path_resolution(7))
 
 
+class Outage:
+    """Whether the host has lost its network, which is told once, and that it is back. Pure.
+
+    Lost is what leads further than what is left: a host that never had a default route misses its addresses alone.
+    """
+
+    def __init__(self, reach: int) -> None:
+        self._had = reach
+        self._lost = False
+
+    def look(self, reach: int) -> tuple[str, dict[str, str]]:
+        """`reach` is one of hostnet.REACH_*. The event that this is, with its fields; an empty name: none."""
+        was, self._lost = self._lost, reach < self._had
+        self._had = max(self._had, reach)
+        if was == self._lost:
+            return "", {}
+        if not self._lost:
+            return "network.found", {}
+        return "network.lost", {"reason": "no default route" if reach == hostnet.REACH_NETWORK else "no address"}
+
+
 def changes_in(events: bytes) -> set[tuple[int, bytes]]:
     """The watches and names that inotify's events are about; without a name, something happened to the folder."""
     found, at = set(), 0

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 RESOLV_CONF = "/etc/resolv.conf"
 _RESOLV_CONF_MAX = 65536
 
+REACH_NOTHING, REACH_NETWORK, REACH_ALL = range(3)  # nobody; what is on its own network; all, by a default route
+
 _LOOPBACK_INDEX = 1  # of each namespace; created with it, and cannot be removed
 
 
@@ -33,9 +35,12 @@ class InterfaceError(ValueError):
 
 
 class HostNet:
-    """What a network namespace has, as far as a guest's network can be modelled on it."""
+    """What a network namespace has, as far as a guest's network can be modelled on it.
 
-    __slots__ = ("addresses", "links", "resolvers", "routes")
+    `seen` is what there was at the last look, without what is kept of the look before.
+    """
+
+    __slots__ = ("addresses", "links", "resolvers", "routes", "seen")
 
     def __init__(
         self,
@@ -43,11 +48,13 @@ class HostNet:
         addresses: Sequence[netlink.Address],
         routes: Sequence[netlink.Route],
         resolvers: resolvconf.ResolvConf,
+        seen: Tables | None = None,
     ) -> None:
         self.links = links
         self.addresses = addresses
         self.routes = routes
         self.resolvers = resolvers
+        self.seen = self.tables if seen is None else seen
 
     @property
     def tables(self) -> Tables:
@@ -104,7 +111,18 @@ def read_again(before: HostNet, resolv_conf: str = RESOLV_CONF) -> HostNet:
         addresses = _of_family(before.addresses, family) + _of_others(addresses, family)
         routes = _of_family(before.routes, family) + _of_others(routes, family)
     resolvers = before.resolvers if text is None else resolvconf.parse(text)
-    return HostNet(links, addresses, routes, resolvers)
+    return HostNet(links, addresses, routes, resolvers, now)
+
+
+def reach(tables: Tables, family: int, wanted: str = "") -> int:
+    """Whom the host reaches with this family, on interface `wanted` if there is such a wish; one of REACH_*."""
+    try:
+        template = choose_template(*tables, family, wanted)
+    except InterfaceError:
+        return REACH_NOTHING
+    if template is None or template.address == address.UNSET:
+        return REACH_NOTHING
+    return REACH_ALL if template.on_link_default or template.gateway != address.UNSET else REACH_NETWORK
 
 
 def _own(tables: Tables, family: int) -> bytes:

@@ -393,6 +393,7 @@ class Start:
             stats_seconds=spec.stats_seconds,
             forwards=self.forwards,
             reassign=self._reassign,
+            reach=netview.reach(spec, self.host),
             repair_fd=-1 if self.repair is None else self.repair.detach(),
             migrate_exit=spec.migrate_exit,
             migrate_linger=spec.migrate_linger,
@@ -407,10 +408,10 @@ class Start:
             self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")
         return control.run(mind)
 
-    def _reassign(self, before: Assignments) -> Assignments:
+    def _reassign(self, before: Assignments) -> tuple[Assignments, int]:
         """In control, when something has changed on the host."""
         self.host = hostnet.read_again(self.host)
-        return netview.follow(self.spec, self.host, before)
+        return netview.follow(self.spec, self.host, before), netview.reach(self.spec, self.host)
 
 
 # ---- the link ----

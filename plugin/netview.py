@@ -244,6 +244,12 @@ def follow(spec: NetworkSpec, host: hostnet.HostNet, before: Assignments) -> Ass
     return now
 
 
+def reach(spec: NetworkSpec, host: hostnet.HostNet) -> int:
+    """Whom the host reached at the last look, with the family that reaches further; one of hostnet.REACH_*."""
+    families = (_socket.AF_INET, spec.ipv4), (_socket.AF_INET6, spec.ipv6)
+    return max(hostnet.reach(host.seen, family, _named(spec, wanted)) for family, wanted in families if wanted.enabled)
+
+
 def assign(
     spec: NetworkSpec, host: hostnet.HostNet, keep4: bytes = address.UNSET, keep6: bytes = address.UNSET
 ) -> Assignments:
@@ -306,7 +312,7 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
 def _assign4(spec: NetworkSpec, host: hostnet.HostNet, keep: bytes, notes: list[str]) -> _Family:
     wanted = spec.ipv4
     family = _Family()
-    named = spec.interface or wanted.outbound_interface
+    named = _named(spec, wanted)
     template = _template(host, _socket.AF_INET, named, keep, notes)
     if template is None or (template.address == wanted.address == address.UNSET and not named):
         family.guest, family.prefix, family.gateway = LOCAL_GUEST4, LOCAL_PREFIX4, LOCAL_GATEWAY4
@@ -336,7 +342,7 @@ def _assign6(spec: NetworkSpec, host: hostnet.HostNet, keep: bytes, notes: list[
     """
     wanted = spec.ipv6
     family = _Family()
-    template = _template(host, _socket.AF_INET6, spec.interface or wanted.outbound_interface, keep, notes)
+    template = _template(host, _socket.AF_INET6, _named(spec, wanted), keep, notes)
     gateway, link_local = wanted.gateway, address.UNSET
     if template is not None and _first_set(wanted.address, template.address) != address.UNSET:
         family.interface, family.scope_id = template.interface, template.index
@@ -347,6 +353,11 @@ def _assign6(spec: NetworkSpec, host: hostnet.HostNet, keep: bytes, notes: list[
     our_link_local = gateway if address.is_link_local(gateway) else _first_set(link_local, LOCAL_LINK_LOCAL)
     family.gateway = _first_set(gateway, our_link_local)
     return family, our_link_local
+
+
+def _named(spec: NetworkSpec, wanted: FamilySpec) -> str:
+    """The interface that the caller wants this family modelled on; empty: none."""
+    return spec.interface or wanted.outbound_interface
 
 
 def _template(

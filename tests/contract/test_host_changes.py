@@ -127,6 +127,40 @@ def test_a_host_without_network_for_a_while(host: Host, helper: Foreground, gues
     assert lease(guest) == ("10.5.0.2", ["10.5.0.54"])
 
 
+def lines_until(helper: Foreground, word: str) -> list[str]:
+    """The lines of events about the host's network, up to one with this word."""
+    lines = [helper.line_with("network.")]
+    while word not in lines[-1]:
+        lines.append(helper.line_with("network."))
+    return lines
+
+
+AWAY = "ip link set cable down; ip address flush dev cable"
+BACK = """
+    ip link set cable up; ip address replace 10.5.0.2/24 dev cable; ip address replace fd05::2/64 dev cable nodad
+    ip route replace default via 10.5.0.1; ip route replace default via fd05::1
+"""
+
+
+@pytest.mark.parametrize(
+    ("away", "reason"), [(AWAY, "no address"), ("ip route del default; ip -6 route del default", "no default route")]
+)
+def test_a_network_that_is_lost_and_found_is_told_once_each(
+    host: Host, helper: Foreground, away: str, reason: str
+) -> None:
+    """Whatever the two families do one after the other, and as often as it happens."""
+    host.does("ip route del default; echo nameserver 10.5.0.54 > /etc/resolv.conf")
+    assert len(lines_until(helper, "dns4")) == 1, "the other family still has its way out"
+    host.does("ip route add default via 10.5.0.1")
+    for server in ("10.5.0.55", "10.5.0.56"):
+        host.does(away)
+        assert f"reason={reason!r}" in helper.line_with("network.lost")
+        host.does(f"echo nameserver {server} > /etc/resolv.conf")
+        assert not [line for line in lines_until(helper, server) if "lost" in line or "found" in line]
+        host.does(BACK)
+        assert "network.found" in helper.line_with("network.")
+
+
 def test_a_better_way_out_does_not_renumber_the_guest_of_an_address_that_stays(host: Host, guest: Monitor) -> None:
     """A host with privacy extensions (RFC 8981) has a new address each day beside the ones before."""
     host.does("ip address add fd05::9:9/128 dev cable nodad; ip address add 10.5.0.77/32 dev cable")

@@ -117,8 +117,49 @@ def test_without_netlink_there_is_still_a_network(
     async def part(scene: Scene) -> None:
         assert await scene.worker.answer() == (lib.LG_CMD_NET_VIEW, VIEW.pack(1))
 
-    play(part, reassign=lambda view: view)
+    play(part, reassign=lambda view: (view, 0))
     assert "cannot be followed (netlink): Protocol not supported" in capfd.readouterr().err
+
+
+class Looks:
+    """In place of HostWatch: as many looks as there are outcomes, at once."""
+
+    def __init__(self, *outcomes: int | OSError | hostnet.InterfaceError) -> None:
+        self.outcomes = list(outcomes)
+
+    def start(self, changed: Callable[[], None]) -> None:
+        while self.outcomes:
+            changed()
+
+    def reassign(self, view: netview.Assignments) -> tuple[netview.Assignments, int]:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return view, outcome
+
+
+def test_the_end_of_the_hosts_network_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also if it is the interface that was asked for. What the kernel refuses to say is no such end. Cause: each look
+    at a host without that interface was told."""
+    gone = hostnet.InterfaceError("interface 'eth0' does not exist")
+    world = hostnet.REACH_ALL
+    looks = Looks(world, gone, hostnet.REACH_NOTHING, OSError(errno.ENOBUFS, "No buffer space"), gone, world, world)
+    monkeypatch.setattr(control, "HostWatch", lambda: looks)
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        while looks.outcomes:
+            await asyncio.sleep(0)
+
+    play(part, reassign=looks.reassign, reach=world, level=log.INFO)
+    told = [line for line in capfd.readouterr().err.splitlines() if "network" in line]
+    assert [line.split("(")[0].strip() for line in told] == [
+        "The host has lost its network",
+        "The host's network cannot be followed: [Errno 105] No buffer space; the guest keeps what it has",
+        "The host has a network again",
+    ]
 
 
 def test_a_capture_that_cannot_begin_is_one_warning(capfd: pytest.CaptureFixture[str]) -> None:

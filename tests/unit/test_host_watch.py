@@ -10,12 +10,13 @@ import struct
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from host_samples import ETH0, ORDINARY, WLAN0, host, ip, own, route
 
 from lockgate.plugin import address, hostnet, netview
-from lockgate.plugin.host_watch import FileWatch, HostWatch, changes_in
+from lockgate.plugin.host_watch import FileWatch, HostWatch, Outage, changes_in
 from lockgate.plugin.spec import NetworkSpec
 
 LINKS_MAX = 40  # path_resolution(7)
@@ -250,3 +251,48 @@ def test_a_family_that_the_host_has_left_behind_is_taken_back(
     assert view.withdrawn6 == (HOME.guest6[:8],)
     view = netview.follow(SPEC, looked(monkeypatch, *ELSEWHERE[1::2]), HOME)
     assert (view.guest4, view.guest6) == (netview.LOCAL_GUEST4, ip("2001:db8:9::9"))
+
+
+@pytest.mark.parametrize(
+    ("reaches", "told"),
+    [
+        ([2, 2, 0, 0, 2, 2], ["lost: no address", "found"]),
+        ([2, 1, 0, 1, 2], ["lost: no default route", "found"]),
+        ([1, 0, 1], ["lost: no address", "found"]),
+        ([0, 0, 1, 2, 1], ["lost: no default route"]),
+    ],
+    ids=["all at once", "piece by piece", "never had a default route", "started without"],
+)
+def test_an_outage_is_told_when_it_begins_and_when_it_is_over(reaches: list[int], told: list[str]) -> None:
+    outage = Outage(reaches[0])
+    looks = [outage.look(reach) for reach in reaches[1:]]
+    assert [": ".join([event.removeprefix("network."), *fields.values()]) for event, fields in looks if event] == told
+
+
+EVERYBODY, NEIGHBOURS, NOBODY = hostnet.REACH_ALL, hostnet.REACH_NETWORK, hostnet.REACH_NOTHING
+ALONE4 = own(ETH0, "192.0.2.7/24"), route("192.0.2.0/24", (ETH0, ""))
+
+
+@pytest.mark.parametrize(
+    ("records", "wanted", "ipv6", "reach"),
+    [
+        (ORDINARY, "", True, EVERYBODY),
+        ((), "", True, NOBODY),
+        (ALONE4, "", True, NEIGHBOURS),
+        ((*ALONE4, route("0.0.0.0/0", (ETH0, ""))), "", True, EVERYBODY),
+        ((*ALONE4, *ELSEWHERE[1::2]), "", True, EVERYBODY),
+        ((*ALONE4, *ELSEWHERE[1::2]), "", False, NEIGHBOURS),
+        (ORDINARY, "wlan0", True, NOBODY),
+        (ORDINARY, "wlan1", True, NOBODY),
+    ],
+    ids=["ordinary", "nothing", "a network", "no router", "by one family", "not that one", "elsewhere", "gone"],
+)
+def test_whom_a_host_reaches(records: tuple[Any, ...], wanted: str, ipv6: bool, reach: int) -> None:
+    spec = NetworkSpec(contract="passt", interface=wanted)
+    spec.ipv6.enabled = ipv6
+    assert netview.reach(spec, host(*records)) == reach
+
+
+def test_a_host_reaches_nobody_by_what_is_kept_for_its_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = looked(monkeypatch)
+    assert netview.follow(SPEC, again, HOME).guest4 == HOME.guest4 and netview.reach(SPEC, again) == NOBODY

@@ -97,15 +97,19 @@ def read_host(resolv_conf: str = RESOLV_CONF) -> HostNet:
     return HostNet(*_read_tables(), resolvconf.parse(_read_text(resolv_conf) or ""))
 
 
-def read_again(before: HostNet, resolv_conf: str = RESOLV_CONF) -> HostNet:
+def read_again(before: HostNet, wanted: tuple[str, str] = ("", ""), resolv_conf: str = RESOLV_CONF) -> HostNet:
     """Looks once more. A family that has lost its network is as before: a host that moves from one to the next has
     none for a moment, and the guest keeps its addresses meanwhile. But not if the other family has moved: then the
-    host has arrived where this one is not to be had. Resolvers stay while their file cannot be read."""
+    host has arrived where this one is not to be had. Resolvers stay while their file cannot be read.
+
+    `wanted` are the interfaces that IPv4 and IPv6 are to be modelled on, whatever others have; empty: any."""
     now = links, addresses, routes = _read_tables()
     text = _read_text(resolv_conf)
-    for family, other in ((_socket.AF_INET, _socket.AF_INET6), (_socket.AF_INET6, _socket.AF_INET)):
-        if _own(now, family) or not _own(before.tables, family) or _has_moved(before.tables, now, other):
+    of4, of6 = (_socket.AF_INET, wanted[0]), (_socket.AF_INET6, wanted[1])
+    for this, other in ((of4, of6), (of6, of4)):
+        if _own(now, *this) or not _own(before.tables, *this) or _has_moved(before.tables, now, *other):
             continue
+        family = this[0]
         names = {link.index for link in links}
         links = [*links, *(link for link in before.links if link.index not in names)]
         addresses = _of_family(before.addresses, family) + _of_others(addresses, family)
@@ -125,15 +129,18 @@ def reach(tables: Tables, family: int, wanted: str = "") -> int:
     return REACH_ALL if template.on_link_default or template.gateway != address.UNSET else REACH_NETWORK
 
 
-def _own(tables: Tables, family: int) -> bytes:
+def _own(tables: Tables, family: int, wanted: str) -> bytes:
     """The host's address on the network of this family; empty: it has none."""
-    template = choose_template(*tables, family)
+    try:
+        template = choose_template(*tables, family, wanted)
+    except InterfaceError:
+        return b""
     return b"" if template is None or template.address == address.UNSET else template.address
 
 
-def _has_moved(before: Tables, now: Tables, family: int) -> bool:
+def _has_moved(before: Tables, now: Tables, family: int, wanted: str) -> bool:
     """Whether it has a network, and no longer the address on the one before."""
-    return bool(_own(now, family)) and _own(before, family) not in [one.address for one in now[1]]
+    return bool(_own(now, family, wanted)) and _own(before, family, wanted) not in [one.address for one in now[1]]
 
 
 def _of_family(records: Sequence[Record], family: int) -> list[Record]:

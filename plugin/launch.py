@@ -410,7 +410,7 @@ class Start:
 
     def _reassign(self, before: Assignments) -> tuple[Assignments, int]:
         """In control, when something has changed on the host."""
-        self.host = hostnet.read_again(self.host)
+        self.host = netview.look_again(self.spec, self.host)
         return netview.follow(self.spec, self.host, before), netview.reach(self.spec, self.host)
 
 

@@ -244,6 +244,11 @@ def follow(spec: NetworkSpec, host: hostnet.HostNet, before: Assignments) -> Ass
     return now
 
 
+def look_again(spec: NetworkSpec, before: hostnet.HostNet, resolv_conf: str = hostnet.RESOLV_CONF) -> hostnet.HostNet:
+    """At the host, as far as a guest is concerned that had something before. Raises OSError."""
+    return hostnet.read_again(before, (_named(spec, spec.ipv4), _named(spec, spec.ipv6)), resolv_conf)
+
+
 def reach(spec: NetworkSpec, host: hostnet.HostNet) -> int:
     """Whom the host reached at the last look, with the family that reaches further; one of hostnet.REACH_*."""
     families = (_socket.AF_INET, spec.ipv4), (_socket.AF_INET6, spec.ipv6)

@@ -221,11 +221,11 @@ def test_an_address_that_the_guest_has_is_kept_while_the_host_has_it() -> None:
     assert netview.follow(SPEC, host(*without, fresh), HOME).guest6 == ip("2001:db8::77")
 
 
-def looked(monkeypatch: pytest.MonkeyPatch, *records: object) -> hostnet.HostNet:
+def looked(monkeypatch: pytest.MonkeyPatch, *records: object, spec: NetworkSpec = SPEC) -> hostnet.HostNet:
     """What a look at a host with these records makes of an ordinary one before."""
     now = host(*records)  # type: ignore[arg-type]
     monkeypatch.setattr(hostnet, "_read_tables", lambda: now.tables)
-    return hostnet.read_again(host(*ORDINARY, resolv_conf="nameserver 192.0.2.53"), "/nonexistent")
+    return netview.look_again(spec, host(*ORDINARY, resolv_conf="nameserver 192.0.2.53"), "/nonexistent")
 
 
 NOTHING6 = own(ETH0, "fe80::7/64", scope=253)
@@ -238,6 +238,18 @@ def test_a_family_without_network_is_as_it_was(records: tuple[object, ...], monk
     again = looked(monkeypatch, *records)
     assert netview.follow(SPEC, again, HOME).changes(HOME) == {"dns4": (ip("192.0.2.53"),)}
     assert again.resolvers.servers4 == (ip("192.0.2.53"),)
+
+
+def test_a_family_without_network_on_the_interface_that_was_asked_for_is_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever others have. Cause: with --interface, the guest's address was taken away as soon as the host had
+    another way out."""
+    spec = NetworkSpec(contract="passt", interface="eth0")
+    before = netview.assign(spec, host(*ORDINARY, resolv_conf="nameserver 192.0.2.53"))
+    again = looked(monkeypatch, *ELSEWHERE, spec=spec)
+    assert netview.follow(spec, again, before).changes(before) == {}
+    assert netview.reach(spec, again) == hostnet.REACH_NOTHING
 
 
 @pytest.mark.parametrize("records", [(), (NOTHING6,)], ids=["nothing", "link-local"])

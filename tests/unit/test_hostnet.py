@@ -143,5 +143,5 @@ def test_a_fifo_in_place_of_resolv_conf_is_not_waited_for(tmp_path: Path) -> Non
     os.write(writer, b"nameserver 192.0.2.53\n")
     assert hostnet.read_host(str(path)).resolvers.servers4 == ()
     before = host(*ORDINARY, resolv_conf="nameserver 192.0.2.54")
-    assert hostnet.read_again(before, str(path)).resolvers is before.resolvers
+    assert hostnet.read_again(before, resolv_conf=str(path)).resolvers is before.resolvers
     os.close(writer)

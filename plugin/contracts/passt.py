@@ -362,10 +362,10 @@ class _Request:
         self._forwards.append(("--udp-ports", _socket.IPPROTO_UDP, text))
 
     def on_hostname(self, text: str) -> None:
-        self.spec.hostname = _domain("--hostname", text)
+        self.spec.hostname = _domain("--hostname", text) if text else ""  # as passt has it: none, again
 
     def on_fqdn(self, text: str) -> None:
-        self.spec.fqdn = _domain("--fqdn", text)
+        self.spec.fqdn = _domain("--fqdn", text) if text else ""
 
     def on_dns(self, text: str) -> None:
         """One more resolver of its family, up to as many as resolvers use; none takes back all about resolvers."""

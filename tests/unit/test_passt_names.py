@@ -95,3 +95,11 @@ def test_names_of_up_to_253_characters_are_taken(option: str, text: str, name: s
     """Without the dot that may end an absolute name."""
     got = parse(option, text)
     assert (got.hostname, got.fqdn) == ((name, "") if option == "--hostname" else ("", name))
+
+
+@pytest.mark.parametrize("option", ["-H", "--hostname", "--fqdn"])
+@pytest.mark.parametrize("before", [(), ("vm.example.org",)], ids=["alone", "after a name"])
+def test_an_empty_name_is_none(option: str, before: tuple[str, ...]) -> None:
+    """As with passt: the guest is given none, and a name before is taken back."""
+    got = parse(*(word for text in (*before, "") for word in (option, text)))
+    assert (got.hostname, got.fqdn) == ("", "")

@@ -14,6 +14,7 @@ import select
 import socket
 import struct
 from pathlib import Path
+from typing import Protocol
 
 from running import PATIENCE, PROTOCOL_FEATURES, REPLY_ACK, FrontEnd
 
@@ -191,10 +192,19 @@ class Vm:
         return self.arrived.pop(0)
 
 
-class Connection:
-    """A TCP connection that the guest opens, from the SYN on."""
+class Wire(Protocol):
+    """What frames go over: a Vm, or a monitor's end of a stream."""
 
-    def __init__(self, vm: Vm, guest: str, guest_port: int, remote: str, port: int, window: int = 0xFFFF) -> None:
+    def send(self, frame: bytes) -> None: ...
+    def receive(self) -> bytes: ...
+
+
+class Connection:
+    """A TCP connection that the guest opens, from the SYN on. Who has its wire may replace it."""
+
+    mss = 1460
+
+    def __init__(self, vm: Wire, guest: str, guest_port: int, remote: str, port: int, window: int = 0xFFFF) -> None:
         self.vm = vm
         self.ends = socket.inet_aton(guest), socket.inet_aton(remote)
         self.ports = guest_port, port
@@ -205,7 +215,7 @@ class Connection:
         self.acked = 0  # of ours, as the far end has it
 
     @classmethod
-    def accepted(cls, vm: Vm, guest: str, port: int) -> Connection:
+    def accepted(cls, vm: Wire, guest: str, port: int) -> Connection:
         """The next connection to this port of the guest's, as it is established."""
         while True:
             frame = vm.receive()
@@ -220,7 +230,7 @@ class Connection:
         return connection
 
     def open(self) -> None:
-        self.segment(SYN, options=struct.pack("!BBHBBBB", 2, 4, 1460, 1, 3, 3, 7))
+        self.segment(SYN, options=struct.pack("!BBHBBBB", 2, 4, self.mss, 1, 3, 3, 7))
         self.seq += 1
         while not self.ack:
             self.take()

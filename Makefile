@@ -18,7 +18,7 @@ APT_GUEST_uml := user-mode-linux
 APT_GUEST_qemu := qemu-system-x86
 APT_GUEST := busybox-static curl ethtool iperf3 $(APT_GUEST_$(GUEST))
 APT_BENCH := sockperf wrk aria2 linux-perf openssl qemu-system-x86
-APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 openssl strace tshark
+APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl dhcpcd-base ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 isc-dhcp-client openssl strace tshark
 
 BUILD_DEPENDENCIES := 'setuptools>=66' wheel 'cffi>=1.15' 'PyYAML>=6.0' 'structlog>=22.3' 'h11>=0.14'
 SOURCES := pyproject.toml LICENSE README.md $(shell find plugin core packaging -name '*.py' -o -name '*.[ch]')

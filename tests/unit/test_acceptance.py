@@ -41,10 +41,13 @@ ACCEPTANCE = {
     "segments of 64 KiB and wrong checksums from the guest are taken, complete checksums are sent": """
         script/test_to_peer.py: test_super_segments_go_to_the_socket_in_one_piece
         contract/test_callers_krun.py: test_bytes_go_both_ways_at_once_to_a_host_far_away
+        contract/test_stream_frames.py: test_wrong_checksums_of_a_connection_are_taken
+        contract/test_stream_frames.py: test_the_longest_segment_of_one_frame_goes_both_ways
         script/test_segments.py: test_the_guest_reads_what_scapy_writes""",
     "DHCP at once, an ACK for a DISCOVER with rapid commit, no pads, no more than 548 bytes": """
         unit/test_dhcp.py: test_rapid_commit_gets_an_ack_at_once test_every_reply_fits_a_buffer_of_576_bytes
         unit/test_dhcp.py: test_muvm_is_configured_by_one_reply
+        contract/test_dhcp_clients.py: test_a_client_of_dhcp_takes_all_that_it_is_given
         contract/test_callers_krun.py: test_the_lease_is_the_hosts_own_address""",
     "a router advertisement for each solicitation": """
         unit/test_ra.py: test_a_solicitation_is_answered_to_its_source

@@ -286,8 +286,18 @@ static void settle_ready(struct engine *engine)
         flow_settle(engine, container_of(node, struct flow, ready));
 }
 
-/* Whether more of the same is to be expected: see ONE_WAY_STEPS. */
-static void see_one_way(struct engine *engine)
+/* Frames that are as large as these were on average; where only one is allowed, none is waited for. */
+static unsigned one_way_frames(uint64_t frames, uint64_t bytes)
+{
+    uint64_t allowed = bytes ? ONE_WAY_BYTES * frames / bytes : 0;
+
+    if (allowed > ONE_WAY_FRAMES)
+        return ONE_WAY_FRAMES;
+    return allowed > 1 ? (unsigned)allowed : 0;
+}
+
+/* After a step that took so many frames: whether more of the same is to be expected, see ONE_WAY_STEPS. */
+static void see_one_way(struct engine *engine, uint64_t frames, uint64_t bytes)
 {
     struct one_way *last = &engine->one_way, now = {.last_ns = engine->now_ns,
                                                     .datagrams = engine->counters[C_datagrams_from_guest],
@@ -297,27 +307,31 @@ static void see_one_way(struct engine *engine)
     if (sent && now.frames_to_guest == last->frames_to_guest && now.last_ns - last->last_ns <= sent * ONE_WAY_GAP_NS)
         now.steps = last->steps < ONE_WAY_STEPS ? last->steps + 1 : ONE_WAY_STEPS;
     *last = now;
-    engine->link->expected = now.steps == ONE_WAY_STEPS ? ONE_WAY_FRAMES : 0;
+    engine->link->expected = now.steps == ONE_WAY_STEPS ? one_way_frames(frames, bytes) : 0;
 }
 
 bool engine_from_guest(struct engine *engine)
 {
     const struct link_operations *link = engine->link->operations;
+    uint64_t frames_taken = 0, bytes_taken = 0;
     bool more = true;
 
     for (unsigned batch = 0; batch < BATCHES_PER_STEP && more; batch++) {
         unsigned frames = link->from_guest(engine->link, engine->frame, &more);
 
         engine->segment_count = 0;
-        for (unsigned i = 0; i < frames; i++)
+        for (unsigned i = 0; i < frames; i++) {
+            bytes_taken += engine->frame[i].length;
             take_frame(engine, &engine->frame[i]);
+        }
+        frames_taken += frames;
         settle_ready(engine); /* after it no flow holds a piece of the batch any more */
         if (engine->fragments.whole)
             fragments_release(&engine->fragments);
         link->release(engine->link);
         link->flush(engine->link, engine->now_ms);
     }
-    see_one_way(engine);
+    see_one_way(engine, frames_taken, bytes_taken);
     return more;
 }
 

@@ -29,6 +29,14 @@ def test_a_stream_of_datagrams_is_expected_to_go_on(talk: Datagrams) -> None:
     assert lib.script_expected() == FRAMES
 
 
+@pytest.mark.parametrize(("size", "frames"), [(1000, 16), (8000, 8), (30000, 2), (50000, 0)])
+def test_large_datagrams_are_expected_in_small_numbers(talk: Datagrams, size: int, frames: int) -> None:
+    """Once 12 of 8000 bytes filled the guest's socket, so that it slept until the helper looked by itself."""
+    for _ in range(STEPS + 1):
+        talk.sends(b"x" * size)
+    assert lib.script_expected() == frames
+
+
 def test_an_answer_ends_it(talk: Datagrams) -> None:
     """A program that asks and waits is never kept waiting."""
     stream(talk, STEPS + 1)

@@ -2,9 +2,10 @@
 """UDP each way: the highest paced rate that loses less than one datagram in a hundred, and what a datagram costs.
 
 Called by the runner. Adversary: nobody.
-Invariants: iperf3 in the guest, its server on this machine's loopback through the gateway's address; every receiving
+Invariants: pace_datagrams in the guest and on this machine's loopback, through the gateway's address; every receiving
 socket has the same large buffer, because with the default one the loopback alone loses datagrams long before a helper
-does; the cost is taken at one rate for both helpers, since a helper finds larger batches the faster datagrams come.
+does; the cost is taken at the same rates for both helpers, since a helper finds larger batches the faster datagrams
+come.
 """
 
 from __future__ import annotations
@@ -25,52 +26,75 @@ from visit import Visit, visiting
 LOSS_LIMIT = 0.01
 SLOWEST, FASTEST = 50e6, 12.8e9  # bit/s: between them lies whatever a guest can do here
 STEPS = 7  # of the 8 octaves: to within 5 %
-STEP_SECONDS = 1  # iperf3 takes whole ones
-COMMON_RATE = {"1500": 20e6, "dhcp": 100e6}  # that both helpers pass with a guest that has to be emulated
+STEP_SECONDS = 0.5
+CALM, BUSY = 20e6, 400e6  # bit/s: a datagram at a time, and as many as a slow helper passes
 RATE_AIM, CPU_AIM = 1.5, 0.7
-SIZES = {"1500": 1400, "dhcp": 8000}  # of the payload, by a key of throughput.MTUS
 BUFFER_BYTES = 4 << 20
 BUFFER_LIMITS = ("/proc/sys/net/core/rmem_max", "/proc/sys/net/core/wmem_max")
 MICROSECONDS = 1e6
 
 
 @dataclass(frozen=True)
-class Case:
-    """One size in one direction."""
+class Kind:
+    """One way to send them."""
 
-    mtu: str
+    key: str
+    title: str
+    size: int  # of the payload
+    mtu: str  # a key of throughput.MTUS
+    joined: bool  # as QUIC does: UDP_SEGMENT and UDP_GRO at the ends
+
+
+KINDS = (
+    Kind("size_1400", "1400 bytes", 1400, "1500", joined=False),
+    Kind("size_8000", "8000 bytes", 8000, "dhcp", joined=False),
+    Kind("joined_1400", "1400 bytes, many in a call (UDP_SEGMENT)", 1400, "1500", joined=True),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind in one direction."""
+
+    kind: Kind
     direction: str  # a key of DIRECTIONS
 
     @property
     def key(self) -> str:
-        return f"size_{SIZES[self.mtu]}.{self.direction}"
+        return f"{self.kind.key}.{self.direction}"
 
     @property
     def title(self) -> str:
-        return f"{SIZES[self.mtu]} bytes, {DIRECTIONS[self.direction][0]}"
+        return f"{self.kind.title}, {DIRECTIONS[self.direction][0]}"
+
+    @property
+    def paces(self) -> dict[str, float]:
+        """At which the cost is taken; a call of many has no calm one."""
+        return {"busy": BUSY} if self.kind.joined else {"calm": CALM, "busy": BUSY}
 
 
 def cases() -> Iterator[Case]:
     """Every combination."""
-    for mtu, direction in product(SIZES, DIRECTIONS):
-        yield Case(mtu, direction)
+    for kind, direction in product(KINDS, DIRECTIONS):
+        yield Case(kind, direction)
 
 
 def measures(_settings: Settings) -> list[Measure]:
-    """Two for each case."""
+    """A rate for each case, and its costs."""
     rates = [
         Measure(f"udp.rate.{case.key}", "UDP: highest rate with under 1 % loss", case.title, "Mbit/s", True, RATE_AIM)
         for case in cases()
     ]
     costs = [
         Measure(
-            f"udp.cpu.{case.key}",
+            f"udp.cpu.{pace}.{case.key}",
             "Helper CPU for each datagram",
-            f"{case.title}, {COMMON_RATE[case.mtu] / 1e6:.0f} Mbit/s",
+            f"{case.title}, {rate / 1e6:.0f} Mbit/s",
             "µs",
             aim=CPU_AIM,
         )
         for case in cases()
+        for pace, rate in case.paces.items()
     ]
     return rates + costs
 
@@ -83,18 +107,18 @@ def large_buffers(visit: Visit) -> int:
 
 
 def send(visit: Visit, port: int, case: Case, rate: float, seconds: float, buffer: int) -> Datagrams:
-    """One run at one rate."""
-    flag = DIRECTIONS[case.direction][1]
-    options = f"-u -b {rate:.0f} -l {SIZES[case.mtu]} -w {buffer} -t {max(1, round(seconds))} {flag} -i 0 -J"
-    return Datagrams.parse(visit.load(f"iperf3 -c {visit.gateway} -p {port} {options}", seconds))
+    """One run at one rate, in bit/s."""
+    size, way = case.kind.size, {"from_guest": "send", "to_guest": "receive"}[case.direction]
+    pace = f"{way} {size} {rate / 8 / size:.0f} {seconds * 1000:.0f} {case.kind.joined:d} {buffer}"
+    return Datagrams.parse(visit.load(f"pace_datagrams {visit.gateway} {port} {pace}", seconds), size)
 
 
 def run(side: Side, settings: Settings, values: Values) -> None:
     """All cases in one visit."""
-    with visiting(side, settings) as visit, servers.iperf3() as port:
+    with visiting(side, settings) as visit, servers.pace_datagrams() as port:
         buffer = large_buffers(visit)
         for case in cases():
-            set_mtu(visit, case.mtu)
+            set_mtu(visit, case.kind.mtu)
 
             def attempt(rate: float, case: Case = case) -> Try:
                 done = send(visit, port, case, rate, STEP_SECONDS, buffer)
@@ -102,10 +126,11 @@ def run(side: Side, settings: Settings, values: Values) -> None:
 
             best = highest(attempt, SLOWEST, FASTEST, STEPS, LOSS_LIMIT)
             values[f"udp.rate.{case.key}"] = best / 1e6
-            before = process_cost.run_seconds(visit.helper.pid)
-            done = send(visit, port, case, COMMON_RATE[case.mtu], settings.seconds, buffer)
-            used = process_cost.run_seconds(visit.helper.pid) - before
-            values[f"udp.cpu.{case.key}"] = used / done.received * MICROSECONDS
+            for pace, rate in case.paces.items():
+                before = process_cost.run_seconds(visit.helper.pid)
+                done = send(visit, port, case, rate, settings.seconds, buffer)
+                used = process_cost.run_seconds(visit.helper.pid) - before
+                values[f"udp.cpu.{pace}.{case.key}"] = used / done.received * MICROSECONDS
 
 
 FAMILY = Family("udp", "UDP", measures, run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers on this machine's loopback that the guest's clients talk to: iperf3, sockperf, nginx.
+"""The servers on this machine's loopback that the guest's clients talk to: iperf3, pace_datagrams, sockperf, nginx.
 
 Called by the families of measures. Adversary: nobody.
 Invariants: each listens on a free port of 127.0.0.1 before it is used, is gone when its `with` ends, and dies with us
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from debian_package import unpacked
 from guest import DIES_WITH_US
-from image import MissingIngredient, program_path
+from image import MissingIngredient, compiled, program_path
 
 START_SECONDS = 10
 FILE_NAME = "file"
@@ -89,6 +89,14 @@ def iperf3() -> Iterator[int]:
     """A throughput server; the port."""
     port = free_port()
     with running([str(program_path("iperf3", "iperf3")), "-s", "-B", "127.0.0.1", "-p", str(port)], port):
+        yield port
+
+
+@contextmanager
+def pace_datagrams() -> Iterator[int]:
+    """The other end of the guest's program of that name; the port, of TCP and UDP."""
+    port = free_port()
+    with running([str(compiled("pace_datagrams")), "-l", "127.0.0.1", str(port)], port):
         yield port
 
 

@@ -31,25 +31,23 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Datagrams:
-    """A run of `iperf3 -u -J`."""
+    """A run of pace_datagrams."""
 
     received: int
-    loss: float  # the share of those that the receiver missed, by their numbers
+    loss: float  # the share of those that the receiver missed
     sent_bits_per_second: float
     received_bits_per_second: float
 
     @classmethod
-    def parse(cls, output: str) -> Datagrams:
-        """All lost is a result too, and a run that sent nothing is none."""
-        told = json.loads(output)
-        end = told.get("end", {})
-        sent, received = end.get("sum_sent", {}), end.get("sum_received", {})
-        if "error" in told or not sent.get("packets"):
-            raise ValueError(f"iperf3 sent no datagram: {told.get('error', 'it names none')}")
-        expected = received["packets"]
-        arrived = expected - received["lost_packets"]
-        loss = received["lost_packets"] / expected if expected else 1.0
-        return cls(arrived, loss, sent["bits_per_second"], received["bits_per_second"])
+    def parse(cls, output: str, size: int) -> Datagrams:
+        """Of datagrams of `size` bytes. All lost is a result too, and a run that sent nothing is none."""
+        told = re.search(r"sent (\d+) in ([\d.]+) s, received (\d+) in ([\d.]+) s", output)
+        if told is None or int(told[1]) == 0:
+            raise ValueError(f"pace_datagrams sent no datagram: {output!r}")
+        sent, received = int(told[1]), int(told[3])
+        seconds = max(float(told[2]), float(told[4]))  # few that come at once were not received any faster
+        rate = 8 * size / seconds
+        return cls(received, max(0.0, 1 - received / sent), 8 * size * sent / float(told[2]), received * rate)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ ROOT = HERE.parent.parent
 OUTPUT = ROOT / "build" / "guest"
 PROGRAMS = {"curl": "curl", "ethtool": "ethtool", "iperf3": "iperf3"}  # by name, with Debian's package
 DIGEST_LENGTH = 16
-C_PROGRAMS = ("client", "await_address", "hold_connections", "echo_datagrams")  # from the .c files beside this one
+# From the .c files beside this one.
+C_PROGRAMS = ("client", "await_address", "hold_connections", "echo_datagrams", "pace_datagrams")
 SCRIPTS = {"init": "init.sh", "bin/network-up": "network-up.sh", "bin/lease": "lease.sh"}
 
 # In load order; those that a kernel has built in are not found and left out.
@@ -60,7 +61,7 @@ def _libraries(program: Path) -> set[Path]:
     return {Path(word) for word in re.findall(r"(/\S+) \(0x", listing)}
 
 
-def _compiled(name: str) -> Path:
+def compiled(name: str) -> Path:
     """One of our guest programs, static so that it starts fast under emulation."""
     source, target = HERE / f"{name}.c", OUTPUT / name
     if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
@@ -84,7 +85,7 @@ def _module(modules: Path, name: str) -> bytes | None:
 def _ingredients(modules: Path, programs: Mapping[str, str], wanted: tuple[str, ...]) -> dict[str, bytes]:
     files = {"bin/busybox": program_path("busybox", "busybox-static").read_bytes()}
     for name in C_PROGRAMS:
-        files[f"bin/{name}"] = _compiled(name).read_bytes()
+        files[f"bin/{name}"] = compiled(name).read_bytes()
     for name, package in programs.items():
         path = program_path(name, package)
         files[f"usr/bin/{name}"] = path.read_bytes()

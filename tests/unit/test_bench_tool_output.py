@@ -40,21 +40,22 @@ def test_a_transfer_is_what_the_receiver_got() -> None:
 
 
 def test_datagrams_are_counted_by_the_receiver() -> None:
-    sent = {"packets": 1000, "bits_per_second": 8e6}
-    received = {"packets": 900, "lost_packets": 90, "bits_per_second": 6e6}
-    output = json.dumps({"end": {"sum_sent": sent, "sum_received": received}})
-    assert Datagrams.parse(output) == Datagrams(810, 0.1, 8e6, 6e6)
+    output = "sent 1000 in 2.000000 s, received 900 in 2.500000 s\n"
+    assert Datagrams.parse(output, 100) == Datagrams(900, pytest.approx(0.1), 400_000, 288_000)
+
+
+def test_datagrams_that_come_at_once_did_not_come_faster_than_they_were_sent() -> None:
+    assert Datagrams.parse("sent 2 in 1.000000 s, received 2 in 0.000010 s", 1000).received_bits_per_second == 16000
 
 
 def test_datagrams_of_which_none_came_are_all_lost() -> None:
-    received = {"packets": 0, "lost_packets": 0, "bits_per_second": 0.0}
-    output = json.dumps({"end": {"sum_sent": {"packets": 9, "bits_per_second": 8e6}, "sum_received": received}})
-    assert Datagrams.parse(output).loss == 1.0
+    assert Datagrams.parse("sent 9 in 1.000000 s, received 0 in 0.000000 s", 100).loss == 1.0
 
 
-def test_a_run_that_sent_no_datagram_is_no_measurement() -> None:
-    with pytest.raises(ValueError, match="control socket has closed"):
-        Datagrams.parse(json.dumps({"end": {}, "error": "control socket has closed"}))
+@pytest.mark.parametrize("output", ["", "sent 0 in 1.000000 s, received 0 in 0.000000 s"])
+def test_a_run_that_sent_no_datagram_is_no_measurement(output: str) -> None:
+    with pytest.raises(ValueError, match="sent no datagram"):
+        Datagrams.parse(output, 100)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ struct told {
 
 static _Noreturn void fail(const char *what)
 {
-    fprintf(stderr, "pace_datagrams: %s: %s\n", what, strerror(errno));
+    printf("pace_datagrams: %s: %s\n", what, strerror(errno));
     exit(1);
 }
 

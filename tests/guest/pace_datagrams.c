@@ -30,7 +30,8 @@ enum {
     JOINED_BYTES = 62000, /* in one piece: what fits an IP packet */
     BYTES_MAX = 65536,
     PIECES = 16, /* in one call of the receiver's */
-    PATIENCE_MS = 10000,
+    PATIENCE_MS =
+        40000, /* a helper that drops what is told over TCP when its ring is full needs many seconds to repair it */
     SILENCE_MS = 150, /* after the sender's last: then nothing comes any more */
     TURN_NS = 1000000,
 };

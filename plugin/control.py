@@ -44,6 +44,7 @@ from lockgate.plugin.neighbours import Mirror, Neighbours  # noqa: E402
 from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
+from lockgate.plugin.tap import Device, TapServer  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E402
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
@@ -78,6 +79,7 @@ class Start:
         "log",
         "view",
         "link",
+        "device",
         "vhost_user",
         "one_off",
         "trace",
@@ -113,14 +115,17 @@ class Start:
         rules: Sequence[ForwardRule] = (),
         conf_fd: int = -1,
         port_rights: Rights | None = None,
+        device: Device | None = None,
     ) -> None:
         self.log = log
         self.view = view  # as assigned at the start
         # Looks at the host again, with what was assigned before; and whom it reaches now. None: it is not followed.
         self.reassign = reassign
         self.reach = reach  # at the start, one of hostnet.REACH_*
-        self.link = socket.socket(fileno=link_fd)  # listening, or connected to the one front end
+        # Listening, or connected to the one front end; -1 and None: there is a tap device.
+        self.link = None if link_fd < 0 else socket.socket(fileno=link_fd)
         self.vhost_user = vhost_user  # else a stream of frames
+        self.device = device
         self.one_off = one_off
         self.trace = trace
         self.capture_fd = capture_fd  # the file; -1: none
@@ -201,11 +206,7 @@ class Control:
         repair = RepairHelper(self._start.repair, self.emit)
         linger = self._start.migrate_linger
         self._mover = Mover(self._worker, repair, self.emit, self._start.view.scope_id, linger)
-        self._server: VhostUserServer | StreamServer = (
-            VhostUserServer(self._worker, self.emit, self._mover)
-            if self._start.vhost_user
-            else StreamServer(self._worker, self.emit)
-        )
+        self._server = self._make_server()
         capture, pages = None, self._pages
         if self._capture_type is not None:
             fds = pages.pcap_fd, pages.pcap_event_fd, self._start.capture_fd
@@ -235,10 +236,23 @@ class Control:
 
     # ---- the link ----
 
+    def _make_server(self) -> VhostUserServer | StreamServer | TapServer:
+        if self._start.device is not None:
+            return TapServer(self._worker, self.emit, self._start.device)
+        if self._start.vhost_user:
+            return VhostUserServer(self._worker, self.emit, self._mover)
+        return StreamServer(self._worker, self.emit)
+
+    def _serving(self) -> Awaitable[None]:
+        if isinstance(self._server, TapServer):
+            return self._server.serve()
+        assert self._start.link is not None, "only a tap device has no socket"
+        return self._server.serve(self._start.link, one_off=self._start.one_off)
+
     async def _serve(self) -> None:
         """Until the one front end has gone, with --one-off or --fd; else for ever. A guest that has moved away leaves
         us here all the same: an end would close sockets whose peers go on with another host."""
-        shut_down = await _until_shut_down(self._server.serve(self._start.link, one_off=self._start.one_off))
+        shut_down = await _until_shut_down(self._serving())
         if shut_down or (self._mover.has_left and not self._start.migrate_exit):
             await self._ended
 
@@ -324,7 +338,7 @@ class Control:
                 self.emit(event[0], **event[1])
         elif up.kind == lib.LG_UP_SEEN:
             self._note_seen(up.payload)
-        elif up.kind == lib.LG_UP_LINK_END and isinstance(self._server, StreamServer):
+        elif up.kind == lib.LG_UP_LINK_END and isinstance(self._server, StreamServer | TapServer):
             self._server.link_ended(up.payload)
 
     def _note_seen(self, payload: bytes) -> None:

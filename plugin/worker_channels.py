@@ -173,6 +173,10 @@ class WorkerChannels:
         """A connected stream socket becomes the link; `fd` stays the caller's."""
         await self.request(channel.bare(lib.LG_CMD_STREAM_ATTACH), [fd])
 
+    async def tap_attach(self, fd: int, uso: bool) -> None:
+        """A tap device becomes the link; `fd` stays the caller's."""
+        await self.request(channel.value(lib.LG_CMD_TAP_ATTACH, lib.LG_TAP_USO if uso else 0), [fd])
+
     # ---- what the table of forwards asks: plugin.forward_table.Worker; LG_LISTEN_MAX of them at a time ----
 
     async def listen(

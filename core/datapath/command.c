@@ -113,11 +113,21 @@ static int run_stream_attach(struct worker *worker, struct request *request)
     return err;
 }
 
+static int run_tap_attach(struct worker *worker, struct request *request)
+{
+    int err = worker_attach_tap(worker, request->fd[0], request->command->value.value & LG_TAP_USO);
+
+    if (!err)
+        take_fd(request, 0);
+    return err;
+}
+
 static int run_link_reset(struct worker *worker, struct request *request)
 {
     (void)request;
     link_vhost_reset(&worker->vhost);
     link_stream_detach(&worker->stream);
+    link_tap_detach(&worker->tap);
     worker->faults_told = 0;
     engine_link_room(&worker->engine); /* datagrams that wait were for this guest */
     return 0;
@@ -339,6 +349,7 @@ static const struct {
     [LG_CMD_EVENTS] = {run_events, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
+    [LG_CMD_TAP_ATTACH] = {run_tap_attach, sizeof(struct lg_cmd_value), 1, 1},
     [LG_CMD_LISTEN] = {run_listen, sizeof(struct lg_cmd_listen), 1, LG_LISTEN_MAX},
     [LG_CMD_LISTEN_CLOSE] = {run_listen_close, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_LISTEN_TARGET] = {run_listen_target, sizeof(struct lg_cmd_listen), 0, 0},

@@ -109,6 +109,9 @@ struct lg_neighbours {
 #define LG_CMD_FLOW_ADOPT 23   /* lg_cmd_flow and its connected socket */
 #define LG_CMD_NEIGHBOURS 24   /* lg_cmd_neighbours: replaces all */
 #define LG_CMD_LISTEN_TARGET 25 /* lg_cmd_listen, no descriptor: sockets that are there lead elsewhere from now on */
+#define LG_CMD_TAP_ATTACH 26 /* lg_cmd_value: LG_TAP_*; one descriptor: a tap device with IFF_VNET_HDR becomes the link */
+
+#define LG_TAP_USO 1 /* it takes and gives several datagrams in one frame */
 
 #define LG_MEM_SLOTS 64
 
@@ -266,7 +269,7 @@ struct lg_frozen_page {
 #define LG_UP_FRAME 2 /* control -> worker: an Ethernet frame for the guest */
 #define LG_UP_EVENT 3 /* worker -> control: struct lg_event */
 #define LG_UP_SEEN 4  /* worker -> control: struct lg_seen; sent again until it fits */
-#define LG_UP_LINK_END 5 /* worker -> control: struct lg_link_end: the stream is detached; sent again until it fits */
+#define LG_UP_LINK_END 5 /* worker -> control: struct lg_link_end: the stream or tap is detached; sent again until it fits */
 
 #define LG_UP_BYTES_MAX 65600 /* a record with the largest frame */
 

@@ -14,26 +14,11 @@
 #include <unistd.h>
 
 #include "counters.h"
+#include "net_header.h"
 #include "pieces.h"
 #include "sys.h"
 
-struct virtio_net_header { /* virtio 1.2, 5.1.6; with VERSION_1 always 12 bytes, mergeable buffers or not */
-    uint8_t flags;
-    uint8_t gso_type;
-    uint16_t header_length;
-    uint16_t gso_size;
-    uint16_t csum_start;
-    uint16_t csum_offset;
-    uint16_t num_buffers;
-};
-
-enum {
-    NET_HEADER = sizeof(struct virtio_net_header),
-    NET_HEADER_NEEDS_CSUM = 1,
-    NET_HEADER_GSO_ECN = 0x80, /* in gso_type */
-};
-
-_Static_assert(sizeof(struct virtio_net_header) == 12, "the header has no padding");
+_Static_assert(sizeof(struct net_header) == 12, "the header has no padding");
 
 static struct link_vhost *vhost_of(struct link *link)
 {
@@ -55,14 +40,12 @@ static void fault_report(struct link_vhost *vhost, unsigned queue)
 
 /* ---- from the guest ---- */
 
-/* Nothing else of our header is read, since nothing that we do depends on it: checksums of TCP payload end here, and the
- * kernel makes segments of its own. But the bounds of datagrams are the guest's. */
 static uint16_t datagram_size(const struct iovec *iov, unsigned count)
 {
-    struct virtio_net_header header;
+    struct net_header header;
 
     pieces_read(iov, count, 0, &header, sizeof(header));
-    return (header.gso_type & ~NET_HEADER_GSO_ECN) == GSO_UDP_L4 ? header.gso_size : 0;
+    return net_header_datagram(&header);
 }
 
 static bool frame_from_chain(struct link_vhost *vhost, struct guest_frame *frame, struct iovec *iov, unsigned count,
@@ -284,14 +267,7 @@ static void vhost_commit(struct link *link, size_t length, const struct offload 
     struct link_vhost *vhost = vhost_of(link);
     const struct vhost_reservation *reservation = &vhost->reserved[vhost->reserved_first++];
     const struct iovec *piece = &vhost->piece[reservation->first_piece];
-    struct virtio_net_header header = {
-        .flags = offload->needs_csum ? NET_HEADER_NEEDS_CSUM : 0,
-        .gso_type = offload->gso_type,
-        .header_length = offload->header_length,
-        .gso_size = offload->gso_size,
-        .csum_start = offload->csum_start,
-        .csum_offset = offload->csum_offset,
-    };
+    struct net_header header = net_header_of(offload);
 
     if (vhost->pcap->on)
         pcap_committed(vhost, reservation, length);

@@ -33,6 +33,8 @@ ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags);
 int sys_recvmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
 int sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
 ssize_t sys_discard(int fd, size_t length);
+ssize_t sys_read(int fd, void *bytes, size_t length);
+ssize_t sys_write(int fd, const void *bytes, size_t length);
 int sys_shutdown(int fd, int how);
 int sys_close(int fd);
 int sys_epoll_ctl(int epoll_fd, int op, int fd, uint32_t events, uint64_t data);
@@ -124,6 +126,19 @@ static inline int sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count,
 static inline ssize_t sys_discard(int fd, size_t length)
 {
     ssize_t n = recv(fd, NULL, length, MSG_TRUNC | MSG_DONTWAIT);
+    return n < 0 ? -errno : n;
+}
+
+/* Of a tap device: one frame. */
+static inline ssize_t sys_read(int fd, void *bytes, size_t length)
+{
+    ssize_t n = read(fd, bytes, length);
+    return n < 0 ? -errno : n;
+}
+
+static inline ssize_t sys_write(int fd, const void *bytes, size_t length)
+{
+    ssize_t n = write(fd, bytes, length);
     return n < 0 ? -errno : n;
 }
 

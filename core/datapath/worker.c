@@ -23,16 +23,29 @@ void worker_ring_started(struct worker *worker, unsigned queue)
         engine_link_room(&worker->engine);
 }
 
+static void link_attached(struct worker *worker, struct link *link)
+{
+    worker->engine.link = link;
+    worker->guest_ready = true;
+    engine_link_room(&worker->engine);
+}
+
 int worker_attach_stream(struct worker *worker, int fd)
 {
     int err = link_stream_attach(&worker->stream, fd);
 
-    if (err)
-        return err;
-    worker->engine.link = &worker->stream.link;
-    worker->guest_ready = true;
-    engine_link_room(&worker->engine);
-    return 0;
+    if (!err)
+        link_attached(worker, &worker->stream.link);
+    return err;
+}
+
+int worker_attach_tap(struct worker *worker, int fd, bool uso)
+{
+    int err = link_tap_attach(&worker->tap, fd, uso);
+
+    if (!err)
+        link_attached(worker, &worker->tap.link);
+    return err;
 }
 
 static void stream_event(struct worker *worker, uint32_t events)
@@ -45,14 +58,17 @@ static void stream_event(struct worker *worker, uint32_t events)
 }
 
 /* Whatever ended the connection, its flows wait for the next one; datagrams that wait for room do not. */
-static void end_stream(struct worker *worker)
+static void end_link(struct worker *worker)
 {
-    if (!worker->stream.ended)
+    if (!worker->stream.ended && !worker->tap.ended)
         return;
-    worker->link_end = (struct lg_link_end){.error = worker->stream.error, .length = worker->stream.length};
+    worker->link_end = worker->tap.ended
+                           ? (struct lg_link_end){.error = worker->tap.error}
+                           : (struct lg_link_end){.error = worker->stream.error, .length = worker->stream.length};
     worker->link_ended = true;
     worker->guest_ready = false;
     link_stream_detach(&worker->stream);
+    link_tap_detach(&worker->tap);
     engine_link_room(&worker->engine);
 }
 
@@ -79,6 +95,10 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
         break;
     case SOURCE_STREAM:
         stream_event(worker, event->events);
+        break;
+    case SOURCE_TAP:
+        link_tap_event(&worker->tap);
+        worker->guest_ready = true;
         break;
     case SOURCE_CMD:
         worker->end |= !command_run(worker);
@@ -134,7 +154,7 @@ static int step(struct worker *worker)
         worker->guest_ready = engine_from_guest(engine);
     engine_settle(engine);
     tell_faults(worker);
-    end_stream(worker);
+    end_link(worker);
     up_send_owed(worker);
     return engine->memory_fault ? -EFAULT : 0;
 }
@@ -181,7 +201,8 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
     if (worker->engine.epoll_fd < 0)
         return -errno;
     link_vhost_init(&worker->vhost, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_KICK_RECEIVEQ);
-    if ((err = link_stream_init(&worker->stream, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_STREAM)))
+    if ((err = link_stream_init(&worker->stream, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_STREAM)) ||
+        (err = link_tap_init(&worker->tap, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_TAP)))
         return err;
     worker->engine.link = &worker->vhost.link;
     worker->engine.events = &worker->sink;

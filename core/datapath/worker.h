@@ -10,6 +10,7 @@
 
 #include "engine.h"
 #include "link_stream.h"
+#include "link_tap.h"
 #include "link_vhost.h"
 #include "pcap_ring.h"
 
@@ -21,17 +22,19 @@ enum loop_source {
     SOURCE_KICK_RECEIVEQ,
     SOURCE_KICK_TRANSMITQ,
     SOURCE_STREAM,
+    SOURCE_TAP,
 };
 
 struct worker {
     struct engine engine;
     struct link_vhost vhost; /* engine.link is one of these */
     struct link_stream stream;
+    struct link_tap tap;
     struct pcap_ring pcap;
     struct event_sink sink;
     int cmd_fd, up_fd, keeper_fd;
     bool guest_ready; /* the link may have frames */
-    bool link_ended;  /* the stream's connection is over, and control has not heard of it */
+    bool link_ended;  /* the stream's connection is over, or the tap device gone, and control has not heard of it */
     struct lg_link_end link_end;
     bool up_blocked; /* control's queue is full: EPOLLOUT is asked for */
     bool end;
@@ -50,6 +53,8 @@ bool command_run(struct worker *worker);
 
 /* worker.c */
 void worker_ring_started(struct worker *worker, unsigned queue);
-int worker_attach_stream(struct worker *worker, int fd); /* 0, or a negative errno: the descriptor stays the caller's */
+/* 0, or a negative errno: the descriptor stays the caller's. */
+int worker_attach_stream(struct worker *worker, int fd);
+int worker_attach_tap(struct worker *worker, int fd, bool uso);
 
 #endif

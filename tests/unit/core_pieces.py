@@ -38,6 +38,7 @@ HEADERS = (
     "fragments",
     "hold",
     "link_stream",
+    "link_tap",
     "link_vhost",
     "list",
     "packet",

@@ -253,6 +253,7 @@ class Keeper:
         except OSError as failure:
             self._log.error(f"Nobody can be told that the helper is ready: {failure.strerror}")
             self._exit_code = 1
+            return
         try:
             self._control.send(CONTROL_START)
         except OSError:

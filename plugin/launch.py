@@ -6,8 +6,8 @@ Adversary: nobody; the caller has all the rights that are used here. What it lef
 streams, ignored signals) is put right first, because a later stage would trip over it.
 
 Invariants: what needs the caller's rights is opened here and nowhere later; after that the rights are given up. What is
-wrong is said in one line, with exit status 1, before anything is created that would stay behind. Nothing heavy is
-imported before READY: a test fixes the list.
+wrong is said in one line, with exit status 1, and a start that does not come to READY takes back the files that it has
+made, all but the log. Nothing heavy is imported before READY: a test fixes the list.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lockgate.core._datapath import lib
 from lockgate.plugin import forwards, hostnet, keeper, log, netview, ports
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.address import UNSET, to_text
+from lockgate.plugin.made_files import FileError, MadeFiles, in_use
 from lockgate.plugin.version import VERSION
 
 TYPE_CHECKING = False
@@ -41,12 +42,16 @@ FEW_FLOWS = 512  # a limit on open files that allows no more is worth a warning:
 
 CONF_BACKLOG = 16  # clients of --conf-path that wait for their turn; more wait in connect()
 
+_SIGINT = 2  # the `signal` module would import enum
+
 NOBODY = 65534  # uid and gid; the number is the kernel's own "overflow" id, whatever /etc/passwd calls it
 _INITIAL_UID_MAP = ("0", "0", "4294967295")
 
 # passt's series of paths for a caller that names none: its manual says 1 to 64, its program goes on to 99.
 _SERIES = "/tmp/passt_{}.socket"
 _SERIES_NUMBERS = range(1, 100)
+
+_STREAM_FAMILIES = (_socket.AF_UNIX, _socket.AF_INET, _socket.AF_INET6)  # of a socket that frames can come by
 
 _LEVELS = {
     vocabulary.QUIET: log.WARNING,
@@ -81,7 +86,11 @@ def main() -> None:
     """Never returns. Python's own shutdown is skipped: it would take milliseconds to free what exit frees."""
     gc.disable()  # nothing here makes cycles worth collecting; control turns it on again for itself
     _fill_standard_streams()
-    os._exit(_command(sys.argv[1], sys.argv[2:]))
+    try:
+        os._exit(_command(sys.argv[1], sys.argv[2:]))
+    except KeyboardInterrupt:  # nothing has been left behind; now the end that the caller expects of this signal
+        lib.lg_signals_open()  # SIGINT is the kernel's again, not Python's
+        os.kill(os.getpid(), _SIGINT)
 
 
 def _command(name: str, arguments: list[str]) -> int:
@@ -104,14 +113,17 @@ def _passt(name: str, arguments: list[str]) -> int:
         _answer(1, stop.stdout_text, 0)
         return _answer(2, stop.stderr_text, stop.exit_code)
     lines = log.Log("passt", _LEVELS[spec.log_level], os.environ.get(LOG_FORMAT_VARIABLE) == "json")
+    made = MadeFiles()
     try:
-        start = Start(name, spec, lines)
+        start = Start(name, spec, lines, made)
         if not spec.foreground:
             start.leave_caller()
         return start.keep()
-    except StartError as fault:
+    except (StartError, FileError) as fault:
         lines.error(str(fault))
         return 1
+    finally:
+        made.take_back()
 
 
 def _answer(stream: int, text: str, exit_code: int) -> int:
@@ -142,16 +154,19 @@ def _let_go_of(streams: range) -> None:
 
 
 class Start:
-    """All that the caller's rights opened, step by step; each step that fails raises StartError."""
+    """All that the caller's rights opened, step by step; each step that fails raises StartError or FileError."""
 
-    def __init__(self, name: str, spec: NetworkSpec, lines: log.Log) -> None:
+    def __init__(self, name: str, spec: NetworkSpec, lines: log.Log, made: MadeFiles) -> None:
         self.name = name
         self.spec = spec
         self.log = lines
+        self.made = made
         self.ready_fd = -1  # tells the process that the caller waits for, if that is another
         lib.lg_close_all_but([-1 if spec.socket_fd is None else spec.socket_fd], 1)
+        # Before anything is written to standard error, which it may have come as.
+        passed = None if spec.socket_fd is None else _take_descriptor(spec.socket_fd, spec.link)
         self._open_log()
-        self.pid_fd = _open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
+        self.pid_fd = made.open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
         self.host, self.view = self._read_network()
         descriptors = core_worker.raise_descriptor_limit()
         self.forwards = self._bind_forwards(descriptors)
@@ -164,9 +179,9 @@ class Start:
         self.port_rights = self._port_rights(descriptors)
         self.ports = ports.Ports(self.forwards, self.port_rights)
         self.identity = self._choose_identity()
-        self.link, self.link_name = _open_link(spec)
+        self.link, self.link_name = (passed, f"descriptor {spec.socket_fd}") if passed else self._listen_for_guest()
         self.repair = self._open_repair()
-        self.conf = _listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
+        self.conf = made.listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
         if self.identity and spec.runas is None:  # told once nothing is in the way: a mistake is one line
             self.log.warning("Started as root: going on as nobody")
         self.capture_fd = self._open_capture()
@@ -204,6 +219,17 @@ class Start:
         except forwards.ForwardError as fault:
             raise StartError(str(fault)) from None
 
+    def _listen_for_guest(self) -> tuple[_socket.socket, str]:
+        if self.spec.socket_path:
+            return self.made.listen(self.spec.socket_path, "--socket"), self.spec.socket_path
+        for number in _SERIES_NUMBERS:
+            path = _SERIES.format(number)
+            if not in_use(path, "Socket path"):
+                return self.made.listen(path, "Socket path"), path
+        raise StartError(
+            f"{_SERIES.format('1')} to {_SERIES_NUMBERS[-1]} are all in use; --socket can name another path"
+        )
+
     def _open_repair(self) -> _socket.socket | None:
         """Where the helper connects to that moving connections to another host needs. A place beside the link's socket
         is our own choice, and no reason not to start."""
@@ -211,12 +237,12 @@ class Start:
         if spec.link != vocabulary.VHOST_USER or spec.repair_path == "":
             return None
         if spec.repair_path is not None:
-            return _listen(spec.repair_path)
+            return self.made.listen(spec.repair_path, "--repair-path")
         if spec.socket_fd is not None:
             return None
         try:
-            return _listen(f"{self.link_name}.repair")
-        except StartError as fault:
+            return self.made.listen(f"{self.link_name}.repair", "Socket path")
+        except FileError as fault:
             self.log.warning(f"{fault}; connections cannot move to another host")
             return None
 
@@ -260,8 +286,8 @@ class Start:
             return -1
         come_back = _become(self.identity) if self.identity else None
         try:
-            return _open_for_writing(path, "Capture file")
-        except StartError as fault:
+            return self.made.open_for_writing(path, "Capture file")
+        except FileError as fault:
             self.log.warning(f"{fault}; nothing is captured")
             return -1
         finally:
@@ -321,7 +347,10 @@ class Start:
         read_end, self.ready_fd = os.pipe()
         if os.fork():
             os.close(self.ready_fd)
-            os._exit(0 if os.read(read_end, 1) else 1)
+            if os.read(read_end, 1):
+                os._exit(0)
+            self.made.take_back()  # the other may have gone on as somebody who may not, or was killed
+            os._exit(1)
         os.close(read_end)
         os.setsid()
 
@@ -359,6 +388,7 @@ class Start:
             self._let_go_of_streams()
             os.write(self.ready_fd, b"R")
             os.close(self.ready_fd)
+        self.made.keep()
 
     def _let_go_of_streams(self) -> None:
         self.log.stderr = False
@@ -379,6 +409,7 @@ class Start:
         keep = [self.link.fileno(), conf_fd, *channels, *shared, *self.log.descriptors(), *listeners, *repair]
         lib.lg_close_all_but(keep, len(keep))
         if not ends.wait_for_start():
+            self.made.take_back()  # still with the caller's rights, which the keeper may have given up
             return 0
         from lockgate.plugin import control
 
@@ -417,72 +448,41 @@ class Start:
 # ---- the link ----
 
 
-def _open_link(spec: NetworkSpec) -> tuple[_socket.socket, str]:
-    if spec.socket_fd is not None:
-        return _take_descriptor(spec.socket_fd), f"descriptor {spec.socket_fd}"
-    if spec.socket_path:
-        return _listen(spec.socket_path), spec.socket_path
-    for number in _SERIES_NUMBERS:
-        path = _SERIES.format(number)
-        if not _in_use(path):
-            return _listen(path), path
-    raise StartError(f"{_SERIES.format('1')} to {_SERIES_NUMBERS[-1]} are all in use; --socket can name another path")
-
-
-def _take_descriptor(fd: int) -> _socket.socket:
+def _take_descriptor(fd: int, link: str) -> _socket.socket:
     """The caller's socket, out of the way of the standard streams if it came as one of them."""
-    said = fd  # the number that the caller knows
-    expected = "an open, connected UNIX stream socket is expected"
+    fault = _fault_of_descriptor(fd, link)
+    if fault:
+        kind = "UNIX stream socket" if link == vocabulary.VHOST_USER else "stream socket"
+        raise StartError(f"--fd {fd}: {fault}; expected an open, connected {kind}")
+    if fd <= 2:
+        copy = os.dup(fd)
+        os.close(fd)
+        _fill_standard_streams()
+        fd = copy
+    os.set_inheritable(fd, False)
+    sock = _socket.socket(fileno=fd)
+    if sock.family != _socket.AF_UNIX:
+        sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)  # a frame does not wait for the next
+    return sock
+
+
+def _fault_of_descriptor(fd: int, link: str) -> str:
+    """What is wrong with it for this link; empty if it can be served. A listening socket can: it brings its client."""
+    families = (_socket.AF_UNIX,) if link == vocabulary.VHOST_USER else _STREAM_FAMILIES
     try:
-        if fd <= 2:
-            copy = os.dup(fd)
-            os.close(fd)
-            _fill_standard_streams()
-            fd = copy
-        os.set_inheritable(fd, False)
-        link = _socket.socket(fileno=fd)
+        sock = _socket.socket(fileno=os.dup(fd))
     except OSError as failure:
-        raise StartError(f"--fd {said}: {failure.strerror}; {expected}") from None
-    if link.family != _socket.AF_UNIX or link.type != _socket.SOCK_STREAM:
-        raise StartError(f"--fd {said}: another kind of socket; {expected}")
-    return link
-
-
-def _in_use(path: str, what: str = "Socket path") -> bool:
-    """Whether somebody accepts connections there. Without blocking: a full backlog is an answer too."""
-    probe = _unix_socket()
+        return "that is not a socket" if failure.errno == errno.ENOTSOCK else str(failure.strerror)
     try:
-        probe.connect(path)
-    except BlockingIOError:
-        return True
-    except OSError as failure:
-        if failure.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
-            return False
-        raise StartError(f"{what} {path} cannot be used: {failure.strerror or failure}") from None
-    finally:
-        probe.close()
-    return True
-
-
-def _listen(path: str, what: str = "Socket path", backlog: int = 0) -> _socket.socket:
-    """What a helper that died has left there is replaced; a living one is not."""
-    if _in_use(path, what):
-        raise StartError(f"{what} {path} is already in use; stop the other helper, or name another path")
-    listener = _unix_socket()
-    try:
-        os.unlink(path)
+        if sock.family not in families or sock.type != _socket.SOCK_STREAM:
+            return "that is another kind of socket"
+        if not sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
+            sock.getpeername()
     except OSError:
-        pass  # not there; or not ours to remove, and then bind() says so
-    try:
-        listener.bind(path)
-        listener.listen(backlog)
-    except OSError as failure:
-        raise StartError(f"{what} {path} cannot be bound: {failure.strerror or failure}") from None
-    return listener
-
-
-def _unix_socket() -> _socket.socket:
-    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+        return "that socket is not connected"
+    finally:
+        sock.close()
+    return ""
 
 
 # ---- small things ----
@@ -492,13 +492,6 @@ def _worker_flags() -> int:
     """What tests and comparisons switch off."""
     flags: int = lib.LG_WORKER_NO_PEEK_OFF if os.environ.get(PEEK_VARIABLE) == "discard" else 0
     return flags | (lib.LG_WORKER_NO_REORDER if os.environ.get(REORDER_VARIABLE) == "off" else 0)
-
-
-def _open_for_writing(path: str, what: str) -> int:
-    try:
-        return os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    except OSError as failure:
-        raise StartError(f"{what} {path} cannot be opened: {failure.strerror}") from None
 
 
 def _become(identity: tuple[int, int]) -> Callable[[], None]:

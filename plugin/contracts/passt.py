@@ -85,8 +85,11 @@ def _check_descriptor(argv: Sequence[str], program_name: str) -> None:
         return
     fd = _descriptor(given)
     try:
-        os.fstat(fd)
+        inherited = os.get_inheritable(fd)
+        absent = fd <= 2 and not inherited  # the start has put /dev/null where no standard stream was
     except OSError:
+        absent = True
+    if absent:
         raise _refusal(f"--fd {given}: no such descriptor is open here; it must be inherited without CLOEXEC") from None
 
 

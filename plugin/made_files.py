@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""made_files: the files of a start, under names that the caller has chosen: sockets to listen on, PID file, capture.
+
+Called by launch.py, with the caller's rights. Adversary: nobody; other users at worst, who may have put something else
+in the place of a file by the time that it is taken back.
+
+Invariants: take_back() removes what was made here and is still there, and nothing else: a file that was there before,
+and was only written to, stays. That holds too where an interrupt (^C) comes between any two steps: a file is written
+down before it is made, and struck out if it was not.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import stat
+
+
+class FileError(Exception):
+    """Why a file cannot be made; the text is one sentence for the caller, without the full stop."""
+
+
+class MadeFiles:
+    """What has been made, until the start has succeeded or is taken back."""
+
+    def __init__(self) -> None:
+        self._made: list[_Made] = []
+
+    def open_for_writing(self, path: str, what: str) -> int:
+        """A new file that only its owner may read, or the file that is there, emptied."""
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+        try:
+            if os.path.lexists(path):
+                return os.open(path, flags, 0o600)
+            made = self._write_down(path)
+            try:
+                fd = os.open(path, flags | os.O_EXCL, 0o600)
+            except OSError:
+                self._made.remove(made)
+                raise
+        except OSError as failure:
+            raise FileError(f"{what} {path} cannot be opened: {failure.strerror}") from None
+        made.is_this(os.fstat(fd))
+        return fd
+
+    def listen(self, path: str, what: str, backlog: int = 0) -> _socket.socket:
+        """What a helper that died has left there is replaced; a living one is not."""
+        if _is_folder(path):
+            raise FileError(f"{what} {path}: that is a folder; expected the path of a socket that is to be made")
+        if in_use(path, what):
+            raise FileError(f"{what} {path} is already in use; stop the other helper, or name another path")
+        hindrance = _remove(path)
+        listener = _unix_socket()
+        made = self._write_down(path)
+        try:
+            listener.bind(path)
+            made.is_this(os.lstat(path))
+            listener.listen(backlog)
+        except OSError as failure:
+            if not made.known:
+                self._made.remove(made)
+            raise FileError(f"{what} {path} cannot be made: {_reason(path, failure, hindrance)}") from None
+        return listener
+
+    def keep(self) -> None:
+        """The start has succeeded: they stay, also when the helper ends."""
+        self._made.clear()
+
+    def take_back(self) -> None:
+        """As far as the rights of now allow it."""
+        while self._made:
+            self._made.pop().remove()
+
+    def _write_down(self, path: str) -> _Made:
+        try:
+            path = os.path.abspath(path)  # the working folder will be another
+        except OSError:
+            pass  # one that has been removed holds no file either
+        self._made.append(_Made(path))
+        return self._made[-1]
+
+
+class _Made:
+    """One file, about to be made where nothing is, or made."""
+
+    __slots__ = ("_file", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._file: tuple[int, int] | None = None  # device and inode, once they are known
+
+    @property
+    def known(self) -> bool:
+        return self._file is not None
+
+    def is_this(self, made: os.stat_result) -> None:
+        self._file = made.st_dev, made.st_ino
+
+    def remove(self) -> None:
+        try:
+            there = os.lstat(self.path)
+            if self._file in (None, (there.st_dev, there.st_ino)):
+                os.unlink(self.path)
+        except OSError:
+            pass  # gone already, or out of reach
+
+
+def in_use(path: str, what: str) -> bool:
+    """Whether somebody accepts connections there. Without blocking: a full backlog is an answer too."""
+    probe = _unix_socket()
+    try:
+        probe.connect(path)
+    except BlockingIOError:
+        return True
+    except OSError as failure:
+        if failure.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
+            return False
+        raise FileError(f"{what} {path} cannot be used: {_reason(path, failure, '')}") from None
+    finally:
+        probe.close()
+    return True
+
+
+def _unix_socket() -> _socket.socket:
+    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+
+
+def _is_folder(path: str) -> bool:
+    """Not through a symbolic link: that would be replaced like any other file."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _remove(path: str) -> str:
+    """Why what is there stays; empty if nothing is there any more."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as failure:
+        return failure.strerror or str(failure)
+    return ""
+
+
+def _reason(path: str, failure: OSError, hindrance: str) -> str:
+    folder = os.path.dirname(path) or "."
+    if failure.errno == errno.ENOENT:
+        return f"there is no folder {folder}"
+    if failure.errno == errno.ENOTDIR:
+        return f"{folder} is not a folder"
+    if failure.errno == errno.EADDRINUSE and hindrance:
+        return f"the file that is there cannot be removed ({hindrance})"
+    return failure.strerror or str(failure)

@@ -31,6 +31,7 @@ _NO_QUEUE, _RECEIVE_QUEUE, _SEND_QUEUE = 0, 1, 2
 _MIN_TTL, _MIN_HOPCOUNT = 21, 73  # IP_MINTTL, IPV6_MINHOPCOUNT
 _TTL_MAX = 255
 _PEEK_OFF = 42
+_BUFFER_LOCK = 72  # SO_BUF_LOCK
 _OUTQ, _OUTQ_NOT_SENT, _INQ = 0x5411, 0x894B, 0x541B  # SIOCOUTQ, SIOCOUTQNSD, SIOCINQ
 _INFO_SIZE = 8  # of tcp_info: what is read here
 _OPTION_MSS, _OPTION_SCALE, _OPTION_SACK, _OPTION_TIMESTAMPS = 2, 3, 4, 8  # TCPOPT_*
@@ -175,9 +176,12 @@ def connect(sock: socket.socket, peer: End, state: Socket, scope_id: int) -> Non
 
 def write_queues(sock: socket.socket, state: Socket, sent: bytes, received: bytes) -> None:
     """What was sent and not acknowledged, and what was received and not read; then the windows, which both move."""
-    for queue, data in ((_RECEIVE_QUEUE, received), (_SEND_QUEUE, sent)):
+    for queue, buffer, data in (
+        (_RECEIVE_QUEUE, socket.SO_RCVBUF, received),
+        (_SEND_QUEUE, socket.SO_SNDBUF, sent),
+    ):
         sock.setsockopt(_TCP, _REPAIR_QUEUE, queue)
-        _write(sock, data)
+        _write(sock, data, buffer)
     window = _WINDOW.pack(state.snd_wl1, state.snd_wnd, state.max_window, state.rcv_wnd, state.rcv_wup)
     sock.setsockopt(_TCP, _REPAIR_WINDOW, window)
     sock.setsockopt(_TCP, _REPAIR_QUEUE, _NO_QUEUE)
@@ -185,19 +189,30 @@ def write_queues(sock: socket.socket, state: Socket, sent: bytes, received: byte
 
 def write_not_sent(sock: socket.socket, data: bytes) -> None:
     """What the other socket had still to send, once this one is out of repair mode: it is sent now."""
-    _write(sock, data)
+    _write(sock, data, socket.SO_SNDBUF)
 
 
-def _write(sock: socket.socket, data: bytes) -> None:
-    """A new socket's send queue is short, and grows with its connection; one that must hold more at once is given a
-    fixed size, for then there is no other way."""
+def _write(sock: socket.socket, data: bytes, buffer: int) -> None:
+    """The queues of a new socket are short, and grow with its connection; one that must hold more at once is widened.
+    The kernel does that by itself to a receive queue, unless it is short of memory or may not make one that long."""
     left = memoryview(data)
     widened = False
     while left:
         try:
             left = left[sock.send(left[:_PIECE]) :]
-        except BlockingIOError:
+        except OSError as failure:
+            if failure.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM):
+                raise
             if widened:
                 raise OSError(errno.ENOBUFS, "a queue is longer than sockets may have them here") from None
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data))
+            _widen(sock, buffer, 2 * len(data))
             widened = True
+
+
+def _widen(sock: socket.socket, buffer: int, size: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, buffer, size)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _BUFFER_LOCK, 0)  # from here on the kernel goes on by itself
+    except OSError as failure:
+        if failure.errno != errno.ENOPROTOOPT:  # before Linux 5.14 it keeps this size
+            raise

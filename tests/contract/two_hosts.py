@@ -44,6 +44,11 @@ class Namespace:
         for command in commands:
             subprocess.run([*self.prefix, "ip", *command.split()], check=True)
 
+    def receive_buffers(self, first: int, most: int) -> None:
+        """What a new TCP socket has here, and what the kernel may make of it."""
+        command = ["sh", "-c", f"echo 4096 {first} {most} > /proc/sys/net/ipv4/tcp_rmem"]
+        subprocess.run([*self.prefix, *command], check=True)
+
     @property
     def pid(self) -> int:
         return self._holder.pid

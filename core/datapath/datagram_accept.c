@@ -67,6 +67,7 @@ static bool take_arrival(struct engine *engine, const struct listener *listener)
         address_is_ipv4(&from->to) == address_is_ipv4(&shown.guest))
         shown.guest = from->to;
     flow_touch(engine, flow);
+    neighbour_seek(engine, &flow->key.guest);
     if (datagram_deliver(engine, &shown, inbox, &bytes))
         return false;
     flow->bytes_to_guest += bytes;

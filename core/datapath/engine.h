@@ -65,6 +65,7 @@ struct engine {
     struct lg_neighbours neighbours;
     struct lg_seen seen;
     bool seen_changed;
+    uint64_t sought_ms; /* when the guest was asked for its MAC address; 0 never */
     uint64_t *counters;
     struct wheel wheel;
     uint64_t shared_ms; /* when timers that need not be exact will fire next: others that are due about then join in */
@@ -202,6 +203,9 @@ void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, ui
 void neighbour_arp(struct engine *engine, const struct guest_frame *frame);
 void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
+
+/* Asks the guest for its MAC address, by one of its own addresses, unless it has spoken already; at most once a second. */
+void neighbour_seek(struct engine *engine, const address *guest);
 
 /* Who has which MAC address from now on; 0, or -EINVAL for a table that could not be searched or has no such addresses. */
 int neighbour_replace(struct engine *engine, const struct lg_neighbours *table);

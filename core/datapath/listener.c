@@ -130,8 +130,31 @@ static address first_set(const uint8_t first[16], const uint8_t second[16])
     return address_is_unset(&a) ? address_from(second) : a;
 }
 
-/* The guest's address of the family and scope that `source` has: what it was seen to use, before what was assigned to it,
- * unless the caller wants that. A guest that has none but a link-local one is reached there. Unset: it has none. */
+/* Whether the guest has made its link-local address of its MAC address (RFC 4291, appendix A). */
+static bool is_made_of_mac(const uint8_t link_local[16], const uint8_t mac[ADDRESS_MAC])
+{
+    const uint8_t made[8] = {mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]};
+
+    return !memcmp(link_local + 8, made, sizeof(made));
+}
+
+/* Where a guest is that was only heard by its link-local address. It looks for duplicates of any other before it takes it,
+ * which is heard; but one without ARP, such as muvm's, does not. If the first is made of its MAC address, so is what it
+ * has made of the prefix that it was told (RFC 4862, 5.5.3). Else the only address that it has for certain is the first. */
+static address unspoken_address(const struct engine *engine)
+{
+    const struct lg_net_view *view = &engine->view;
+    const struct lg_seen *seen = &engine->seen;
+    address link_local = address_from(seen->link_local), guest = address_from(view->guest6);
+
+    if (!(view->flags & LG_VIEW_RA) || address_is_unset(&guest) || !is_made_of_mac(seen->link_local, seen->mac))
+        return link_local;
+    memcpy(guest.byte + 8, link_local.byte + 8, 8);
+    return guest;
+}
+
+/* The guest's address of the family and scope that `source` has: what it was seen to use, before what it must have, before
+ * what was assigned to it, unless the caller wants that. Unset: it has none. */
 static address guest_address(const struct engine *engine, const address *source)
 {
     const struct lg_net_view *view = &engine->view;
@@ -142,8 +165,8 @@ static address guest_address(const struct engine *engine, const address *source)
         return first_set(view->flags & LG_VIEW_FIXED4 ? none : seen->addr4, view->guest4);
     if (address_is_link_local(source))
         return first_set(seen->link_local, view->guest6);
-    address guest = first_set(seen->addr6, view->guest6);
-    return first_set(guest.byte, seen->link_local);
+    address unspoken = unspoken_address(engine), guest = first_set(seen->addr6, unspoken.byte);
+    return first_set(guest.byte, view->guest6);
 }
 
 bool listener_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,

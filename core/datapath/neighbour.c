@@ -21,10 +21,12 @@ enum {
     ARP_REQUEST = 1,
     ARP_REPLY = 2,
     NS_BYTES = 24,   /* type, code, checksum, reserved, target */
-    NA_BYTES = 32,   /* and the target link-layer address option */
+    NA_BYTES = 32,   /* and an option with a link-layer address */
     NA_FLAGS = 0xe0, /* router, solicited, override (RFC 4861, 4.4) */
     OPTION_TARGET_LINK_ADDRESS = 2,
-    MAC_GROUP = 1, /* of the first byte: multicast and broadcast, which nobody has */
+    OPTION_SOURCE_LINK_ADDRESS = 1,
+    MAC_GROUP = 1,  /* of the first byte: multicast and broadcast, which nobody has */
+    SEEK_MS = 1000, /* RFC 4861, 10: RETRANS_TIMER */
 };
 
 int neighbour_replace(struct engine *engine, const struct lg_neighbours *table)
@@ -95,6 +97,53 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
         count(engine, C_drop_no_room);
     else
         count(engine, C_arp_replies);
+}
+
+static void ask_by_arp(struct engine *engine, const address *guest)
+{
+    static const uint8_t head[8] = {0, 1, 8, 0, 6, 4, 0, ARP_REQUEST};
+    const address gateway = address_from(engine->view.gateway4);
+    const uint8_t *mac = neighbour_mac(engine, &gateway);
+    uint8_t request[ETHERNET_HEADER + ARP_BYTES] = {0};
+    uint8_t *arp = request + ETHERNET_HEADER;
+
+    memset(request, 0xff, ADDRESS_MAC);
+    memcpy(request + ADDRESS_MAC, mac, ADDRESS_MAC);
+    store_be16(request + 12, ETHERTYPE_ARP_FRAME);
+    memcpy(arp, head, sizeof(head));
+    memcpy(arp + 8, mac, ADDRESS_MAC);
+    memcpy(arp + 14, gateway.byte + 12, 4);
+    memcpy(arp + 24, guest->byte + 12, 4);
+    engine_send_frame(engine, request, sizeof(request)); /* lost: asked again with the next packet */
+}
+
+static void ask_by_solicitation(struct engine *engine, const address *guest)
+{
+    address ours = address_from(engine->view.our_link_local);
+    address group = {{0xff, 2, [11] = 1, [12] = 0xff}}; /* RFC 4291, 2.7.1 */
+    uint8_t ns[NA_BYTES] = {ICMPV6_NEIGHBOUR_SOLICITATION};
+
+    memcpy(group.byte + 13, guest->byte + 13, 3);
+    memcpy(ns + 8, guest->byte, sizeof(guest->byte));
+    ns[NS_BYTES] = OPTION_SOURCE_LINK_ADDRESS;
+    ns[NS_BYTES + 1] = 1; /* in units of 8 bytes */
+    memcpy(ns + NS_BYTES + 2, engine->view.our_mac, ADDRESS_MAC);
+    icmp_send(engine, &ours, &group, ns, sizeof(ns));
+}
+
+void neighbour_seek(struct engine *engine, const address *guest)
+{
+    bool has_spoken = !(engine->seen.mac[0] & MAC_GROUP);
+    uint32_t needed = address_is_ipv4(guest) ? LG_VIEW_IPV4 : LG_VIEW_NDP;
+
+    if (has_spoken || !(engine->view.flags & needed) ||
+        (engine->sought_ms && engine->now_ms - engine->sought_ms < SEEK_MS))
+        return;
+    engine->sought_ms = engine->now_ms;
+    if (address_is_ipv4(guest))
+        ask_by_arp(engine, guest);
+    else
+        ask_by_solicitation(engine, guest);
 }
 
 static void solicited(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)

@@ -36,7 +36,8 @@ static void send_syn(struct engine *engine, struct flow *flow)
     struct tcp *tcp = &flow->tcp;
 
     if (!tcp->syn_ack_due)
-        return; /* it is out */
+        return;                               /* it is out */
+    neighbour_seek(engine, &flow->key.guest); /* a guest takes no SYN that was sent to all; but the next one */
     if (tcp_send_control(engine, flow, tcp->iss, TCP_SYN)) {
         engine_wait_room(engine, flow);
         return;

@@ -32,6 +32,13 @@ SET_UP = """
 echo 0 0 >/proc/sys/net/ipv4/ping_group_range  # the one group that is mapped there
 echo 1100 65535 >/proc/sys/net/ipv4/ip_local_port_range  # `all` are the others
 """
+FIRST_QUESTIONS = """  # have come, and were taken or dropped
+until awk '$1 == "eth0:" && $3 + $5 >= 2 { found = 1 } END { exit !found }' /proc/net/dev; do :; done
+"""
+WITHOUT_LINK_LOCAL = """
+cd /proc/sys/net/ipv6/conf/eth0
+echo 1 >addr_gen_mode; echo 0 >accept_ra; echo 0 >disable_ipv6
+"""
 each_version = pytest.mark.parametrize("version", [4, 6])
 
 
@@ -258,17 +265,59 @@ def test_what_the_helper_inherits_is_its_callers(starts: Callable[..., Called], 
 def test_a_server_in_muvms_guest_is_reached_before_the_guest_has_said_a_word(
     host: Host, starts: Callable[..., Called]
 ) -> None:
-    """It has only asked for its lease, under an address that it does not have any more. One port is the host's own."""
+    """It has only asked for its lease, under an address that it does not have any more, and for a router: without any
+    detection of duplicates, the address that it made has not been heard of. One port is the host's own."""
     called = starts("muvm")
     called.guest.configured_by_muvm()
-    listener, _ = called.guest.sockets.bound(STREAM, ANY[4], 80)
-    host.far.connected(STREAM, FIRST, 8080)
-    assert listener.accept()[1][0] == GATEWAY
-    called.guest.awaits_ipv6()
-    called.guest.pings(GATEWAYS[6])  # without any detection of duplicates, that address has not been heard of
-    listener, _ = called.guest.sockets.bound(STREAM, ANY[6], 81)
-    host.sockets.connected(STREAM, "::1", 8081)
-    assert listener.accept()[1][0] == GATEWAYS[6]
+    reaches_a_server(called.guest.sockets, STREAM, (4, 80), host.far, (FIRST, 8080))
+    for kind, inside, outside in ((STREAM, 80, 8080), (DATAGRAM, 54, 5301)):
+        reaches_a_server(called.guest.sockets, kind, (6, inside), host.far, (FIRST6, outside))
+    assert reaches_a_server(called.guest.sockets, STREAM, (6, 81), host.sockets, ("::1", 8081)) == GATEWAYS[6]
+
+
+def test_a_server_is_reached_in_a_guest_that_makes_its_addresses_in_another_way(
+    host: Host, starts: Callable[..., Called]
+) -> None:
+    """Each by a secret and its prefix (RFC 7217). It is reached where it was heard, from whatever address."""
+    called = starts("muvm")
+    called.guest.runs("echo 3 >/proc/sys/net/ipv6/conf/eth0/addr_gen_mode")
+    called.guest.configured_by_muvm()
+    reaches_a_server(called.guest.sockets, STREAM, (6, 80), host.far, (FIRST6, 8080))
+
+
+@each_version
+def test_a_server_is_reached_in_a_guest_that_was_never_heard(
+    host: Host, starts: Callable[..., Called], version: int
+) -> None:
+    """It has the addresses that are meant for it, and asks nobody. The first SYN is not for it, the next one is."""
+    called = starts("muvm")
+    called.guest.runs("echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6; ip link set eth0 up")
+    own = "ip address add $1/24 dev eth0; ip route add default via $2"
+    if version == 6:
+        own = "ip -6 address add $1/64 dev eth0 nodad; ip -6 route add default via $2 dev eth0"
+        called.guest.runs(WITHOUT_LINK_LOCAL)
+    called.guest.runs(FIRST_QUESTIONS)  # which are for addresses that it has not got yet
+    called.guest.runs(own, FIRSTS[version], GATEWAYS[version])
+    reaches_a_server(called.guest.sockets, STREAM, (version, 80), host.far, (FIRSTS[version], 8080))
+
+
+def reaches_a_server(
+    guest: NamespaceSockets, kind: int, inside: tuple[int, int], where: NamespaceSockets, outside: tuple[str, int]
+) -> str:
+    """Bytes go there and back; who it was for the server. `inside` is a version of IP and a port."""
+    listener, _ = guest.bound(kind, ANY[inside[0]], inside[1])
+    with listener, where.connected(kind, *outside) as client:
+        client.send(b"who is there?")
+        if kind == DATAGRAM:
+            data, source = listener.recvfrom(100)
+            listener.sendto(b"I am", source)
+        else:
+            server, source = listener.accept()
+            with server:
+                data = server.recv(100)
+                server.send(b"I am")
+        assert (data, client.recv(100)) == (b"who is there?", b"I am")
+    return str(source[0])
 
 
 def test_the_host_of_a_namespace_without_any_interface_is_reached_by_its_guest(

@@ -13,10 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from fake_core import DATAPATH, ffi, lib
-from segments import ETHERTYPE_ARP, OUR_MAC, Ends, Offload, Packet, address, parse_packet
+from segments import (
+    ETHERTYPE_ARP,
+    ETHERTYPE_IPV6,
+    OUR_MAC,
+    PROTOCOL_ICMPV6,
+    Ends,
+    Offload,
+    Packet,
+    address,
+    parse_packet,
+)
 
 START_MS = 1_000_000
 NEVER_MS = 2**64 - 1
+NEIGHBOUR_SOLICITATION = 135  # RFC 4861, 4.3
 STEPS_MAX = 20_000  # the largest act, 64 MiB through a small budget, takes a few hundred
 
 GUEST = {4: address("192.0.2.15"), 6: address("2001:db8::15")}
@@ -29,6 +40,14 @@ MAPPED = {4: address("192.0.2.1"), 6: address("2001:db8::2")}
 def mapped16(raw: bytes) -> bytes:
     """As the core has addresses."""
     return raw if len(raw) == 16 else bytes(10) + b"\xff\xff" + raw
+
+
+def is_question(frame: bytes) -> bool:
+    """An ARP request, or a neighbour solicitation."""
+    kind = int.from_bytes(frame[12:14], "big")
+    if kind == ETHERTYPE_ARP:
+        return frame[20:22] == b"\0\1"
+    return kind == ETHERTYPE_IPV6 and frame[20] == PROTOCOL_ICMPV6 and frame[54] == NEIGHBOUR_SOLICITATION
 
 
 def _enum_names(file: str, macro: str) -> list[str]:
@@ -80,6 +99,7 @@ class World:
         self._fill_view(chosen.mtu)
         self.inbox: list[Packet] = []
         self.arp_replies: list[bytes] = []
+        self.questions: list[bytes] = []  # frames that ask who has an address of the guest's: ARP, solicitations
         self.peer_mac = OUR_MAC  # from which packets have to come
         self.closed = False
 
@@ -160,7 +180,9 @@ class World:
             offload = Offload(
                 raw.needs_csum, raw.gso_type, raw.gso_size, raw.header_length, raw.csum_start, raw.csum_offset
             )
-            if frame[12:14] == ETHERTYPE_ARP.to_bytes(2, "big"):
+            if is_question(frame):
+                self.questions.append(frame)
+            elif frame[12:14] == ETHERTYPE_ARP.to_bytes(2, "big"):
                 self.arp_replies.append(frame)
             else:
                 self.inbox.append(parse_packet(frame, offload, raw.time_ms, bytes(self.seen.mac), self.peer_mac))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tap: the life of a namespace's link. Its frames are the worker's; here each worker gets the device, and its end is told.
+"""tap: the life of a namespace's link. Its frames are the worker's; each worker gets the device, and its end is told.
 
 Called by control.py: serve() once, link_ended() when the worker says that the device has gone, resume() when there is
 a new worker.

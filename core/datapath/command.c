@@ -5,6 +5,7 @@
  * Descriptors that a command does not keep are closed here.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -115,8 +116,11 @@ static int run_stream_attach(struct worker *worker, struct request *request)
 
 static int run_tap_attach(struct worker *worker, struct request *request)
 {
-    int err = worker_attach_tap(worker, request->fd[0], request->command->value.value & LG_TAP_USO);
+    int flags = fcntl(request->fd[0], F_GETFL);
 
+    if (flags < 0 || !(flags & O_NONBLOCK)) /* a read would keep all else waiting */
+        return -EINVAL;
+    int err = worker_attach_tap(worker, request->fd[0], request->command->value.value & LG_TAP_USO);
     if (!err)
         take_fd(request, 0);
     return err;

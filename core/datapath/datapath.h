@@ -109,7 +109,7 @@ struct lg_neighbours {
 #define LG_CMD_FLOW_ADOPT 23   /* lg_cmd_flow and its connected socket */
 #define LG_CMD_NEIGHBOURS 24   /* lg_cmd_neighbours: replaces all */
 #define LG_CMD_LISTEN_TARGET 25 /* lg_cmd_listen, no descriptor: sockets that are there lead elsewhere from now on */
-#define LG_CMD_TAP_ATTACH 26 /* lg_cmd_value: LG_TAP_*; one descriptor: a tap device with IFF_VNET_HDR becomes the link */
+#define LG_CMD_TAP_ATTACH 26 /* lg_cmd_value: LG_TAP_*; one non-blocking descriptor: a tap device with IFF_VNET_HDR is the link */
 
 #define LG_TAP_USO 1 /* it takes and gives several datagrams in one frame */
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""core/datapath/link_tap.c: one frame a read, one frame a write, each with its offloads in front. A socket that keeps the
-borders of its records is the device here; tests/contract has real ones."""
+"""core/datapath/link_tap.c: one frame a read, one frame a write, each with its offloads in front.
+
+A socket that keeps the borders of its records is the device here; tests/contract has real ones."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def test_a_batch_is_no_larger_than_the_cache(tap: Tap) -> None:
     for _ in range(20):
         tap.kernel.send(NOTHING + b"x" * 65535)
     tap.events()
-    sizes = []
+    sizes: list[int] = []
     while not sizes or tap.more[0]:
         sizes.append(len(tap.batch()))
     assert sum(sizes) == 20

@@ -13,7 +13,6 @@ made, all but the log. Nothing heavy is imported before READY: a test fixes the 
 from __future__ import annotations
 
 import _socket
-import errno
 import gc
 import os
 import sys
@@ -23,7 +22,8 @@ from lockgate.core._datapath import lib
 from lockgate.plugin import forwards, hostnet, keeper, log, netview, ports
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.address import UNSET, to_text
-from lockgate.plugin.made_files import FileError, MadeFiles, in_use
+from lockgate.plugin.link_socket import SocketLink
+from lockgate.plugin.made_files import FileError, MadeFiles
 from lockgate.plugin.version import VERSION
 
 TYPE_CHECKING = False
@@ -47,27 +47,11 @@ _SIGINT = 2  # the `signal` module would import enum
 NOBODY = 65534  # uid and gid; the number is the kernel's own "overflow" id, whatever /etc/passwd calls it
 _INITIAL_UID_MAP = ("0", "0", "4294967295")
 
-# passt's series of paths for a caller that names none: its manual says 1 to 64, its program goes on to 99.
-_SERIES = "/tmp/passt_{}.socket"
-_SERIES_NUMBERS = range(1, 100)
-
-_STREAM_FAMILIES = (_socket.AF_UNIX, _socket.AF_INET, _socket.AF_INET6)  # of a socket that frames can come by
-
 _LEVELS = {
     vocabulary.QUIET: log.WARNING,
     vocabulary.INFO: log.INFO,
     vocabulary.DEBUG: log.DEBUG,
     vocabulary.TRACE: log.DEBUG,
-}
-
-_QEMU_HINTS = {
-    vocabulary.VHOST_USER: (
-        "QEMU: -chardev socket,id=c0,path={} -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0 "
-        "-object memory-backend-memfd,id=m0,share=on,size=512M -numa node,memdev=m0"
-    ),
-    vocabulary.STREAM: (
-        "QEMU: -netdev stream,id=n0,server=off,addr.type=unix,addr.path={} -device virtio-net-pci,netdev=n0"
-    ),
 }
 
 USAGE = """\
@@ -76,10 +60,6 @@ usage: lockgate --version
 lockgate gives a VM a network out of ordinary sockets. It is started by container runtimes and VM monitors, under the
 names passt, pasta and gvproxy. Ready now: `passt` (see `passt --help`).
 """
-
-
-class StartError(Exception):
-    """What keeps the helper from starting; the text is the one line for the caller."""
 
 
 def main() -> None:
@@ -119,7 +99,7 @@ def _passt(name: str, arguments: list[str]) -> int:
         if not spec.foreground:
             start.leave_caller()
         return start.keep()
-    except (StartError, FileError) as fault:
+    except (vocabulary.StartError, FileError) as fault:
         lines.error(str(fault))
         return 1
     finally:
@@ -163,8 +143,7 @@ class Start:
         self.made = made
         self.ready_fd = -1  # tells the process that the caller waits for, if that is another
         lib.lg_close_all_but([-1 if spec.socket_fd is None else spec.socket_fd], 1)
-        # Before anything is written to standard error, which it may have come as.
-        passed = None if spec.socket_fd is None else _take_descriptor(spec.socket_fd, spec.link)
+        self.link = SocketLink(spec, _fill_standard_streams)
         self._open_log()
         self.pid_fd = made.open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
         self.host, self.view = self._read_network()
@@ -179,8 +158,7 @@ class Start:
         self.port_rights = self._port_rights(descriptors)
         self.ports = ports.Ports(self.forwards, self.port_rights)
         self.identity = self._choose_identity()
-        self.link, self.link_name = (passed, f"descriptor {spec.socket_fd}") if passed else self._listen_for_guest()
-        self.repair = self._open_repair()
+        self.link.open(made, lines)
         self.conf = made.listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
         if self.identity and spec.runas is None:  # told once nothing is in the way: a mistake is one line
             self.log.warning("Started as root: going on as nobody")
@@ -194,7 +172,7 @@ class Start:
             try:
                 self.log.file = log.LogFile(spec.log_file, spec.log_size, f"passt {VERSION}")
             except OSError as failure:
-                raise StartError(f"Log file {spec.log_file} cannot be opened: {failure.strerror}") from None
+                raise vocabulary.StartError(f"Log file {spec.log_file} cannot be opened: {failure.strerror}") from None
         elif self.log.level < log.DEBUG:
             self.log.open_syslog()
         for warning in spec.warnings:
@@ -205,9 +183,9 @@ class Start:
             host = hostnet.read_host()
             return host, netview.assign(self.spec, host)
         except hostnet.InterfaceError as fault:
-            raise StartError(f"--interface: {fault}") from None
+            raise vocabulary.StartError(f"--interface: {fault}") from None
         except OSError as failure:
-            raise StartError(f"The host's network cannot be read (netlink): {failure.strerror}") from None
+            raise vocabulary.StartError(f"The host's network cannot be read (netlink): {failure.strerror}") from None
 
     def _bind_forwards(self, descriptors: int) -> list[forwards.Listener]:
         """One socket for each port, within what the limit on open files leaves beside everything else."""
@@ -217,34 +195,7 @@ class Start:
         try:
             return forwards.bind(self.spec.forwards, room, self.log.warning, self.spec.freebind)
         except forwards.ForwardError as fault:
-            raise StartError(str(fault)) from None
-
-    def _listen_for_guest(self) -> tuple[_socket.socket, str]:
-        if self.spec.socket_path:
-            return self.made.listen(self.spec.socket_path, "--socket"), self.spec.socket_path
-        for number in _SERIES_NUMBERS:
-            path = _SERIES.format(number)
-            if not in_use(path, "Socket path"):
-                return self.made.listen(path, "Socket path"), path
-        raise StartError(
-            f"{_SERIES.format('1')} to {_SERIES_NUMBERS[-1]} are all in use; --socket can name another path"
-        )
-
-    def _open_repair(self) -> _socket.socket | None:
-        """Where the helper connects to that moving connections to another host needs. A place beside the link's socket
-        is our own choice, and no reason not to start."""
-        spec = self.spec
-        if spec.link != vocabulary.VHOST_USER or spec.repair_path == "":
-            return None
-        if spec.repair_path is not None:
-            return self.made.listen(spec.repair_path, "--repair-path")
-        if spec.socket_fd is not None:
-            return None
-        try:
-            return self.made.listen(f"{self.link_name}.repair", "Socket path")
-        except FileError as fault:
-            self.log.warning(f"{fault}; connections cannot move to another host")
-            return None
+            raise vocabulary.StartError(str(fault)) from None
 
     def _port_rights(self, descriptors: int) -> ports.Rights | None:
         """What control may have the keeper bind later: nothing, unless the caller wants forwards to be changed."""
@@ -273,7 +224,7 @@ class Start:
         try:
             _become(wanted)()
         except OSError as failure:
-            raise StartError(
+            raise vocabulary.StartError(
                 f"--runas {wanted[0]}:{wanted[1]}: this process may not become that user ({failure.strerror}); start "
                 "as root, or leave --runas out"
             ) from None
@@ -311,7 +262,7 @@ class Start:
             self.log.warning(_sentence(warning))
         if self.log.level < log.INFO:
             return
-        self.log.info(f"Link: {self.spec.link}, {self.link_name}")
+        self.log.info(f"Link: {self.spec.link}, {self.link.name}")
         self.log.info(f"Modelled on: {_families(view.interface4 or 'local', view.interface6 or 'local', self.spec)}")
         self.log.info(f"MAC address of the gateway: {view.our_mac.hex(':')}")
         prefix = f"/{view.prefix4}" if view.prefix4 else ""
@@ -324,8 +275,8 @@ class Start:
         self._announce_names()
         for note in view.notes:
             self.log.info(_sentence(note))
-        if self.spec.socket_fd is None:
-            self.log.info(_QEMU_HINTS[self.spec.link].format(self.link_name))
+        if self.link.hint:
+            self.log.info(self.link.hint)
 
     def _announce_names(self) -> None:
         view, kept_back = self.view, ", not handed out"
@@ -362,22 +313,15 @@ class Start:
             worker_flags=_worker_flags(),
             flow_limit=self.flow_limit,
             foreground=spec.foreground,
-            resumable=spec.link == vocabulary.VHOST_USER or spec.socket_fd is None,
-            listeners=self._own_listeners(),
+            resumable=self.link.resumable,
+            listeners=[*self.link.listeners, *([] if self.conf is None else [self.conf])],
             ports=self.ports,
-            connections=[*([] if spec.socket_fd is None else [self.link]), *self._repair_listener()],
+            connections=self.link.connections,
         )
         try:
             return keeper.Keeper(plan, self.log, self._control, self._become_keeper, self._ready).run()
         except OSError as failure:
-            raise StartError(f"Processes cannot be started: {failure.strerror}") from None
-
-    def _own_listeners(self) -> list[_socket.socket]:
-        own = [self.link] if self.spec.socket_fd is None else []
-        return own if self.conf is None else [*own, self.conf]
-
-    def _repair_listener(self) -> list[_socket.socket]:
-        return [] if self.repair is None else [self.repair]
+            raise vocabulary.StartError(f"Processes cannot be started: {failure.strerror}") from None
 
     def _ready(self) -> None:
         """The PID file is complete before the caller learns that we are ready; nothing of the caller is held after."""
@@ -405,8 +349,7 @@ class Start:
         shared = [pages.counters_fd, pages.pcap_fd, pages.pcap_event_fd, self.capture_fd]
         listeners = [listener.fd for listener in self.forwards]
         conf_fd = -1 if self.conf is None else self.conf.fileno()
-        repair = [listener.fileno() for listener in self._repair_listener()]
-        keep = [self.link.fileno(), conf_fd, *channels, *shared, *self.log.descriptors(), *listeners, *repair]
+        keep = [*self.link.descriptors, conf_fd, *channels, *shared, *self.log.descriptors(), *listeners]
         lib.lg_close_all_but(keep, len(keep))
         if not ends.wait_for_start():
             self.made.take_back()  # still with the caller's rights, which the keeper may have given up
@@ -416,8 +359,7 @@ class Start:
         start = control.Start(
             log=self.log,
             view=self.view,
-            link_fd=self.link.detach(),
-            vhost_user=spec.link == vocabulary.VHOST_USER,
+            **self.link.settings(),
             one_off=spec.one_off,
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,
@@ -425,7 +367,6 @@ class Start:
             forwards=self.forwards,
             reassign=self._reassign,
             reach=netview.reach(spec, self.host),
-            repair_fd=-1 if self.repair is None else self.repair.detach(),
             migrate_exit=spec.migrate_exit,
             migrate_linger=spec.migrate_linger,
             rules=spec.forwards,
@@ -443,46 +384,6 @@ class Start:
         """In control, when something has changed on the host."""
         self.host = netview.look_again(self.spec, self.host)
         return netview.follow(self.spec, self.host, before), netview.reach(self.spec, self.host)
-
-
-# ---- the link ----
-
-
-def _take_descriptor(fd: int, link: str) -> _socket.socket:
-    """The caller's socket, out of the way of the standard streams if it came as one of them."""
-    fault = _fault_of_descriptor(fd, link)
-    if fault:
-        kind = "UNIX stream socket" if link == vocabulary.VHOST_USER else "stream socket"
-        raise StartError(f"--fd {fd}: {fault}; expected an open, connected {kind}")
-    if fd <= 2:
-        copy = os.dup(fd)
-        os.close(fd)
-        _fill_standard_streams()
-        fd = copy
-    os.set_inheritable(fd, False)
-    sock = _socket.socket(fileno=fd)
-    if sock.family != _socket.AF_UNIX:
-        sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)  # a frame does not wait for the next
-    return sock
-
-
-def _fault_of_descriptor(fd: int, link: str) -> str:
-    """What is wrong with it for this link; empty if it can be served. A listening socket can: it brings its client."""
-    families = (_socket.AF_UNIX,) if link == vocabulary.VHOST_USER else _STREAM_FAMILIES
-    try:
-        sock = _socket.socket(fileno=os.dup(fd))
-    except OSError as failure:
-        return "that is not a socket" if failure.errno == errno.ENOTSOCK else str(failure.strerror)
-    try:
-        if sock.family not in families or sock.type != _socket.SOCK_STREAM:
-            return "that is another kind of socket"
-        if not sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ACCEPTCONN):
-            sock.getpeername()
-    except OSError:
-        return "that socket is not connected"
-    finally:
-        sock.close()
-    return ""
 
 
 # ---- small things ----

@@ -39,6 +39,10 @@ class Stop(Exception):
         self.stderr_text = stderr_text
 
 
+class StartError(Exception):
+    """What keeps the helper from starting; the text is the one line for the caller."""
+
+
 class FamilySpec:
     """What the caller asked for in one of the two IP families."""
 

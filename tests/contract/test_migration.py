@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from running import PASST, PATIENCE, Foreground
-from two_hosts import ADDRESS, GUEST, OPTIONS, Namespace, RepairCommand, RepairHelper, TwoHosts
+from two_hosts import ADDRESS, ADDRESS6, GUEST, OPTIONS, Namespace, RepairCommand, RepairHelper, TwoHosts
 from vm import CHECK_DEVICE_STATE, LOAD, NO_DESCRIPTOR, SAVE, Connection, Vm
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, and TCP_REPAIR")
@@ -92,14 +92,18 @@ def pattern(size: int, seed: int) -> bytes:
     return bytes((seed + 7 * at + at // 251) % 256 for at in range(size))
 
 
+Talk = Callable[..., tuple[Connection, socket.socket]]  # from a server, perhaps with SACK
+
+
 @pytest.fixture(name="talk")
-def connections(vm: Vm) -> Callable[[socket.socket], tuple[Connection, socket.socket]]:
+def connections(vm: Vm) -> Talk:
     """Opens a connection from the guest to a server: both ends of it."""
     ports = iter(range(40000, 50000))
 
-    def connect(server: socket.socket) -> tuple[Connection, socket.socket]:
-        connection = Connection(vm, GUEST, next(ports), *server.getsockname())
-        connection.open()
+    def connect(server: socket.socket, sack: bool = False) -> tuple[Connection, socket.socket]:
+        address, port, *_ = server.getsockname()
+        connection = Connection(vm, ADDRESS6 if ":" in address else GUEST, next(ports), address, port)
+        connection.open(sack)
         return connection, server.accept()[0]
 
     return connect
@@ -125,7 +129,7 @@ def test_connections_go_on_at_another_host(
     helper: Callable[..., Foreground],
     repair: Callable[..., RepairHelper],
     vm: Vm,
-    talk: Callable[[socket.socket], tuple[Connection, socket.socket]],
+    talk: Talk,
     source: str,
     target: str,
 ) -> None:
@@ -176,9 +180,6 @@ def two_of_ours(
     repair(here)
     repair(there)
     return Pair(here, there, hosts, vm)
-
-
-Talk = Callable[[socket.socket], tuple[Connection, socket.socket]]
 
 
 def test_what_a_peer_sends_while_nobody_has_the_connection_is_not_lost(pair: Pair, vm: Vm, talk: Talk) -> None:

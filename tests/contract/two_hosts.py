@@ -89,14 +89,14 @@ class TwoHosts:
         """The address is at the other host from here on."""
         self.peer.ip("link set source down", "link set target up")
 
-    def server(self, receive_buffer: int = 0) -> socket.socket:
+    def server(self, receive_buffer: int = 0, address: str = PEER) -> socket.socket:
         """A listening socket at the peer."""
 
         def listen() -> socket.socket:
-            sock = socket.socket()
+            sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
             if receive_buffer:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-            sock.bind((PEER, 0))
+            sock.bind((address, 0))
             sock.listen()
             return sock
 

@@ -29,6 +29,31 @@ BUFFER = 2048
 RINGS, BUFFERS = 0x0, 0x10000  # ring i at RINGS + 0x4000 * i; its buffers at BUFFERS + 0x20000 * i
 GUEST_MAC, GATEWAY_MAC = b"\x52\x54\x00\x12\x34\x56", b"\x9a\x55\x9a\x55\x9a\x55"
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
+ETHERTYPES = {4: b"\x08\x00", 6: b"\x86\xdd"}  # by the version of IP
+WINDOW_SCALE = b"\1\3\3\7"  # options of a SYN, behind the MSS
+SACK_PERMITTED = b"\1\1\4\2"
+
+
+def raw(text: str) -> bytes:
+    """An address of either version."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def ip_header(ends: tuple[bytes, bytes], length: int) -> bytes:
+    """Of a TCP segment of this length, from the first end to the second."""
+    if len(ends[0]) == 16:
+        return struct.pack("!IHBB", 6 << 28, length, 6, 64) + ends[0] + ends[1]
+    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + length, 0, 0x4000, 64, 6, 0, *ends)
+    return head[:10] + struct.pack("!H", checksum(head)) + head[12:]
+
+
+def tcp_of(frame: bytes) -> bytes:
+    """Its segment; empty: it has none."""
+    if frame[12:14] == ETHERTYPES[4] and frame[23] == 6:
+        return frame[34 : 14 + int.from_bytes(frame[16:18], "big")]
+    if frame[12:14] == ETHERTYPES[6] and frame[20] == 6:
+        return frame[54 : 54 + int.from_bytes(frame[18:20], "big")]
+    return b""
 
 
 def checksum(data: bytes) -> int:
@@ -206,7 +231,7 @@ class Connection:
 
     def __init__(self, vm: Wire, guest: str, guest_port: int, remote: str, port: int, window: int = 0xFFFF) -> None:
         self.vm = vm
-        self.ends = socket.inet_aton(guest), socket.inet_aton(remote)
+        self.ends = raw(guest), raw(remote)
         self.ports = guest_port, port
         self.seq, self.ack = 1000, 0
         self.window = window
@@ -225,12 +250,16 @@ class Connection:
         assert (frame[30:34], destination) == (socket.inet_aton(guest), port)
         connection = cls(vm, guest, port, socket.inet_ntoa(frame[26:30]), source)
         connection.ack = (seq + 1) & 0xFFFFFFFF
-        connection.segment(SYN | ACK, options=struct.pack("!BBHBBBB", 2, 4, 1460, 1, 3, 3, 7))
+        connection.segment(SYN | ACK, options=connection.offer)
         connection.seq += 1
         return connection
 
-    def open(self) -> None:
-        self.segment(SYN, options=struct.pack("!BBHBBBB", 2, 4, self.mss, 1, 3, 3, 7))
+    @property
+    def offer(self) -> bytes:
+        return struct.pack("!BBH", 2, 4, self.mss) + WINDOW_SCALE
+
+    def open(self, sack: bool = False) -> None:
+        self.segment(SYN, options=self.offer + (SACK_PERMITTED if sack else b""))
         self.seq += 1
         while not self.ack:
             self.take()
@@ -242,9 +271,8 @@ class Connection:
         tcp += options + data
         pseudo = self.ends[0] + self.ends[1] + struct.pack("!HH", 6, len(tcp))
         tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp)) + tcp[18:]
-        ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0x4000, 64, 6, 0, *self.ends)
-        ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
-        self.vm.send(GATEWAY_MAC + GUEST_MAC + b"\x08\x00" + ip + tcp)
+        version = 6 if len(self.ends[0]) == 16 else 4
+        self.vm.send(GATEWAY_MAC + GUEST_MAC + ETHERTYPES[version] + ip_header(self.ends, len(tcp)) + tcp)
 
     def send(self, data: bytes) -> None:
         """Without waiting for anything; what is too long for a segment goes in several."""
@@ -253,12 +281,21 @@ class Connection:
             self.segment(ACK | PSH, part)
             self.seq += len(part)
 
+    def end(self) -> None:
+        """The guest has said its last."""
+        self.segment(ACK | FIN)
+        self.seq += 1
+
+    def lose(self) -> None:
+        """One segment of data, as if it had not come; what comes with it is."""
+        while not (tcp := tcp_of(self.vm.receive())) or len(tcp) <= (tcp[12] >> 4) * 4:
+            pass
+
     def take(self, answer: bool = True) -> None:
         """One frame: a segment of this connection's, or something that is none of its business."""
-        frame = self.vm.receive()
-        if frame[12:14] != b"\x08\x00" or frame[23] != 6:
+        tcp = tcp_of(self.vm.receive())
+        if not tcp:
             return
-        tcp = frame[34 : 14 + int.from_bytes(frame[16:18], "big")]
         source, destination, seq, ack, bits, _, _, _ = struct.unpack_from("!HHIIHHHH", tcp)
         if (destination, source) != self.ports:
             return

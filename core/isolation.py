@@ -49,6 +49,8 @@ def parse_report(record: bytes) -> Isolation | None:
 
 
 def _cause() -> str:
+    if not os.path.exists("/proc/self"):
+        return ": /proc is not mounted here, by which a user namespace is set up"
     for path, forbids, remedy in _SWITCHES:
         try:
             with open(path, "rb", buffering=0) as file:

@@ -4,8 +4,8 @@
  *
  * Called by container runtimes and VM monitors, and replaced by the Python interpreter at once.
  * Adversary: the caller's environment. PYTHONPATH, PYTHONHOME, PYTHONSTARTUP and the like must change nothing, hence -I.
- * Invariants: nothing is allocated, no descriptor is opened, and all arguments reach Python as they were typed, behind
- * the name that was typed (Python decides what that name means).
+ * Invariants: no descriptor is opened, and all arguments reach Python as they were typed, behind the name that was typed
+ * (Python decides what that name means).
  *
  * Which interpreter: python3 in the folder where this program itself lies (a virtual environment, pip --prefix), else
  * /usr/bin/python3. Where its own folder has the interpreter, the new process gets this program's path as argv[0]: ps
@@ -15,7 +15,9 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <unistd.h>
 
 #ifndef SYSTEM_PYTHON
@@ -41,13 +43,23 @@ static int python_beside(const char *self, char *ret_python, size_t size)
     return folder > 0 && length > 0 && (size_t)length < size && access(ret_python, X_OK) == 0;
 }
 
+/* The path of this program, without links; empty if the kernel has not told it. */
+static void find_self(char ret_self[PATH_MAX])
+{
+    ssize_t length = readlink("/proc/self/exe", ret_self, PATH_MAX - 1);
+    const char *given = (const char *)getauxval(AT_EXECFN); /* as it was given to execve() */
+
+    if (length <= 0 && given && realpath(given, ret_self)) /* without /proc, as in some sandboxes */
+        return;
+    ret_self[length > 0 ? length : 0] = '\0';
+}
+
 int main(int argc, char **argv)
 {
     char self[PATH_MAX], beside[PATH_MAX];
     const char *python = SYSTEM_PYTHON, *argv0 = SYSTEM_PYTHON;
-    ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
 
-    self[length > 0 ? length : 0] = '\0'; /* without /proc: the system's Python */
+    find_self(self);
     if (python_beside(self, beside, sizeof(beside))) {
         python = beside;
         argv0 = self;

@@ -119,15 +119,24 @@ def _answer(stream: int, text: str, exit_code: int) -> int:
 def _fill_standard_streams() -> None:
     """A caller that closed 0, 1 or 2 would find our sockets there, and our log lines in them."""
     while True:
-        fd = os.open(os.devnull, os.O_RDWR)  # the lowest free number; Python makes it close-on-exec, we never exec
+        fd = _open_null()  # the lowest free number; Python makes it close-on-exec, we never exec
         if fd > 2:
             os.close(fd)
             return
 
 
+def _open_null() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:  # a sandbox without /dev: nothing can be read of this one either, and nothing be written
+        read_end, write_end = os.pipe()
+        os.close(write_end)
+        return read_end
+
+
 def _let_go_of(streams: range) -> None:
     """/dev/null in the place of the caller's own."""
-    null = os.open(os.devnull, os.O_RDWR)
+    null = _open_null()
     for stream in streams:
         os.dup2(null, stream)
     os.close(null)
@@ -157,11 +166,11 @@ class Start:
             )
         self.port_rights = self._port_rights(descriptors)
         self.ports = ports.Ports(self.forwards, self.port_rights)
+        self.stuck = ""  # why root cannot become nobody, where that is so
         self.identity = self._choose_identity()
         self.link.open(made, lines)
         self.conf = made.listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
-        if self.identity and spec.runas is None:  # told once nothing is in the way: a mistake is one line
-            self.log.warning("Started as root: going on as nobody")
+        self._tell_identity()  # once nothing is in the way: a mistake is one line
         self.capture_fd = self._open_capture()
         os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
         self._announce_configuration()
@@ -218,7 +227,7 @@ class Start:
         if wanted is None:
             if os.geteuid() or not _in_initial_user_namespace():
                 return None
-            return NOBODY, NOBODY
+            return self._nobody()
         if wanted == (os.geteuid(), os.getegid()) and (wanted[0] or not _in_initial_user_namespace()):
             return None  # who is that already; the machine's root still lets go of what else it has
         try:
@@ -229,6 +238,21 @@ class Start:
                 "as root, or leave --runas out"
             ) from None
         return wanted
+
+    def _nobody(self) -> tuple[int, int] | None:
+        """Root without the right to become another, as some containers have it, or without that other, goes on."""
+        try:
+            _become((NOBODY, NOBODY))()
+        except OSError as failure:
+            self.stuck = str(failure.strerror)
+            return None
+        return NOBODY, NOBODY
+
+    def _tell_identity(self) -> None:
+        if self.stuck:
+            self.log.warning(f"Started as root and going on as root: it may not become nobody here ({self.stuck})")
+        elif self.identity and self.spec.runas is None:
+            self.log.warning("Started as root: going on as nobody")
 
     def _open_capture(self) -> int:
         """With the rights of the user that we go on as; without the file the guest still gets its network."""

@@ -190,11 +190,22 @@ struct birth {
     struct lg_isolation report;
 };
 
+/* A sandbox without /dev has none; nothing can be read of the end of a pipe that nobody writes, nor written to it. */
+static int open_null(void)
+{
+    int fd = open("/dev/null", O_RDWR | O_CLOEXEC), ends[2];
+
+    if (fd >= 0 || pipe2(ends, O_CLOEXEC) < 0)
+        return fd;
+    close(ends[1]);
+    return ends[0];
+}
+
 /* Standard streams are /dev/null, so that no pipe of the caller is held open by us; stderr_fd 2 leaves the third for
  * what a sanitizer has to say. */
 static void silence_streams(int stderr_fd)
 {
-    int fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    int fd = open_null();
 
     if (fd < 0)
         return;

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import structlog
-from running import PASST, Foreground, FrontEnd, descriptors, namespace, pss_bytes, status, tree
+from running import PASST, Foreground, FrontEnd, descriptors, ended, namespace, pss_bytes, run, status, tree
 
 Start = Callable[..., Foreground]
 
@@ -164,6 +164,76 @@ def test_without_any_namespace_the_helper_still_serves(start: Start) -> None:
     assert facts["CapEff"] == NO_CAPABILITIES and facts["NoNewPrivs"] == "1"
     helper.send(signal.SIGTERM)
     assert helper.wait() == 0
+
+
+def shadowing(place: str) -> list[str]:
+    """What runs a command that finds nothing in this folder."""
+    return unshare("--mount", "sh", "-c", f'mount -t tmpfs none {place} && exec "$@"', "sh")
+
+
+def serves(helper: Foreground) -> None:
+    front_end = FrontEnd.connect(helper.socket)
+    front_end.negotiate()
+    front_end.reach_worker()
+    for role in ("passt-worker", "passt-control"):
+        facts = status(helper.children()[role])
+        assert facts["CapEff"] == NO_CAPABILITIES and facts["NoNewPrivs"] == "1"
+    helper.send(signal.SIGTERM)
+    assert helper.wait() == 0
+
+
+@as_root
+def test_without_proc_the_helper_still_serves(start: Start) -> None:
+    """The launcher finds its Python by what the kernel told it at its start. A user namespace needs /proc, and the
+    warning says so; the worker's root is empty all the same."""
+    helper = start("-q", prefix=shadowing("/proc"))
+    assert "going on as nobody" in helper.line()
+    warning = helper.line()
+    assert warning.endswith(
+        "(user namespace: No such file or directory): /proc is not mounted here, by which a user namespace is set up"
+    )
+    assert os.listdir(f"/proc/{helper.children()['passt-worker']}/root/") == []
+    serves(helper)
+
+
+@as_root
+def test_root_of_a_user_namespace_without_proc_stays_who_it_is(start: Start) -> None:
+    """Which it cannot know: it could as well be the machine's root. But nobody is not mapped there."""
+    helper = start("-q", prefix=[*unshare("--user", "--map-root-user"), *shadowing("/proc")])
+    assert helper.line().startswith("Started as root and going on as root: it may not become nobody here (")
+    assert "/proc is not mounted here" in helper.line()
+    serves(helper)
+
+
+@as_root
+def test_root_without_capabilities_says_that_it_stays_root(start: Start) -> None:
+    """As in a container that has dropped them all."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv(1)")
+    helper = start("-q", prefix=["setpriv", "--bounding-set=-all", "--inh-caps=-all"])
+    warning = "Started as root and going on as root: it may not become nobody here (Operation not permitted)"
+    assert helper.line() == warning
+    assert "user namespace: " in helper.line()
+    serves(helper)
+
+
+@as_root
+@pytest.mark.parametrize("foreground", [True, False])
+def test_without_dev_the_helper_still_serves(start: Start, folder: Path, foreground: bool) -> None:
+    """There is no /dev/null then, with which streams are replaced; a daemon keeps none of its caller's all the same,
+    for run() returns only when nobody holds its pipes."""
+    if foreground:
+        serves(start("-q", prefix=shadowing("/dev")))
+        return
+    words = ["--vhost-user", "-q", "-1", "-s", str(folder / "s"), "-P", str(folder / "pid")]
+    result = run(*words, prefix=shadowing("/dev"))
+    assert result.returncode == 0
+    helper = os.pidfd_open(int((folder / "pid").read_text()))
+    front_end = FrontEnd.connect(folder / "s")
+    front_end.negotiate()
+    front_end.close()
+    assert ended(helper)
+    os.close(helper)
 
 
 @as_root

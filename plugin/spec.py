@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 VHOST_USER = "vhost-user"  # link kinds
 STREAM = "stream"
+TAP = "tap"
 
 QUIET = "quiet"  # log levels, from few lines to many
 INFO = "info"
@@ -99,6 +100,58 @@ class FamilySpec:
         )
 
 
+class NamespaceSpec:
+    """The network namespace that the network is for, with `pasta`: which it is, and what is done in it.
+
+    A spec has either a path or none; without one there is a command, for which new namespaces are made.
+    """
+
+    __slots__ = (
+        "command",
+        "config_net",
+        "copy_addrs",
+        "copy_routes",
+        "forwards",
+        "host_lo_to_ns_lo",
+        "netns_only",
+        "no_splice",
+        "ns_ifname",
+        "ns_mac",
+        "path",
+        "pid",
+        "pidns",
+        "quit_when_gone",
+        "splice_only",
+        "userns",
+    )
+
+    def __init__(self) -> None:
+        self.path = ""  # of the network namespace to join, whether the caller wrote a path, a name or a process
+        self.pid = 0  # that process, if it was one
+        self.command: tuple[str, ...] = ()  # to run in new namespaces; neither this nor a path: the user's login shell
+        self.userns = ""  # path of the user namespace to join before; empty: none
+        self.netns_only = False  # for a command: make no user namespace
+        self.pidns = True  # for a command: make a process namespace
+        self.quit_when_gone = True  # when `path` is deleted
+        self.config_net = False  # give the interface addresses and routes, and bring it up
+        self.copy_addrs = True  # the host's, where no address was asked for; matters with config_net only
+        self.copy_routes = True  # the host's, where no gateway was asked for; matters with config_net only
+        self.ns_ifname = ""  # of the interface; empty: as the host's
+        self.ns_mac: bytes | None = None  # of the interface; None: the kernel's choice
+        self.no_splice = False  # also what comes from the host's loopback goes through the interface
+        self.splice_only = False  # nothing else is there: no interface at all
+        self.host_lo_to_ns_lo = False  # what comes from the host's loopback arrives at the same address, not our own
+        self.forwards: tuple[ForwardRule, ...] = ()  # ports of the namespace's loopback that lead to the host's
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the namespace is made for a command, and ends with it."""
+        return not self.path
+
+    def __repr__(self) -> str:
+        return f"NamespaceSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
+
+
 class NetworkSpec:
     """One network, as asked for. What is None, UNSET or empty was left to us."""
 
@@ -121,6 +174,7 @@ class NetworkSpec:
         "migrate_exit",
         "migrate_linger",
         "mtu",
+        "namespace",
         "no_dhcp",
         "no_dhcp_dns",
         "no_dhcp_search",
@@ -130,6 +184,7 @@ class NetworkSpec:
         "no_ra",
         "no_tcp",
         "no_udp",
+        "notes",
         "one_off",
         "pcap_file",
         "pid_file",
@@ -199,7 +254,9 @@ class NetworkSpec:
         self.no_dhcp_dns = self.no_dhcp_search = False
         self.runas: tuple[int, int] | None = None  # user and group to go on as; None: nobody, if that leaves root
         self.stats_seconds = 0  # how often to print counters; 0: never
+        self.namespace: NamespaceSpec | None = None  # what TAP links to; None with the other kinds
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
+        self.notes: list[str] = []  # the same, but no more than information
 
     def __repr__(self) -> str:
         return f"NetworkSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"

@@ -64,6 +64,7 @@ class ForwardRule:
         "to_first",  # the guest's port for `first`, and so on
         "target",  # of the family of `listen`; UNSET: the guest, whatever its address
         "best_effort",  # a port that cannot be bound is no fault, as long as one of them can
+        "auto",  # of these ports, only those are to be bound to which something listens where they lead, at any time
     )
 
     def __init__(
@@ -78,6 +79,7 @@ class ForwardRule:
         to_first: int,
         target: bytes,
         best_effort: bool,
+        auto: bool = False,
     ) -> None:
         self.protocol = protocol
         self.listen = listen
@@ -88,6 +90,7 @@ class ForwardRule:
         self.to_first = to_first
         self.target = target
         self.best_effort = best_effort
+        self.auto = auto
 
     @property
     def count(self) -> int:
@@ -124,8 +127,9 @@ class ForwardRule:
         target = "" if self.target == UNSET else f"{bracketed(self.target)}:"
         to_ports = range_text(self.to_first, self.to_first + self.last - self.first)
         effort = "  (best effort)" if self.best_effort else ""
+        scan = "  (auto)" if self.auto else ""
         name = PROTOCOL_NAMES[self.protocol]
-        return f"{name} {self.listen_text}:{range_text(self.first, self.last)}  =>  {target}{to_ports}{effort}"
+        return f"{name} {self.listen_text}:{range_text(self.first, self.last)}  =>  {target}{to_ports}{effort}{scan}"
 
     def __repr__(self) -> str:
         return f"ForwardRule({self})"

@@ -10,12 +10,14 @@ could want the same socket never come out together; there are at most RULES_MAX 
 
     spec   := "none" | [ listen "/" ] chunk { "," chunk }
     listen := [ address | "*" ] [ "%" interface ]
-    chunk  := "all" [ ":" address ] | "~" range | range [ ":" target ]
+    chunk  := "auto" | "all" [ ":" address ] | "~" range | range [ ":" target ]
     target := address "/" range | address | range
     range  := port [ "-" port ]
 
 An address is of either family, in brackets or not. What stands before the first slash is the listening part if it can
 be one; so 80:10.0.0.1/81 has none, but 80:fd00::1/81 listens on 80:fd00::1, and 80:[fd00::1]/81 says the other thing.
+"auto" makes all of its spec follow what listens where the ports lead, and is for pasta only; so is the other direction,
+from a namespace to the host, which has no listening part.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ PROTOCOL_NAMES = {TCP: "TCP", UDP: "UDP"}
 PORT_MAX = 65535
 RULES_MAX = 255  # of both protocols together; this and the next are the limits of passt's table of rules
 SOCKETS_MAX = 5 * 65536
+LOOPBACK = "lo"  # the interface of a namespace whose ports lead out of it
 _INTERFACE_MAX = 15  # bytes: IFNAMSIZ of <linux/if.h> counts the closing NUL
 
 _PORTS_EXPECTED = f"expected a port from 1 to {PORT_MAX}, or a range like 8000-8010"
@@ -127,7 +130,7 @@ class ForwardRule:
         target = "" if self.target == UNSET else f"{bracketed(self.target)}:"
         to_ports = range_text(self.to_first, self.to_first + self.last - self.first)
         effort = "  (best effort)" if self.best_effort else ""
-        scan = "  (auto)" if self.auto else ""
+        scan = "  (auto-scan)" if self.auto else ""
         name = PROTOCOL_NAMES[self.protocol]
         return f"{name} {self.listen_text}:{range_text(self.first, self.last)}  =>  {target}{to_ports}{effort}{scan}"
 
@@ -147,16 +150,30 @@ class ForwardRule:
 class Scope:
     """What all forwards of one command line have in common; frozen by convention.
 
-    `ephemeral` returns the ports that the host gives to its own connections, and is called only if a spec says "all".
+    `ephemeral` returns the ports that the host gives to its own connections, and is called only if a spec leaves it to
+    us which ports. `auto`: whether there is a namespace to follow. `outbound`: whether the ports are those of the
+    namespace's loopback, and lead to the host's.
     """
 
-    __slots__ = ("ephemeral", "ipv4", "ipv6", "protocols")
+    __slots__ = ("auto", "ephemeral", "ipv4", "ipv6", "outbound", "protocols")
 
-    def __init__(self, *, ipv4: bool, ipv6: bool, tcp: bool, udp: bool, ephemeral: Callable[[], Range]) -> None:
+    def __init__(
+        self,
+        *,
+        ipv4: bool,
+        ipv6: bool,
+        tcp: bool,
+        udp: bool,
+        ephemeral: Callable[[], Range],
+        auto: bool = False,
+        outbound: bool = False,
+    ) -> None:
         self.ipv4 = ipv4
         self.ipv6 = ipv6
         self.protocols = {TCP: tcp, UDP: udp}
         self.ephemeral = ephemeral
+        self.auto = auto
+        self.outbound = outbound
 
 
 def add(
@@ -176,7 +193,7 @@ def add(
         raise words.mistake(f"{name} is switched off by --no-{name.lower()}; leave out one of the two")
     result = list(rules)
     sockets = sum(rule.count for rule in rules)
-    for rule in _Spec(words).rules(protocol, scope):
+    for rule in _Spec(words, scope).rules(protocol, scope):
         sockets += rule.count
         if len(result) == RULES_MAX:
             raise words.mistake(f"expected at most {RULES_MAX} separate ranges of ports in all; use fewer, longer ones")
@@ -277,22 +294,25 @@ class _Include:
 class _Spec:
     """One option's words, taken apart; nothing is known of the host or of other options yet."""
 
-    __slots__ = ("all_target", "excluded", "includes", "interface", "listen", "words")
+    __slots__ = ("all_target", "auto", "excluded", "includes", "interface", "listen", "words")
 
-    def __init__(self, words: _Words) -> None:
+    def __init__(self, words: _Words, scope: Scope) -> None:
         self.words = words
         self.listen: bytes | None = None  # no address, or *
-        self.interface = ""
+        self.interface = LOOPBACK if scope.outbound else ""
+        self.auto = False
         self.includes: list[_Include] = []
         self.excluded = bytearray(PORT_MAX + 1)  # 1 for each port that is left out
         self.all_target: bytes | None = None  # of the last "all"
         listen, slash, ports = words.text.partition("/")
         if slash and self._may_be_listen(listen):
+            if scope.outbound:
+                raise words.mistake("expected ports only: it is the namespace's loopback that listens", listen)
             self._take_listen(listen)
         else:
             ports = words.text
         for chunk in ports.split(","):
-            self._take_chunk(chunk)
+            self._take_chunk(chunk, scope.auto)
 
     def _may_be_listen(self, text: str) -> bool:
         """Not if the slash is that of a target. What is neither is taken for a listening part that is wrong."""
@@ -312,11 +332,18 @@ class _Spec:
                 host, "expected an address to listen on before the slash, IPv4 or IPv6, or * for any"
             )
 
-    def _take_chunk(self, chunk: str) -> None:
+    def _take_chunk(self, chunk: str, may_follow: bool) -> None:
         words = self.words
         source, colon, target = chunk.partition(":")
         if source == "auto":
-            raise words.mistake("auto follows what listens in a namespace, and is for pasta only; name ports, or all")
+            if not may_follow:
+                raise words.mistake(
+                    "auto follows what listens in a namespace, and is for pasta only; name ports, or all"
+                )
+            if colon:
+                raise words.mistake("expected nothing after auto: ports lead to the same ports then", chunk)
+            self.auto = True
+            return
         if chunk.startswith("~"):
             first, last = words.ports(chunk[1:])  # from 0 too: leaving out what is not there does no harm
             self.excluded[first : last + 1] = b"\1" * (last + 1 - first)
@@ -333,7 +360,7 @@ class _Spec:
     def rules(self, protocol: int, scope: Scope) -> Iterator[ForwardRule]:
         """One rule for each run of ports that is left between those that are left out.
 
-        "all" counts for nothing beside ports that are named: the contract has it so.
+        "all" counts for nothing beside ports that are named, and "auto" stands for "all": the contract has it so.
         """
         listen, dual_stack = self._where(scope)
         if self.includes:
@@ -355,6 +382,7 @@ class _Spec:
                     to_first=to_first + begin - first,
                     target=target,
                     best_effort=not self.includes,
+                    auto=self.auto,
                 )
 
     def _where(self, scope: Scope) -> tuple[bytes, bool]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lockgate.plugin.contracts import passt
+from lockgate.plugin.contracts import passt, request
 from lockgate.plugin.spec import NetworkSpec, Stop
 
 
@@ -63,7 +63,7 @@ def test_pastas_auto_is_refused() -> None:
 
 def test_all_leaves_out_what_the_host_uses_itself() -> None:
     """The kernel's range of this machine."""
-    low, high = passt.ephemeral_ports()
+    low, high = request.ephemeral_ports()
     ports = {port for rule in parse("-t", "all").forwards for port in range(rule.first, rule.last + 1)}
     assert ports == set(range(1, 65536)) - set(range(low, high + 1))
 
@@ -85,7 +85,7 @@ def test_ephemeral_ports_have_a_default(tmp_path: Path, content: str | None, fou
     path = tmp_path / "ip_local_port_range"
     if content is not None:
         path.write_text(content)
-    assert passt.ephemeral_ports(str(path)) == found
+    assert request.ephemeral_ports(str(path)) == found
 
 
 def test_forwards_that_do_nothing_are_warned_of() -> None:

@@ -134,8 +134,9 @@ class NamespaceSpec:
         self.pidns = True  # for a command: make a process namespace
         self.quit_when_gone = True  # when `path` is deleted
         self.config_net = False  # give the interface addresses and routes, and bring it up
-        self.copy_addrs = True  # the host's, where no address was asked for; matters with config_net only
-        self.copy_routes = True  # the host's, where no gateway was asked for; matters with config_net only
+        # With config_net only: all addresses of the host's interface, in families without an address of their own, or
+        # the one that DHCP would hand out. And its routes, in families without a gateway of their own, or one by it.
+        self.copy_addrs = self.copy_routes = True
         self.ns_ifname = ""  # of the interface; empty: as the host's
         self.ns_mac: bytes | None = None  # of the interface; None: the kernel's choice
         self.no_splice = False  # also what comes from the host's loopback goes through the interface
@@ -254,7 +255,7 @@ class NetworkSpec:
         self.no_dhcp_dns = self.no_dhcp_search = False
         self.runas: tuple[int, int] | None = None  # user and group to go on as; None: nobody, if that leaves root
         self.stats_seconds = 0  # how often to print counters; 0: never
-        self.namespace: NamespaceSpec | None = None  # what TAP links to; None with the other kinds
+        self.namespace: NamespaceSpec | None = None  # where the tap is; None with other links
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
         self.notes: list[str] = []  # the same, but no more than information
 

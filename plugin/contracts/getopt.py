@@ -64,11 +64,14 @@ class Getopt:
     """Iterates over (option, argument), the argument empty for an option without one.
 
     A step may raise GetoptError; iterating again goes on behind the mistake, as calling getopt_long again does.
+    With `blanks`, one word may hold an option and its argument with blanks between: "-T 80", "--tcp-ns 80". To glibc
+    the blanks of the first belong to the argument, and the second is no option.
     """
 
-    __slots__ = ("_bundle", "_ended", "_index", "_program", "_table", "_words")
+    __slots__ = ("_blanks", "_bundle", "_ended", "_index", "_program", "_table", "_words")
 
-    def __init__(self, table: OptionTable, words: Sequence[str], program: str) -> None:
+    def __init__(self, table: OptionTable, words: Sequence[str], program: str, *, blanks: bool = False) -> None:
+        self._blanks = blanks
         self._table = table
         self._words = words
         self._program = program
@@ -111,13 +114,17 @@ class Getopt:
             return option, ""
         if self._bundle:
             argument, self._bundle = os.fsdecode(self._bundle), b""
-            return option, argument
+            return option, argument.lstrip(" ") if self._blanks else argument
         if self._index == len(self._words):
             raise self._error(f"option requires an argument -- '{letter}'")
         return option, self._next_word()
 
     def _long(self, text: str) -> tuple[Option, str]:
         given, equals, argument = text.partition("=")
+        if self._blanks and " " in given:
+            head, _, tail = text.partition(" ")
+            if head in self._table.longs and self._table.longs[head].argument:
+                given, equals, argument = head, " ", tail.lstrip(" ")
         name = given if given in self._table.longs else self._complete(given, text)
         option = self._table.longs[name]
         if equals:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options that passt and pasta share: one table for both names, since each must also recognise the other's.
 
-Read by passt.py for parsing and by usage.py for the help text, before READY: data only. Adversary: nobody.
+Read by passt.py and pasta.py for parsing and by request.py for the help text, before READY: data only.
+Adversary: nobody.
 Invariants: an option of the contract is here even if it is not built yet (`built=False`), because which abbreviations
 are unambiguous follows from all names; a switch that does no more than fill fields of the NetworkSpec says so here
-(`sets`), every other built option has its method in passt.py.
+(`sets`), every other built option has its method in request.py, passt.py or pasta.py.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option("map-host-loopback", "", "ADDR", help="the host's loopback, or none (default the gateway)"),
             Option("no-map-gw", help="do not let the gateway stand for the host's loopback"),
             Option("map-guest-addr", "", "ADDR", help="the host's own address, or none"),
-            Option("host-lo-to-ns-lo", mode=PASTA, help="forward from loopback to loopback", built=False),
+            Option("host-lo-to-ns-lo", mode=PASTA, help="forward what comes from loopback to loopback"),
         ),
     ),
     (
@@ -126,8 +127,8 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option("search", "S", "DOMAIN", help="search domains of the guest, or none (default the host's)"),
             Option("no-dhcp-dns", mode=PASST, help="do not hand out resolvers", sets={"no_dhcp_dns": True}),
             Option("no-dhcp-search", mode=PASST, help="do not hand out search domains", sets={"no_dhcp_search": True}),
-            Option("dhcp-dns", mode=PASTA, help="hand out resolvers", built=False),
-            Option("dhcp-search", mode=PASTA, help="hand out search domains", built=False),
+            Option("dhcp-dns", mode=PASTA, help="hand out resolvers", sets={"no_dhcp_dns": False}),
+            Option("dhcp-search", mode=PASTA, help="hand out search domains", sets={"no_dhcp_search": False}),
         ),
     ),
     (
@@ -135,26 +136,26 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         (
             Option("tcp-ports", "t", "SPEC", help="TCP ports of the host to forward to the guest"),
             Option("udp-ports", "u", "SPEC", help="UDP ports of the host to forward to the guest"),
-            Option("tcp-ns", "T", "SPEC", mode=PASTA, help="TCP ports to forward to the host", built=False),
-            Option("udp-ns", "U", "SPEC", mode=PASTA, help="UDP ports to forward to the host", built=False),
+            Option("tcp-ns", "T", "SPEC", mode=PASTA, help="TCP ports of its loopback to forward to the host's"),
+            Option("udp-ns", "U", "SPEC", mode=PASTA, help="UDP ports of its loopback to forward to the host's"),
             # Accepted under the name passt too, where nothing is ever spliced.
             Option("no-splice", help="no short cut between loopback addresses"),
-            Option("splice-only", mode=PASTA, help="nothing but that short cut", built=False),
+            Option("splice-only", mode=PASTA, help="nothing but that short cut"),
         ),
     ),
     (
         "Namespace",
         (
-            Option("userns", "", "PATH", mode=PASTA, help="user namespace to join", built=False),
-            Option("netns", "", "PATH", mode=PASTA, help="network namespace to join, by path or name", built=False),
-            Option("netns-only", mode=PASTA, help="neither join nor make a user namespace", built=False),
-            Option("no-netns-quit", mode=PASTA, help="stay when the namespace is deleted", built=False),
-            Option("no-pidns", mode=PASTA, help="make no process namespace", built=False),
-            Option("ns-ifname", "I", "NAME", mode=PASTA, help="name of the interface there", built=False),
-            Option("ns-mac-addr", "", "MAC", mode=PASTA, help="MAC address of the interface there", built=False),
-            Option("config-net", mode=PASTA, help="configure the interface there", built=False),
-            Option("no-copy-routes", mode=PASTA, help="copy no routes", built=False),
-            Option("no-copy-addrs", mode=PASTA, help="copy no addresses", built=False),
+            Option("userns", "", "PATH", mode=PASTA, help="user namespace to join"),
+            Option("netns", "", "PATH", mode=PASTA, help="network namespace to join, by path or name"),
+            Option("netns-only", mode=PASTA, help="neither join nor make a user namespace"),
+            Option("no-netns-quit", mode=PASTA, help="stay when the namespace is deleted"),
+            Option("no-pidns", mode=PASTA, help="make no process namespace"),
+            Option("ns-ifname", "I", "NAME", mode=PASTA, help="name of the interface there"),
+            Option("ns-mac-addr", "", "MAC", mode=PASTA, help="MAC address of the interface there"),
+            Option("config-net", mode=PASTA, help="configure the interface there"),
+            Option("no-copy-routes", mode=PASTA, help="copy no routes but that to the gateway; obsolete"),
+            Option("no-copy-addrs", mode=PASTA, help="copy no addresses but the one of --address or DHCP; obsolete"),
         ),
     ),
 )

@@ -46,6 +46,7 @@ class Request:
     __slots__ = ("_cidr", "_cidr_length", "_netmask", "_unbuilt", "forwards", "spec")
 
     synopsis = ""  # of the usage text
+    may_follow = False  # whether there is a namespace, so that ports can follow what listens
 
     def __init__(self, spec: NetworkSpec) -> None:
         self.spec = spec
@@ -98,9 +99,7 @@ class Request:
             raise refusal("--ipv6-only: this kernel has no IPv6; leave it out")
         spec.ipv6.enabled = False
 
-    def rules(
-        self, wanted: Sequence[Forward], *, auto: bool = False, outbound: bool = False
-    ) -> tuple[ForwardRule, ...]:
+    def rules(self, wanted: Sequence[Forward], *, outbound: bool = False) -> tuple[ForwardRule, ...]:
         """What forwards of one direction add up to."""
         if not wanted:
             return ()
@@ -113,7 +112,7 @@ class Request:
             tcp=not spec.no_tcp,
             udp=not spec.no_udp,
             ephemeral=ephemeral_ports,
-            auto=auto,
+            auto=self.may_follow,
             outbound=outbound,
         )
         rules: tuple[ForwardRule, ...] = ()
@@ -127,9 +126,9 @@ class Request:
                 spec.warnings.append(f"{option} {text}: forwards nothing, because it leaves out all that it names")
         return rules
 
-    def add_forwards(self, auto: bool = False) -> None:
+    def add_forwards(self) -> None:
         """To the guest."""
-        self.spec.forwards = self.rules(self.forwards, auto=auto)
+        self.spec.forwards = self.rules(self.forwards)
         for rule in self.spec.forwards:
             if address.is_loopback(rule.target):
                 self.spec.warnings.append(f"{rule}: what comes from outside does not reach the guest's loopback")

@@ -183,6 +183,52 @@ def test_rules_are_compared_by_what_they_say() -> None:
     assert rules("80")[0] != "TCP *:80  =>  80"
 
 
+# ---- with a namespace ----
+
+FOLLOWING = Scope(ipv4=True, ipv6=True, tcp=True, udp=True, ephemeral=lambda: EPHEMERAL, auto=True)
+LEADING_OUT = Scope(ipv4=True, ipv6=True, tcp=True, udp=True, ephemeral=lambda: EPHEMERAL, auto=True, outbound=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "runs", "best_effort"),
+    [
+        ("auto", [(1, 32767), (61000, 65535)], True),
+        ("auto,auto", [(1, 32767), (61000, 65535)], True),
+        ("auto,all", [(1, 32767), (61000, 65535)], True),
+        ("~22,auto", [(1, 21), (23, 32767), (61000, 65535)], True),
+        ("20-30,~22,auto", [(20, 21), (23, 30)], False),
+        ("127.0.0.1%lo/auto,~1-60999", [(61000, 65535)], True),
+    ],
+)
+def test_auto_makes_a_whole_spec_follow_what_listens(
+    text: str, runs: list[tuple[int, int]], best_effort: bool
+) -> None:
+    """By itself, of all ports that the host does not use; beside ports that are named, of those."""
+    found = rules(text, within=FOLLOWING)
+    assert [(rule.first, rule.last) for rule in found] == runs
+    assert all(rule.auto and rule.best_effort == best_effort for rule in found)
+    assert not any(rule.auto for rule in rules("80", "all,~80", within=FOLLOWING))
+
+
+def test_auto_is_seen_in_a_rule() -> None:
+    (rule,) = rules("80,auto", within=FOLLOWING)
+    assert str(rule) == "TCP *:80  =>  80  (auto-scan)"
+    assert rule != rules("80")[0]
+
+
+@pytest.mark.parametrize("chunk", ["auto:80", "auto:10.0.0.1", "auto:"])
+def test_ports_that_follow_lead_to_the_same_ports(chunk: str) -> None:
+    assert "expected nothing after auto" in told(chunk, within=FOLLOWING)
+
+
+def test_ports_that_lead_out_are_those_of_loopback() -> None:
+    """On its interface, whatever the family; so no listening part can be written, not even an empty one."""
+    (rule,) = rules("80:81", within=LEADING_OUT)
+    assert (rule.listen, rule.dual_stack, rule.interface, rule.to_first) == (UNSET, True, "lo", 81)
+    for text in ("127.0.0.1/80", "*/80", "/80", "%lo/80"):
+        assert "it is the namespace's loopback that listens" in told(text, within=LEADING_OUT)
+
+
 # ---- several options ----
 
 

@@ -256,3 +256,27 @@ def test_numbers_are_read_as_strtoul_reads_them(c_strtoul: Callable[[str], int |
 def test_numbers_at_the_limits(text: str, number: int | None) -> None:
     """The largest unsigned long is the last number; there is no minus; no length of text is a surprise."""
     assert strtoul(text) == number
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        (["-T 80"], [("tcp-ns", "80")]),
+        (["-qT  80", "x"], [("quiet", ""), ("tcp-ns", "80")]),
+        (["--tcp-ns  80"], [("tcp-ns", "80")]),
+        (["--search a=b"], [("search", "a=b")]),
+        (["--search=a b"], [("search", "a b")]),
+        (["-T", " 80"], [("tcp-ns", " 80")]),
+        (["-T "], [("tcp-ns", "")]),
+    ],
+)
+def test_blanks_may_stand_between_an_option_and_its_argument(words: list[str], taken: list[tuple[str, str]]) -> None:
+    """In one word, if the caller says that it may be so; glibc takes the blanks for a part of the argument."""
+    assert [(option.name, argument) for option, argument in Getopt(TABLE, words, "pasta", blanks=True)] == taken
+
+
+@pytest.mark.parametrize("word", ["--bogus 80", "--quiet yes", "--tcp-n 80"])
+def test_blanks_make_no_option_out_of_other_words(word: str) -> None:
+    """Not of one without an argument, nor of an abbreviation."""
+    with pytest.raises(GetoptError, match=f"^pasta: unrecognized option '{word}'$"):
+        next(Getopt(TABLE, [word], "pasta", blanks=True))

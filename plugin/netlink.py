@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rtnetlink: what links, addresses, routes and neighbours a network namespace has.
+"""rtnetlink: what links, addresses, routes and neighbours a network namespace has. (netlink_change.py changes them.)
 
 Called by hostnet.py before READY, hence the light imports; by neighbours.py later. Adversary: nobody, it is the kernel
 that answers; still, no length is believed, and what does not parse is a NetlinkError, never another exception.
@@ -40,6 +40,7 @@ SCOPE_LINK = 253
 ADDRESS_DAD_FAILED = 0x08  # ifa_flags, <linux/if_addr.h>
 ADDRESS_DEPRECATED = 0x20
 HOP_DEAD = 1  # rtnh_flags
+HOP_ON_LINK = 4
 LINK_LOOPBACK = 8  # IFF_*
 
 RECORDS_MAX = 16384  # of one dump: far more than a template needs, and a full BGP table would take seconds
@@ -56,10 +57,12 @@ _RTM_F_CLONED = 0x200
 
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
-_IFLA_MTU, _IFLA_IFNAME, _IFLA_EXT_MASK = 4, 3, 29
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK = 1, 3, 4, 29
 _EXT_MASK_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE = 1, 4, 5, 6, 9, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
+_RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_PREF = 9, 15, 18, 20
+_RTAX_MTU = 2
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _ATTRIBUTE_TYPE = 0x3FFF  # without the bits for nested and for network order
 
@@ -69,6 +72,7 @@ _ADDRESS = struct.Struct("=BBBBI")  # family, prefix, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, NUD_*, flags, type
 _HOP = struct.Struct("=HBBi")  # length, flags, weight - 1, index
+_VIA = struct.Struct("=H16s")  # struct rtvia, with an address of IPv6
 _ATTRIBUTE = struct.Struct("=HH")
 _NUMBER = struct.Struct("=I")
 _ERROR = struct.Struct("=i")
@@ -79,45 +83,65 @@ class NetlinkError(OSError):
 
 
 class Link:
-    __slots__ = ("flags", "index", "mtu", "name")
+    __slots__ = ("flags", "index", "mac", "mtu", "name")
 
-    def __init__(self, index: int, name: str, flags: int, mtu: int) -> None:
+    def __init__(self, index: int, name: str, flags: int, mtu: int, mac: bytes = b"") -> None:
         self.index = index
         self.name = name
         self.flags = flags
         self.mtu = mtu
+        self.mac = mac  # as long as the link's addresses are
 
 
 class Address:
-    """One of the host's own addresses (of a point-to-point link: our end)."""
+    """One of the host's own addresses. Of a point-to-point link it is our end; `prefix` is then about the peer's, which
+    is unset on any other link."""
 
-    __slots__ = ("address", "family", "flags", "index", "prefix", "scope")
+    __slots__ = ("address", "family", "flags", "index", "peer", "prefix", "scope")
 
-    def __init__(self, family: int, index: int, address: bytes, prefix: int, scope: int, flags: int) -> None:
+    def __init__(
+        self, family: int, index: int, address: bytes, prefix: int, scope: int, flags: int, peer: bytes = UNSET
+    ) -> None:
         self.family = family
         self.index = index
         self.address = address
         self.prefix = prefix
         self.scope = scope
         self.flags = flags
+        self.peer = peer
 
 
 class NextHop:
-    """`gateway` is unset on a point-to-point link, and where an IPv4 route has an IPv6 gateway (RTA_VIA)."""
+    """`gateway` is unset on a point-to-point link, and where an IPv4 route has an IPv6 gateway: that is in `via`."""
 
-    __slots__ = ("flags", "gateway", "index", "weight")
+    __slots__ = ("flags", "gateway", "index", "via", "weight")
 
-    def __init__(self, index: int, gateway: bytes, weight: int, flags: int) -> None:
+    def __init__(self, index: int, gateway: bytes, weight: int, flags: int, via: bytes = UNSET) -> None:
         self.index = index
         self.gateway = gateway
         self.weight = weight
         self.flags = flags
+        self.via = via
 
 
 class Route:
-    """A route with one next hop or several; with none if it is a blackhole or the like."""
+    """A route with one next hop or several; with none if it is a blackhole or the like. Of its metrics only the MTU
+    is kept; 0: none."""
 
-    __slots__ = ("destination", "family", "hops", "kind", "prefix", "priority", "table")
+    __slots__ = (
+        "destination",
+        "family",
+        "hops",
+        "kind",
+        "mtu",
+        "preference",
+        "prefix",
+        "priority",
+        "protocol",
+        "scope",
+        "table",
+        "tos",
+    )
 
     def __init__(
         self,
@@ -128,6 +152,11 @@ class Route:
         prefix: int,
         priority: int,
         hops: tuple[NextHop, ...],
+        protocol: int = 0,
+        scope: int = 0,
+        tos: int = 0,
+        mtu: int = 0,
+        preference: int = 0,
     ) -> None:
         self.family = family
         self.table = table
@@ -136,6 +165,11 @@ class Route:
         self.prefix = prefix
         self.priority = priority
         self.hops = hops
+        self.protocol = protocol  # RTPROT_*
+        self.scope = scope
+        self.tos = tos
+        self.mtu = mtu
+        self.preference = preference  # of a router among several (RFC 4191)
 
 
 class Neighbour:
@@ -272,7 +306,7 @@ def _messages(datagram: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         at += length + 3 & ~3
 
 
-def _attributes(data: bytes, at: int) -> dict[int, bytes]:
+def parse_attributes(data: bytes, at: int) -> dict[int, bytes]:
     """The attributes from `at` on. Of several with one type the last one counts, as for the kernel."""
     found = {}
     while at + _ATTRIBUTE.size <= len(data):
@@ -299,39 +333,40 @@ def _ip(family: int, raw: bytes | None) -> bytes:
 
 def _link_parse(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    attributes = _attributes(body, _LINK.size)
+    attributes = parse_attributes(body, _LINK.size)
     name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape")
-    return Link(index, name, flags, _number(attributes, _IFLA_MTU, 0))
+    return Link(index, name, flags, _number(attributes, _IFLA_MTU, 0), attributes.get(_IFLA_ADDRESS, b""))
 
 
 def _address_parse(body: bytes) -> Address | None:
     family, prefix, flags, scope, index = _ADDRESS.unpack_from(body)
     if family not in (_socket.AF_INET, _socket.AF_INET6):
         return None
-    attributes = _attributes(body, _ADDRESS.size)
+    attributes = parse_attributes(body, _ADDRESS.size)
     # With a peer, IFA_ADDRESS is the peer's and IFA_LOCAL ours; IPv6 leaves IFA_LOCAL out otherwise.
-    own = _ip(family, attributes.get(_IFA_LOCAL, attributes.get(_IFA_ADDRESS)))
-    return Address(family, index, own, prefix, scope, _number(attributes, _IFA_FLAGS, flags))
+    other = _ip(family, attributes.get(_IFA_ADDRESS))
+    own = _ip(family, attributes[_IFA_LOCAL]) if _IFA_LOCAL in attributes else other
+    peer = UNSET if other == own else other
+    return Address(family, index, own, prefix, scope, _number(attributes, _IFA_FLAGS, flags), peer)
 
 
 def _neighbour_parse(body: bytes) -> Neighbour | None:
     family, index, state, _, _ = _NEIGHBOUR.unpack_from(body)
     if family not in (_socket.AF_INET, _socket.AF_INET6):
         return None
-    attributes = _attributes(body, _NEIGHBOUR.size)
+    attributes = parse_attributes(body, _NEIGHBOUR.size)
     return Neighbour(index, _ip(family, attributes.get(_NDA_DST)), attributes.get(_NDA_LLADDR, b""), state)
 
 
 def _route_parse(body: bytes) -> Route | None:
-    family, prefix, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(body)
+    family, prefix, _, tos, table, protocol, scope, kind, flags = _ROUTE.unpack_from(body)
     if family not in (_socket.AF_INET, _socket.AF_INET6) or flags & _RTM_F_CLONED:
         return None
-    attributes = _attributes(body, _ROUTE.size)
+    attributes = parse_attributes(body, _ROUTE.size)
     if _RTA_MULTIPATH in attributes:
         hops = tuple(_hops_parse(family, attributes[_RTA_MULTIPATH]))
     elif _RTA_OIF in attributes:
-        gateway = _ip(family, attributes.get(_RTA_GATEWAY))
-        hops = (NextHop(_number(attributes, _RTA_OIF, 0), gateway, 1, flags & 0xFF),)
+        hops = (_hop(family, _number(attributes, _RTA_OIF, 0), 1, flags & 0xFF, attributes),)
     else:
         hops = ()
     return Route(
@@ -342,7 +377,18 @@ def _route_parse(body: bytes) -> Route | None:
         prefix,
         _number(attributes, _RTA_PRIORITY, 0),
         hops,
+        protocol,
+        scope,
+        tos,
+        _number(parse_attributes(attributes[_RTA_METRICS], 0), _RTAX_MTU, 0) if _RTA_METRICS in attributes else 0,
+        attributes[_RTA_PREF][0] if attributes.get(_RTA_PREF) else 0,
     )
+
+
+def _hop(family: int, index: int, weight: int, flags: int, attributes: dict[int, bytes]) -> NextHop:
+    via = attributes.get(_RTA_VIA, b"")
+    other = UNSET if len(via) != _VIA.size else _VIA.unpack(via)[1]
+    return NextHop(index, _ip(family, attributes.get(_RTA_GATEWAY)), weight, flags, other)
 
 
 def _hops_parse(family: int, data: bytes) -> Iterator[NextHop]:
@@ -351,6 +397,6 @@ def _hops_parse(family: int, data: bytes) -> Iterator[NextHop]:
         length, flags, weight, index = _HOP.unpack_from(data, at)
         if not _HOP.size <= length <= len(data) - at:
             raise _malformed(f"next hop of {length} bytes with {len(data) - at} left")
-        attributes = _attributes(data[at : at + length], _HOP.size)
-        yield NextHop(index, _ip(family, attributes.get(_RTA_GATEWAY)), weight + 1, flags)
+        attributes = parse_attributes(data[at : at + length], _HOP.size)
+        yield _hop(family, index, weight + 1, flags, attributes)
         at += length + 3 & ~3

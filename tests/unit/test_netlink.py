@@ -73,13 +73,14 @@ def test_a_request_is_read_by_pyroute2_as_meant(request_bytes: bytes, message: A
 
 
 def test_a_link_is_read() -> None:
-    """Name, index, MTU, flags; further attributes are passed over."""
+    """Name, index, MTU, flags, MAC address; further attributes are passed over."""
     (found,) = fed(link("enp3s0") + DONE).links
     assert (found.name, found.index, found.mtu, found.flags) == ("enp3s0", 5, 1400, 0x1043)
+    assert found.mac == bytes((2, 0, 0, 0, 0, 1))
 
 
 def test_addresses_of_both_families_are_read() -> None:
-    """Our end of a point-to-point link, not the peer's; the flags that did not fit into the header's eight bits."""
+    """Our end of a point-to-point link and the peer's; the flags that did not fit into the header's eight bits."""
     four = encoded(
         ifaddrmsg(),
         20,
@@ -94,6 +95,7 @@ def test_addresses_of_both_families_are_read() -> None:
     )
     mine, other = fed(four + six + DONE).addresses
     assert (mine.family, mine.index, mine.address, mine.prefix, mine.scope) == (2, 5, ip("10.0.0.1"), 32, 253)
+    assert (mine.peer, other.peer) == (ip("10.0.0.2"), address.UNSET)
     assert (other.family, other.index, other.address, other.prefix, other.flags) == (
         10,
         6,
@@ -139,7 +141,18 @@ def test_routes_of_each_shape_are_read() -> None:
     ]
     assert (blackhole.kind, blackhole.hops) == (6, ())
     assert far.table == 1000
-    assert via.hops[0].gateway == address.UNSET
+    assert (via.hops[0].gateway, via.hops[0].via) == (address.UNSET, ip("fe80::1"))
+    assert {hop.via for one in (default, on_link, multipath) for hop in one.hops} == {address.UNSET}
+
+
+def test_what_else_a_route_says_is_read() -> None:
+    """Its origin, scope, type of service, MTU and preference; none of them is ordinary."""
+    metrics = {"attrs": [("RTAX_LOCK", 4), ("RTAX_MTU", 1400), ("RTAX_CC_ALGO", "reno")]}
+    head = {"family": 10, "proto": 9, "scope": 253, "tos": 16}
+    said = route(head, ("RTA_OIF", 5), ("RTA_METRICS", metrics), ("RTA_PREF", 3))
+    one, plain = fed(said + route({"family": 2, "proto": 4}, ("RTA_OIF", 5)) + DONE).routes
+    assert (one.protocol, one.scope, one.tos, one.mtu, one.preference) == (9, 253, 16, 1400, 3)
+    assert (plain.protocol, plain.scope, plain.tos, plain.mtu, plain.preference) == (4, 0, 0, 0, 0)
 
 
 def test_other_messages_are_passed_over() -> None:
@@ -254,7 +267,7 @@ def plain(record):
     for name in record.__slots__:
         value = getattr(record, name)
         if isinstance(value, bytes):
-            value = "" if value == address.UNSET else address.to_text(value)
+            value = "" if value == address.UNSET else address.to_text(value) if len(value) == 16 else value.hex(":")
         fields[name] = [plain(hop) for hop in value] if name == "hops" else value
     return fields
 host = hostnet.read_host()
@@ -282,8 +295,13 @@ def in_namespace(script: str) -> list[list[dict[str, Any]]]:
 def test_the_real_kernel_is_seen_as_iproute2_sees_it() -> None:
     """Links, addresses, and routes in their order, of a namespace with a bit of everything."""
     links, addresses, routes, ip_link, ip_addr, ip_routes, ip_routes6 = in_namespace(NAMESPACE)
-    assert [(one["index"], one["name"], one["mtu"]) for one in links] == [
-        (one["ifindex"], one["ifname"], one["mtu"]) for one in ip_link
+    assert [(one["index"], one["name"], one["mtu"], one["mac"]) for one in links] == [
+        (one["ifindex"], one["ifname"], one["mtu"], one["address"]) for one in ip_link
+    ]
+    assert [(one["protocol"], one["priority"]) for one in routes if one["hops"]] == [
+        (int(one.get("protocol", 3)), one.get("metric", 0))
+        for one in ip_routes + ip_routes6
+        if "dev" in one or "nexthops" in one
     ]
     assert sorted((one["index"], one["address"], one["prefix"]) for one in addresses) == sorted(
         (one["ifindex"], own["local"], own["prefixlen"]) for one in ip_addr for own in one["addr_info"]

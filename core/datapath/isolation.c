@@ -3,8 +3,8 @@
  * isolation.c: makes the worker process and takes away what it will not need; the same for control, and the few calls
  * that the single-threaded keeper cannot make from Python.
  *
- * Called by plugin/launch.py, plugin/keeper.py and, in the child, plugin/control.py. Off the path of frames, so that
- * it calls the kernel itself and not through sys.h.
+ * Called by plugin/launch.py, plugin/keeper.py and, in the child, plugin/control.py and plugin/agent.py. Off the path
+ * of frames, so that it calls the kernel itself and not through sys.h.
  *
  * Adversary: the guest, once it has broken the worker. What is done here is all that then stands between it and the
  * host, so that each layer is put on before the first byte of the guest is read, and a layer that the machine refuses
@@ -52,11 +52,11 @@ const char *lg_layer_name(unsigned layer)
 
 /* ---- what both children lose ---- */
 
-/* Returns 0, or the errno of the step that left a capability behind. */
-static int drop_capabilities(void)
+/* All but those in `keep`, a set of bits below 32. Returns 0, or the errno of the step that left a capability behind. */
+static int drop_capabilities(uint32_t keep)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {{0}};
+    struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{.permitted = keep, .effective = keep}};
 
     /* The bounding set and the securebits need CAP_SETPCAP. A process that has not got it has nothing to drop either,
      * and no_new_privs keeps it from gaining any: so a refusal here is no layer missing. The list is as long as the
@@ -68,7 +68,7 @@ static int drop_capabilities(void)
               SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED,
           0, 0, 0);
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-    return syscall(SYS_capset, &header, none) < 0 ? errno : 0;
+    return syscall(SYS_capset, &header, data) < 0 ? errno : 0;
 }
 
 /* The parent-death signal is set last: the kernel clears it when credentials change (prctl(2)). */
@@ -230,7 +230,7 @@ static void isolate(struct birth *birth)
     if (!error[LG_LAYER_USER])
         error[LG_LAYER_USER] = map_ids(birth->uid, birth->gid);
     error[LG_LAYER_ROOT] = error[LG_LAYER_NAMESPACES] ? error[LG_LAYER_NAMESPACES] : enter_empty_root();
-    error[LG_LAYER_CAPABILITIES] = drop_capabilities();
+    error[LG_LAYER_CAPABILITIES] = drop_capabilities(0);
     error[LG_LAYER_PRIVILEGES] = give_up_privileges();
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0 && !error[LG_LAYER_PRIVILEGES])
         error[LG_LAYER_PRIVILEGES] = errno;
@@ -284,9 +284,33 @@ int lg_control_confine(const char *name)
 
     prctl(PR_SET_NAME, name, 0, 0, 0);
     leave_signals_to_keeper();
-    error = drop_capabilities();
+    error = drop_capabilities(0);
     if (!error)
         error = give_up_privileges();
+    return -error;
+}
+
+/* ---- pasta's agent ---- */
+
+int lg_namespace_enter(int fd)
+{
+    return setns(fd, 0) < 0 ? -errno : 0;
+}
+
+int lg_agent_confine(const char *name)
+{
+    int error;
+
+    prctl(PR_SET_NAME, name, 0, 0, 0);
+    leave_signals_to_keeper();
+    /* Where the machine refuses one of these, what is left of the host is its files, as the caller sees them. */
+    if (unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS) == 0)
+        enter_empty_root();
+    error = chdir("/") < 0 ? errno : drop_capabilities(1u << CAP_NET_ADMIN | 1u << CAP_NET_BIND_SERVICE);
+    if (!error)
+        error = give_up_privileges();
+    if (!error && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+        error = errno;
     return -error;
 }
 

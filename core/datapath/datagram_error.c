@@ -84,7 +84,11 @@ static address seen_offender(const struct engine *engine, const struct flow *flo
 
     if (address_is_loopback(offender)) /* the guest knows it by another name */
         return flow->key.remote;
-    if (address_is_unset(offender) || address_is_ipv4(offender) != ipv4)
+    /* What the host found out by itself comes from its own address, which the guest has too: a kernel drops what comes
+     * from itself. */
+    bool own = address_equal(offender, &flow->key.guest) || address_is(engine->view.guest4, offender) ||
+               address_is(engine->view.guest6, offender);
+    if (own || address_is_unset(offender) || address_is_ipv4(offender) != ipv4)
         return address_from(ipv4 ? engine->view.gateway4 : engine->view.our_link_local);
     return *offender;
 }

@@ -331,6 +331,16 @@ def test_the_hosts_loopback_is_the_gateway_also_in_errors(world: World, family: 
     assert talk.icmp()[0] == MAPPED[family]
 
 
+def test_what_the_host_found_out_itself_is_told_by_the_gateway(talk: Datagrams) -> None:
+    """Its address is the guest's too: no kernel listens to itself. A neighbour that is not there was told so, in vain."""
+    talk.sends(b"x")
+    kind, code = {4: (3, 1), 6: (1, 3)}[talk.family]
+    talk.path_error(errno.EHOSTUNREACH, ORIGIN_ICMP[talk.family], kind, code, 0, talk.guest, b"x")
+    source, message = talk.icmp()
+    assert message[:2] == bytes((kind, code))
+    assert source == GATEWAY[4] if talk.family == 4 else source[:2] == b"\xfe\x80"
+
+
 def test_an_address_without_a_route_is_told_at_once(world: World, family: int) -> None:
     """And leaves no flow behind."""
     talk = Datagrams(world, family)

@@ -6,6 +6,9 @@
  *   sends, or receives, datagrams of SIZE bytes, RATE a second, in calls of many (sendmmsg, recvmmsg). JOINED 1: as a
  *   program does that has many for one peer (UDP_SEGMENT, UDP_GRO). BUFFER: of the receiving socket, in bytes.
  *
+ * TCP only brings a run about. Its end is told by datagrams, which follow upon the others as soon as a full queue has gone:
+ * a helper that loses frames under load may need many seconds to repair a TCP connection.
+ *
  * Runs in the guest and beside the helper. Prints "sent N in S s, received M in T s" and ends with 0, or says what went
  * wrong and ends with 1. Adversary: nobody. Why not iperf3: it reads the clock for each datagram, which costs a guest
  * without a processor of its own several times the datagram, so that all that it measures is that.
@@ -30,9 +33,9 @@ enum {
     JOINED_BYTES = 62000, /* in one piece: what fits an IP packet */
     BYTES_MAX = 65536,
     PIECES = 16, /* in one call of the receiver's */
-    PATIENCE_MS =
-        40000, /* a helper that drops what is told over TCP when its ring is full needs many seconds to repair it */
-    SILENCE_MS = 150, /* after the sender's last: then nothing comes any more */
+    PATIENCE_MS = 10000,
+    SILENCE_MS = 150, /* after the last that the sender says: it has our answer */
+    AGAIN_MS = 20,    /* until it has */
     TURN_NS = 1000000,
 };
 
@@ -43,6 +46,11 @@ struct run {
 
 struct told {
     uint64_t count, nanoseconds;
+};
+
+/* The sender's last word, and the receiver's answer: a struct told, of a size that no datagram of a run has. */
+enum {
+    END_BYTES = sizeof(struct told) + 3
 };
 
 static _Noreturn void fail(const char *what)
@@ -124,7 +132,8 @@ static uint64_t datagrams(const struct msghdr *message, uint32_t length)
     return each > 0 ? (length + (uint32_t)each - 1) / (uint32_t)each : 1;
 }
 
-static uint64_t take_some(int fd)
+/* How many datagrams came; *ret_ended, and what the sender told, if its last word was among them. */
+static uint64_t take_some(int fd, bool *ret_ended, struct told *ret_sent)
 {
     static unsigned char bytes[PIECES][BYTES_MAX];
     static char control[PIECES][CMSG_SPACE(sizeof(int))];
@@ -140,41 +149,71 @@ static uint64_t take_some(int fd)
                                                    .msg_controllen = sizeof(control[i])}};
     }
     int got = recvmmsg(fd, messages, PIECES, MSG_DONTWAIT, NULL);
-    for (int i = 0; i < got; i++)
-        count += datagrams(&messages[i].msg_hdr, messages[i].msg_len);
+    for (int i = 0; i < got; i++) {
+        uint64_t here = datagrams(&messages[i].msg_hdr, messages[i].msg_len);
+
+        if (messages[i].msg_len == here * END_BYTES) {
+            memcpy(ret_sent, bytes[i], sizeof(*ret_sent));
+            *ret_ended = true;
+        } else if (messages[i].msg_len > 1) { /* not the first one, which only shows the way */
+            count += here;
+        }
+    }
     return count;
 }
 
-/* Until the sender has told over `control` that it is done, and then it is silent. */
-static struct told receive(int fd, int control, struct told *ret_sent)
+static void tell(int fd, const struct told *told)
 {
-    struct pollfd both[2] = {{.fd = fd, .events = POLLIN}, {.fd = control, .events = POLLIN}};
+    unsigned char bytes[END_BYTES] = {0};
+
+    memcpy(bytes, told, sizeof(*told));
+    if (send(fd, bytes, sizeof(bytes), 0) < 0 && errno != ECONNREFUSED && errno != ENOBUFS)
+        fail("send");
+}
+
+/* Until the sender's last word, and then as long as it says it again. */
+static struct told receive(int fd, struct told *ret_sent)
+{
+    struct pollfd waiting = {.fd = fd, .events = POLLIN};
     struct told told = {0, 0};
-    uint64_t first = 0, last = 0, count;
+    uint64_t first = 0, last = 0;
     bool ended = false;
 
-    for (;;) {
-        int ready = poll(both, ended ? 1 : 2, ended ? SILENCE_MS : PATIENCE_MS);
+    while (poll(&waiting, 1, ended ? SILENCE_MS : PATIENCE_MS) > 0) {
+        bool again = false;
+        uint64_t count = take_some(fd, &again, ret_sent);
 
-        if (ready < 0)
-            fail("poll");
-        if (!ready && !ended)
-            fail("the sender never ends");
-        if (!ready)
-            break;
-        if (!ended && both[1].revents) {
-            read_all(control, ret_sent, sizeof(*ret_sent));
-            ended = true;
+        if (count) {
+            last = now();
+            if (!first)
+                first = last;
+            told.count += count;
+            told.nanoseconds = last - first;
         }
-        if (!(count = take_some(fd)))
-            continue;
-        last = now();
-        if (!first)
-            first = last;
-        told.count += count;
+        ended |= again;
+        if (again)
+            tell(fd, &told);
     }
-    told.nanoseconds = last - first;
+    if (!ended)
+        fail("the sender never ends");
     return told;
+}
+
+/* What the receiver says once it has heard that this is the end. */
+static struct told ask_received(int fd, const struct told *sent)
+{
+    struct pollfd waiting = {.fd = fd, .events = POLLIN};
+    struct told received = {0, 0};
+    bool answered = false;
+
+    for (int tries = 0; !answered && tries < PATIENCE_MS / AGAIN_MS; tries++) {
+        tell(fd, sent);
+        if (poll(&waiting, 1, AGAIN_MS) > 0)
+            take_some(fd, &answered, &received);
+    }
+    if (!answered)
+        fail("the receiver never answers");
+    return received;
 }
 
 static int datagram_socket(const struct run *run)
@@ -194,7 +233,7 @@ static void serve_one(int control, const struct sockaddr_in *at)
 {
     struct sockaddr_in from;
     socklen_t length = sizeof(from);
-    struct told sent, received;
+    struct told sent;
     struct run run;
     char hello;
 
@@ -208,10 +247,9 @@ static void serve_one(int control, const struct sockaddr_in *at)
     write_all(control, "g", 1);
     if (run.server_sends) {
         sent = send_paced(fd, &run);
-        write_all(control, &sent, sizeof(sent));
+        ask_received(fd, &sent);
     } else {
-        received = receive(fd, control, &sent);
-        write_all(control, &received, sizeof(received));
+        receive(fd, &sent);
     }
     close(fd);
 }
@@ -248,11 +286,10 @@ static int ask(const struct sockaddr_in *to, const struct run *run)
         write_all(fd, "h", 1);
     read_all(control, &answer, 1);
     if (run->server_sends) {
-        received = receive(fd, control, &sent);
+        received = receive(fd, &sent);
     } else {
         sent = send_paced(fd, run);
-        write_all(control, &sent, sizeof(sent));
-        read_all(control, &received, sizeof(received));
+        received = ask_received(fd, &sent);
     }
     printf("sent %" PRIu64 " in %.6f s, received %" PRIu64 " in %.6f s\n", sent.count, (double)sent.nanoseconds / 1e9,
            received.count, (double)received.nanoseconds / 1e9);

@@ -403,10 +403,10 @@ int lg_worker_spawn(const struct lg_worker_config *config, const char *name, int
 /* In the child that becomes control, after any setuid: no capabilities, no_new_privs, dies with its parent. */
 int lg_control_confine(const char *name);
 
-/* Of pasta's agent. The first joins the namespace, of whatever kind, that a descriptor stands for. The second comes once
+/* Of pasta's agent. The first joins the network or user namespace that a descriptor stands for. The second comes once
  * all is open that it needs from outside: an empty root, no capabilities but those to configure a network and to bind
  * any port, no_new_privs, no debuggers, dies with its parent. 0 or a negative errno. */
-int lg_namespace_enter(int fd);
+int lg_namespace_enter(int fd, int network);
 int lg_agent_confine(const char *name);
 
 /* Root becomes another, for good: that user and group, without further groups. With `bind_ports`, the right to bind

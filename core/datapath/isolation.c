@@ -292,9 +292,9 @@ int lg_control_confine(const char *name)
 
 /* ---- pasta's agent ---- */
 
-int lg_namespace_enter(int fd)
+int lg_namespace_enter(int fd, int network)
 {
-    return setns(fd, 0) < 0 ? -errno : 0;
+    return setns(fd, network ? CLONE_NEWNET : CLONE_NEWUSER) < 0 ? -errno : 0;
 }
 
 int lg_agent_confine(const char *name)

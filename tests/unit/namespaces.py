@@ -75,7 +75,7 @@ def in_child(namespace: Namespace, work: Any) -> Any:
         try:
             for kind in ("user", "net"):
                 fd = os.open(namespace.path(kind), os.O_RDONLY)
-                assert lib.lg_namespace_enter(fd) == 0, kind
+                assert lib.lg_namespace_enter(fd, kind == "net") == 0, kind
             os.write(send, json.dumps(work()).encode())
             status = 0
         finally:

@@ -130,7 +130,9 @@ class _Request(Request):
         self._namespace.forwards = self.rules(self._outbound, outbound=True)
 
     def want(self, forwards: list[Forward], option: str, protocol: int, text: str) -> None:
-        """Podman writes "-T none" where it does not see that "--tcp-ns=80" was there already."""
+        """Podman writes "-T none" where it does not see that "--tcp-ns=80" was there already, and hands on the blanks
+        after its users' commas."""
+        text = ",".join(chunk.lstrip(" ") for chunk in text.split(","))
         if text == "none" and any(before != "none" for _, other, before in forwards if other == protocol):
             self.spec.notes.append(f"{option} none: changes nothing, because ports were named before")
         else:

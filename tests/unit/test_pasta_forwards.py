@@ -67,6 +67,12 @@ def test_an_option_and_its_argument_may_be_one_word(word: str) -> None:
     assert got.warnings == []
 
 
+def test_blanks_before_ports_do_no_harm() -> None:
+    """`--network pasta:-T, 80` of Podman is one; numbers in C may begin with them."""
+    assert outbound("-T", " 80,  81", "-U", " none") == ["TCP *%lo:80  =>  80", "TCP *%lo:81  =>  81"]
+    assert refusal("-T", "8 0").startswith("--tcp-ns 8 0: expected a port")
+
+
 def test_other_options_may_be_one_word_with_their_argument_too() -> None:
     got = parse("--config-net", "-a 10.0.2.0", "--netmask 24", "-H  blue", "--search a.example b.example")
     assert (got.ipv4.address, got.ipv4.prefix_length) == (ip("10.0.2.0"), 24)

@@ -66,6 +66,11 @@ def is_link_local(address: bytes) -> bool:
     return address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
+def link_local_of(mac: bytes) -> bytes:
+    """fe80::/64 with the modified EUI-64 of a MAC address (RFC 4291, appendix A)."""
+    return b"\xfe\x80" + bytes(6) + bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+
+
 def class_prefix_length(address: bytes) -> int:
     """What an IPv4 address says about its network all by itself (RFC 791 §3.2): class A 8, B 16, C 24, others 32."""
     first = address[12]

@@ -216,16 +216,24 @@ class _Life:
             raise agent_records.AgentError(f"Couldn't {what} {name} in the namespace: {failure.strerror}") from None
 
     def _bring_up(self, name: str, plan: Plan) -> bytes:
-        """Without ARP at first, so that nobody is asked whether the link-local address, which the interface then gets
-        by itself, is somebody else's: it would be of no use for a second. The address; unset if IPv6 is off here."""
-        self._change("bring up", name, lambda: self._changes.set_link(self._index, up=True, arp=False, mtu=plan.mtu))
-        found = UNSET
-        for one in _dump(netlink.address_request(1)).addresses:
-            if one.index == self._index and address.is_link_local(one.address) and one.family == _socket.AF_INET6:
-                found = one.address
-                self._try_address(one)
-        self._change("bring up", name, lambda: self._changes.set_link(self._index, arp=True))
-        return found
+        """Its link-local address; unset if IPv6 is off here. The kernel's own choice would be of no use for a second,
+        in which it asks whether the address is somebody else's: the same one comes from us instead, as ours."""
+        try:
+            self._changes.set_link_local(self._index, by_kernel=False)
+        except OSError:
+            pass  # no IPv6
+        self._change("bring up", name, lambda: self._changes.set_link(self._index, up=True, mtu=plan.mtu))
+        own = address.link_local_of(self._link(name).mac)
+        failure = self._try_address(netlink.Address(_socket.AF_INET6, 0, own, 64, netlink.SCOPE_LINK, 0, UNSET))
+        if failure is None:
+            self._changes.set_link_local(self._index, by_kernel=True)  # should the container take it down and up
+        return UNSET if failure else own
+
+    def _link(self, name: str) -> netlink.Link:
+        link = next((link for link in _dump(netlink.link_request(1)).links if link.index == self._index), None)
+        if link is None or len(link.mac) != 6:
+            raise agent_records.AgentError(f"Interface {name} is gone from the namespace already")
+        return link
 
     def _try_address(self, one: netlink.Address) -> OSError | None:
         try:
@@ -249,10 +257,7 @@ class _Life:
         return "; ".join(notes + [_about_route(*one) for one in refused])
 
     def _report(self, name: str, offloads: int, link_local: bytes, note: str) -> agent_records.Ready:
-        links = _dump(netlink.link_request(1)).links if name else []
-        link = next((link for link in links if link.index == self._index), None)
-        if name and (link is None or len(link.mac) != 6):
-            raise agent_records.AgentError(f"Interface {name} is gone from the namespace already")
+        link = self._link(name) if name else None
         return agent_records.Ready(
             index=self._index,
             mtu=link.mtu if link else 0,

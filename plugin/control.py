@@ -44,7 +44,8 @@ from lockgate.plugin.neighbours import Mirror, Neighbours  # noqa: E402
 from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
-from lockgate.plugin.tap import Device, TapServer  # noqa: E402
+from lockgate.plugin.tap import TapServer  # noqa: E402
+from lockgate.plugin.tap_device import Device  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E402
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402

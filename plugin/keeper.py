@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lockgate.plugin.log import Log
+    from lockgate.plugin.namespace_watch import NamespaceWatch
     from lockgate.plugin.ports import Ports
 
 # The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success) and
@@ -95,6 +96,7 @@ class Plan:
         "listeners",
         "ports",
         "connections",
+        "watch",
     )
 
     def __init__(
@@ -108,6 +110,7 @@ class Plan:
         listeners: Sequence[_socket.socket],
         ports: Ports,
         connections: Sequence[_socket.socket],
+        watch: NamespaceWatch | None = None,
     ) -> None:
         self.name = name
         self.capture = capture
@@ -118,6 +121,7 @@ class Plan:
         self.listeners = listeners  # shut down first of all on quitting
         self.ports = ports  # the same, for those of the host that lead to the guest
         self.connections = connections  # control's alone, once it has started
+        self.watch = watch  # of the namespace that we are there for: when that is gone, so are we
 
 
 class Ends:
@@ -184,11 +188,14 @@ class Keeper:
         channels.close_control_ends()
         for connection in plan.connections:
             connection.close()
+        if plan.watch is not None and plan.watch.fileno() >= 0:
+            self._poll.register(plan.watch, select.POLLIN)
 
     def run(self) -> int:
         """Until the end of the helper; the exit code of the process."""
+        watch = self._plan.watch
         while self._exit_code is None:
-            ready = {fd for fd, _ in self._poll.poll()}
+            ready = {fd for fd, _ in self._poll.poll(watch.interval if watch else None)}
             # A record that a child sent before it died is read before its death is judged.
             if self._worker.keeper.fileno() in ready:
                 self._on_worker_record()
@@ -196,6 +203,8 @@ class Keeper:
                 self._on_control_record()
             if self._signals in ready and self._exit_code is None:
                 self._on_signals()
+            if watch and (watch.fileno() in ready or watch.interval) and watch.gone() and self._exit_code is None:
+                self._exit_code = 0
         self._end_children()
         return self._exit_code
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lockgate.plugin.hostnet import HostNet
+    from lockgate.plugin.link_namespace import NamespaceLink
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.spec import NetworkSpec
 
@@ -58,7 +59,8 @@ USAGE = """\
 usage: lockgate --version
 
 lockgate gives a VM a network out of ordinary sockets. It is started by container runtimes and VM monitors, under the
-names passt, pasta and gvproxy. Ready now: `passt` (see `passt --help`).
+names passt, pasta and gvproxy. Ready now: `passt` and, for a
+namespace that is there, `pasta` (see their --help).
 """
 
 
@@ -75,24 +77,28 @@ def main() -> None:
 
 def _command(name: str, arguments: list[str]) -> int:
     lib.lg_process_name(os.fsencode(name))
-    if "pasta" in name or "gvproxy" in name:
+    if "gvproxy" in name:
         return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt` is\n", 1)
+    if "pasta" in name:
+        from lockgate.plugin.contracts import pasta
+
+        return _serve(name, arguments, pasta.parse)
     if "passt" in name:
-        return _passt(name, arguments)
+        from lockgate.plugin.contracts import passt
+
+        return _serve(name, arguments, passt.parse)
     if arguments == ["--version"]:
         return _answer(1, f"lockgate {VERSION}\n", 0)
     return _answer(1, USAGE, 0) if arguments in ([], ["--help"], ["-h"]) else _answer(2, USAGE, 1)
 
 
-def _passt(name: str, arguments: list[str]) -> int:
-    from lockgate.plugin.contracts import passt
-
+def _serve(name: str, arguments: list[str], parse: Callable[[list[str], str], NetworkSpec]) -> int:
     try:
-        spec = passt.parse(arguments, name)
+        spec = parse(arguments, name)
     except vocabulary.Stop as stop:
         _answer(1, stop.stdout_text, 0)
         return _answer(2, stop.stderr_text, stop.exit_code)
-    lines = log.Log("passt", _LEVELS[spec.log_level], os.environ.get(LOG_FORMAT_VARIABLE) == "json")
+    lines = log.Log(spec.contract, _LEVELS[spec.log_level], os.environ.get(LOG_FORMAT_VARIABLE) == "json")
     made = MadeFiles()
     try:
         start = Start(name, spec, lines, made)
@@ -142,6 +148,14 @@ def _let_go_of(streams: range) -> None:
     os.close(null)
 
 
+def _link_of(spec: NetworkSpec) -> SocketLink | NamespaceLink:
+    if spec.link != vocabulary.TAP:
+        return SocketLink(spec, _fill_standard_streams)
+    from lockgate.plugin.link_namespace import NamespaceLink
+
+    return NamespaceLink(spec)
+
+
 class Start:
     """All that the caller's rights opened, step by step; each step that fails raises StartError or FileError."""
 
@@ -152,7 +166,7 @@ class Start:
         self.made = made
         self.ready_fd = -1  # tells the process that the caller waits for, if that is another
         lib.lg_close_all_but([-1 if spec.socket_fd is None else spec.socket_fd], 1)
-        self.link = SocketLink(spec, _fill_standard_streams)
+        self.link = _link_of(spec)
         self._open_log()
         self.pid_fd = made.open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
         self.host, self.view = self._read_network()
@@ -179,13 +193,15 @@ class Start:
         spec = self.spec
         if spec.log_file:
             try:
-                self.log.file = log.LogFile(spec.log_file, spec.log_size, f"passt {VERSION}")
+                self.log.file = log.LogFile(spec.log_file, spec.log_size, f"{spec.contract} {VERSION}")
             except OSError as failure:
                 raise vocabulary.StartError(f"Log file {spec.log_file} cannot be opened: {failure.strerror}") from None
         elif self.log.level < log.DEBUG:
             self.log.open_syslog()
         for warning in spec.warnings:
             self.log.warning(warning)
+        for note in spec.notes:
+            self.log.info(note)
 
     def _read_network(self) -> tuple[HostNet, Assignments]:
         try:
@@ -198,11 +214,12 @@ class Start:
 
     def _bind_forwards(self, descriptors: int) -> list[forwards.Listener]:
         """One socket for each port, within what the limit on open files leaves beside everything else."""
-        if not self.spec.forwards:
+        rules = [rule for rule in self.spec.forwards if not rule.auto]
+        if not rules:
             return []
         room = descriptors - core_worker.FLOW_DESCRIPTORS_SPARED
         try:
-            return forwards.bind(self.spec.forwards, room, self.log.warning, self.spec.freebind)
+            return forwards.bind(rules, room, self.log.warning, self.spec.freebind)
         except forwards.ForwardError as fault:
             raise vocabulary.StartError(str(fault)) from None
 
@@ -331,6 +348,7 @@ class Start:
 
     def keep(self) -> int:
         spec = self.spec
+        self.link.start(self.name, self.view, self.host, self.log)
         plan = keeper.Plan(
             name=self.name,
             capture=self.capture_fd >= 0,
@@ -341,6 +359,7 @@ class Start:
             listeners=[*self.link.listeners, *([] if self.conf is None else [self.conf])],
             ports=self.ports,
             connections=self.link.connections,
+            watch=self.link.watch,
         )
         try:
             return keeper.Keeper(plan, self.log, self._control, self._become_keeper, self._ready).run()
@@ -407,6 +426,7 @@ class Start:
     def _reassign(self, before: Assignments) -> tuple[Assignments, int]:
         """In control, when something has changed on the host."""
         self.host = netview.look_again(self.spec, self.host)
+        self.link.follow(self.host, self.log)
         return netview.follow(self.spec, self.host, before), netview.reach(self.spec, self.host)
 
 

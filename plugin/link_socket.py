@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from lockgate.plugin.hostnet import HostNet
     from lockgate.plugin.log import Log
+    from lockgate.plugin.netview import Assignments
     from lockgate.plugin.spec import NetworkSpec
 
 # passt's series of paths for a caller that names none: its manual says 1 to 64, its program goes on to 99.
@@ -41,6 +43,8 @@ _QEMU_HINTS = {
 
 class SocketLink:
     """Of --vhost-user, a stream, or --fd."""
+
+    watch = None  # of a namespace, which there is none
 
     def __init__(self, spec: NetworkSpec, refill: Callable[[], None]) -> None:
         """Before anything is written to standard error, which the caller's descriptor may have come as; `refill` fills
@@ -112,6 +116,12 @@ class SocketLink:
     def hint(self) -> str:
         """How a monitor is told of it."""
         return _QEMU_HINTS[self._spec.link].format(self.name) if self._spec.socket_fd is None else ""
+
+    def start(self, process_name: str, view: Assignments, host: HostNet, log: Log) -> None:
+        """Nothing more: whoever connects starts it."""
+
+    def follow(self, host: HostNet, log: Log) -> None:
+        """The host's network has changed: the guest is told of it over the link."""
 
     def settings(self) -> dict[str, Any]:
         """For control.Start, in control's process."""

@@ -38,8 +38,10 @@ _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200  # of an answer
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _ATTR_MESSAGE = 1  # NLMSGERR_ATTR_MSG
 
-_IFF_UP, _IFF_NOARP = 0x1, 0x80
-_IFLA_ADDRESS, _IFLA_MTU = 1, 4
+_IFF_UP = 0x1
+_IFLA_ADDRESS, _IFLA_MTU, _IFLA_AF_SPEC = 1, 4, 26
+_IFLA_INET6_ADDR_GEN_MODE = 8
+_GEN_MODE_EUI64, _GEN_MODE_NONE = b"\0", b"\1"  # IN6_ADDR_GEN_MODE_*
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
@@ -61,19 +63,22 @@ _THERE_ALREADY = (errno.EEXIST,)
 _GONE_ALREADY = (errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL)
 
 
-def link_request(
-    seq: int, index: int, *, up: bool = False, arp: bool | None = None, mtu: int = 0, mac: bytes = b""
-) -> bytes:
-    """What is None, 0 or empty stays as it is; no link is set down here."""
-    flags, change = (_IFF_UP, _IFF_UP) if up else (0, 0)
-    if arp is not None:
-        change |= _IFF_NOARP
-        flags |= 0 if arp else _IFF_NOARP
-    body = _LINK.pack(_socket.AF_UNSPEC, 0, index, flags, change)
+def link_request(seq: int, index: int, *, up: bool = False, mtu: int = 0, mac: bytes = b"") -> bytes:
+    """What is 0 or empty stays as it is; no link is set down here."""
+    change = _IFF_UP if up else 0
+    body = _LINK.pack(_socket.AF_UNSPEC, 0, index, change, change)
     if mtu:
         body += _attribute(_IFLA_MTU, _NUMBER.pack(mtu))
     if mac:
         body += _attribute(_IFLA_ADDRESS, mac)
+    return _request(_RTM_NEWLINK, 0, seq, body)
+
+
+def link_local_request(seq: int, index: int, by_kernel: bool) -> bytes:
+    """Whether the kernel gives the link a link-local address when it comes up."""
+    mode = _attribute(_IFLA_INET6_ADDR_GEN_MODE, _GEN_MODE_EUI64 if by_kernel else _GEN_MODE_NONE)
+    of_ipv6 = _attribute(_socket.AF_INET6, mode)
+    body = _LINK.pack(_socket.AF_UNSPEC, 0, index, 0, 0) + _attribute(_IFLA_AF_SPEC, of_ipv6)
     return _request(_RTM_NEWLINK, 0, seq, body)
 
 
@@ -129,10 +134,11 @@ class Changes:
     def close(self) -> None:
         self._socket.close()
 
-    def set_link(
-        self, index: int, *, up: bool = False, arp: bool | None = None, mtu: int = 0, mac: bytes = b""
-    ) -> None:
-        self._ask(lambda seq: link_request(seq, index, up=up, arp=arp, mtu=mtu, mac=mac))
+    def set_link(self, index: int, *, up: bool = False, mtu: int = 0, mac: bytes = b"") -> None:
+        self._ask(lambda seq: link_request(seq, index, up=up, mtu=mtu, mac=mac))
+
+    def set_link_local(self, index: int, by_kernel: bool) -> None:
+        self._ask(lambda seq: link_local_request(seq, index, by_kernel))
 
     def add_address(self, index: int, one: netlink.Address) -> None:
         self._ask(lambda seq: address_add_request(seq, index, one), _THERE_ALREADY)

@@ -13,18 +13,8 @@ from typing import Protocol
 
 from lockgate.core import channel
 from lockgate.plugin.clients import Emit
+from lockgate.plugin.tap_device import Device
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
-
-
-class Device:
-    """A tap device that is set up: its descriptor, and what its namespace is seen by, before it has sent anything."""
-
-    __slots__ = ("fd", "seen", "uso")
-
-    def __init__(self, fd: int, uso: bool, seen: bytes) -> None:
-        self.fd = fd
-        self.uso = uso  # it takes and gives several datagrams in one frame
-        self.seen = seen  # a whole lg_seen
 
 
 class Worker(Protocol):

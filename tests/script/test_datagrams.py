@@ -332,7 +332,7 @@ def test_the_hosts_loopback_is_the_gateway_also_in_errors(world: World, family: 
 
 
 def test_what_the_host_found_out_itself_is_told_by_the_gateway(talk: Datagrams) -> None:
-    """Its address is the guest's too: no kernel listens to itself. A neighbour that is not there was told so, in vain."""
+    """Its address is the guest's too, and no kernel listens to itself: a missing neighbour was told in vain."""
     talk.sends(b"x")
     kind, code = {4: (3, 1), 6: (1, 3)}[talk.family]
     talk.path_error(errno.EHOSTUNREACH, ORIGIN_ICMP[talk.family], kind, code, 0, talk.guest, b"x")

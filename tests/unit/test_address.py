@@ -76,3 +76,7 @@ def test_a_netmask_has_no_one_behind_a_zero(bits: int) -> None:
     ones = f"{bits:032b}".rstrip("0")
     expected = None if "0" in ones else len(ones)
     assert address.netmask_prefix_length(packed(ipaddress.IPv4Address(bits))) == expected
+
+
+def test_a_link_local_address_is_made_from_a_mac_as_kernels_do() -> None:
+    assert address.to_text(address.link_local_of(bytes.fromhex("62a318c632a2"))) == "fe80::60a3:18ff:fec6:32a2"

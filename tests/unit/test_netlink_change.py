@@ -47,12 +47,12 @@ def attributes(value: Any) -> dict[str, Any]:
 
 def test_a_link_request_changes_what_it_names() -> None:
     """Flags by a mask; MTU and MAC only if they are given."""
-    request = netlink_change.link_request(SEQ, INDEX, up=True, arp=False, mtu=65520, mac=bytes((2, 0, 0, 0, 0, 9)))
+    request = netlink_change.link_request(SEQ, INDEX, up=True, mtu=65520, mac=bytes((2, 0, 0, 0, 0, 9)))
     fields, found = decoded(ifinfmsg, request, 16, 0)
-    assert (fields["index"], fields["flags"], fields["change"]) == (INDEX, 0x81, 0x81)
+    assert (fields["index"], fields["flags"], fields["change"]) == (INDEX, 0x1, 0x1)
     assert found == {"IFLA_MTU": 65520, "IFLA_ADDRESS": "02:00:00:00:00:09"}
-    fields, found = decoded(ifinfmsg, netlink_change.link_request(SEQ, INDEX, arp=True), 16, 0)
-    assert (fields["flags"], fields["change"], found) == (0, 0x80, {})
+    fields, found = decoded(ifinfmsg, netlink_change.link_request(SEQ, INDEX), 16, 0)
+    assert (fields["flags"], fields["change"], found) == (0, 0, {})
 
 
 def test_an_address_request_says_all_of_an_address_and_of_no_lifetime() -> None:
@@ -165,7 +165,7 @@ def changed(namespace: Namespace, *work: Any) -> list[tuple[int, str]]:
     return [(number, text) for number, text in in_child(namespace, child)]
 
 
-UP = [lambda changes, index: changes.set_link(index, up=True, arp=False, mtu=9000, mac=bytes((2, 0, 0, 0, 0, 9)))]
+UP = [lambda changes, index: changes.set_link(index, up=True, mtu=9000, mac=bytes((2, 0, 0, 0, 0, 9)))]
 
 
 def add(text: str) -> Any:
@@ -177,14 +177,21 @@ def add_routes(*routes: netlink.Route) -> Any:
 
 
 def test_the_real_kernel_does_to_a_link_what_is_asked(namespace: Namespace) -> None:
-    """Up, without ARP, MTU, MAC; then with ARP, and all else as it was."""
+    """Up, MTU, MAC; then another MTU, and all else as it was."""
     assert changed(namespace, *UP) == []
     (link,) = namespace.ip("link", "show", "dev", "d0")
     assert (link["mtu"], link["address"]) == (9000, "02:00:00:00:00:09")
-    assert {"UP", "NOARP"} <= set(link["flags"])
-    assert changed(namespace, lambda changes, index: changes.set_link(index, arp=True)) == []
+    assert "UP" in link["flags"]
+    assert changed(namespace, lambda changes, index: changes.set_link(index, mtu=1400)) == []
     (link,) = namespace.ip("link", "show", "dev", "d0")
-    assert "UP" in link["flags"] and "NOARP" not in link["flags"] and link["mtu"] == 9000
+    assert "UP" in link["flags"] and link["mtu"] == 1400
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+def test_the_real_kernel_makes_a_link_local_address_or_none(namespace: Namespace, by_kernel: bool) -> None:
+    assert changed(namespace, lambda changes, index: changes.set_link_local(index, by_kernel), *UP) == []
+    found = namespace.ip("-6", "address", "show", "dev", "d0")
+    assert any(link.get("addr_info") for link in found) is by_kernel
 
 
 def test_the_real_kernel_has_addresses_in_the_order_in_which_they_came(namespace: Namespace) -> None:

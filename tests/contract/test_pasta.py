@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pasta` as rootless Podman starts it: a host and a container in namespaces that the test makes, and traffic between
+the two through every way in and out.
+
+The host is root of a user namespace, with a network of its own; the container has one below it. Adversary: nobody.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import PATIENCE
+
+PASTA = str(Path(sys.executable).with_name("pasta"))
+NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount")
+NETWORK = """
+mount -t tmpfs none /etc; echo nameserver 10.5.0.53 > /etc/resolv.conf
+ip link set lo up; ip link add cable type veth peer name end; ip link set end up; ip link set cable up
+ip address add 10.5.0.2/24 dev cable; ip route add default via 10.5.0.1
+ip address add fd05::2/64 dev cable nodad; ip route add default via fd05::1
+"""
+# What Podman adds to every `podman run --network pasta`.
+PODMAN = "--dns-forward 169.254.1.1 -T none -U none --no-map-gw --quiet"
+BYTES = 10_000_000
+
+# One connection: says whom it sees, and the digest of what came until the end.
+SERVER = """
+import hashlib, socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+listener = socket.socket(family)
+listener.bind((sys.argv[1], int(sys.argv[2])))
+listener.listen()
+print(listener.getsockname()[1], flush=True)
+end, peer = listener.accept()
+seen = hashlib.sha256()
+while data := end.recv(1 << 20):
+    seen.update(data)
+end.sendall(f"{peer[0]} {seen.hexdigest()}".encode())
+"""
+CLIENT = """
+import hashlib, socket, sys
+end = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
+end.sendall(b"0123456789" * (int(sys.argv[3]) // 10))
+end.shutdown(socket.SHUT_WR)
+print(end.recv(1000).decode())
+"""
+ECHO = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+end = socket.socket(family, socket.SOCK_DGRAM)
+end.bind((sys.argv[1], int(sys.argv[2])))
+print(end.getsockname()[1], flush=True)
+data, peer = end.recvfrom(65536)
+end.sendto(peer[0].encode() + b" " + data, peer)
+"""
+ASK = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+end = socket.socket(family, socket.SOCK_DGRAM)
+end.settimeout(20)
+end.connect((sys.argv[1], int(sys.argv[2])))
+end.send(b"question")
+print(end.recv(1000).decode())
+"""
+
+
+class Namespace:
+    """A process that waits in namespaces of its own until its standard input ends."""
+
+    def __init__(self, *command: str) -> None:
+        self.process = subprocess.Popen(
+            [*command, "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None and self.process.stdout.readline()
+        self.pid = self.process.pid
+        self.prefix = ("nsenter", "--preserve-credentials", "-U", "-n", "-m", "-t", str(self.pid))
+
+    def does(self, script: str) -> str:
+        done = subprocess.run(
+            [*self.prefix, "sh", "-euc", script], check=True, timeout=PATIENCE, capture_output=True, text=True
+        )
+        return " ".join(done.stdout.split())
+
+    def python(self, code: str, *words: object) -> str:
+        return self.does(f"exec {sys.executable} -Ic '{code}' {' '.join(map(str, words))}")
+
+    def serves(self, code: str, address: str, port: int = 0) -> tuple[subprocess.Popen[str], int]:
+        """In the background; its port."""
+        command = [*self.prefix, sys.executable, "-Ic", code, address, str(port)]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert server.stdout is not None
+        return server, int(server.stdout.readline())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(name="host")
+def made_host() -> Iterator[Namespace]:
+    possible = subprocess.run([*NAMESPACES, "ip", "link", "add", "type", "veth"], capture_output=True)
+    if possible.returncode:
+        pytest.skip(f"no namespaces with cables here: {possible.stderr.decode().strip()}")
+    host = Namespace(*NAMESPACES)
+    tun = host.does("test -w /dev/net/tun && echo yes || echo no")
+    if tun != "yes":
+        host.close()
+        pytest.skip("/dev/net/tun is not there for everybody: no tap devices without root here")
+    host.does(NETWORK)
+    yield host
+    host.close()
+
+
+@pytest.fixture(name="container")
+def made_container(host: Namespace) -> Iterator[Namespace]:
+    container = Namespace(*host.prefix, "unshare", "--net", "--mount")
+    yield container
+    container.close()
+
+
+class Pasta:
+    """One that has been started, and stays; by its PID file."""
+
+    def __init__(self, host: Namespace, folder: Path, netns: str, options: str) -> None:
+        self.pid_file = folder / "pid"
+        words = f"--config-net {options} {PODMAN} --pid {self.pid_file} --netns {netns} --map-guest-addr 169.254.1.2"
+        # The end of both pipes is waited for, as Podman does: nobody may hold them any more.
+        done = subprocess.run([*host.prefix, PASTA, *words.split()], capture_output=True, text=True, timeout=PATIENCE)
+        self.status, self.told = done.returncode, done.stdout + done.stderr
+        self.pid = int(self.pid_file.read_text()) if self.status == 0 else 0
+        self._end = os.pidfd_open(self.pid) if self.pid else -1
+
+    def wait_end(self) -> None:
+        import select
+
+        waiting = select.poll()
+        waiting.register(self._end, select.POLLIN)
+        assert waiting.poll(PATIENCE * 1000), "it stays"
+
+    def close(self) -> None:
+        if self.pid:
+            try:
+                signal.pidfd_send_signal(self._end, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            os.close(self._end)
+
+
+@pytest.fixture(name="start")
+def starter(host: Namespace, tmp_path: Path) -> Iterator[list[Pasta]]:
+    started: list[Pasta] = []
+    yield started
+    for pasta in started:
+        pasta.close()
+
+
+@pytest.fixture(name="pasta")
+def started_pasta(host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path) -> Pasta:
+    start.append(Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", "-t 5555:80 -u 5556:81"))
+    assert (start[0].status, start[0].told) == (0, ""), "nothing is said under --quiet"
+    return start[0]
+
+
+def digest() -> str:
+    return hashlib.sha256(b"0123456789" * (BYTES // 10)).hexdigest()
+
+
+def test_the_container_gets_what_the_host_has(pasta: Pasta, container: Namespace) -> None:
+    shown = container.does("ip -br -4 address show scope global; ip -br -6 address show scope global")
+    assert shown == "cable UNKNOWN 10.5.0.2/24 cable UNKNOWN fd05::2/64"
+    assert "default via 10.5.0.1 dev cable" in container.does("ip -4 route")
+    assert "default via fd05::1 dev cable" in container.does("ip -6 route")
+    assert not container.does("ip -6 address show tentative"), "no address is of no use at first"
+    link = container.does("ip -o link show cable; ip -o link show lo")
+    assert "mtu 65520" in link and "lo: <LOOPBACK,UP" in link
+
+
+def test_the_container_reaches_the_host(pasta: Pasta, host: Namespace, container: Namespace) -> None:
+    """By the address that stands for it, since its own is the container's too."""
+    server, port = host.serves(SERVER, "10.5.0.2")
+    assert container.python(CLIENT, "169.254.1.2", port, BYTES) == f"10.5.0.2 {digest()}"
+    assert server.wait(PATIENCE) == 0
+    echo, port = host.serves(ECHO, "10.5.0.2")
+    assert container.python(ASK, "169.254.1.2", port) == "10.5.0.2 question"
+    assert echo.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("to", "seen"),
+    [("10.5.0.2", "169.254.1.2"), ("127.0.0.1", "10.5.0.1"), ("fd05::2", "fe80::"), ("::1", "fe80::")],
+    ids=["address", "loopback", "address6", "loopback6"],
+)
+def test_published_ports_lead_into_the_container(
+    pasta: Pasta, host: Namespace, container: Namespace, to: str, seen: str
+) -> None:
+    """Whoever comes from the host is seen by an address that answers lead back to."""
+    wildcard = "::" if ":" in to else "0.0.0.0"
+    server, _ = container.serves(SERVER, wildcard, 80)
+    peer, came = host.python(CLIENT, to, 5555, BYTES).split()
+    assert peer.startswith(seen) and came == digest()
+    assert server.wait(PATIENCE) == 0
+    echo, _ = container.serves(ECHO, wildcard, 81)
+    peer, question = host.python(ASK, to, 5556).split()
+    assert peer.startswith(seen) and question == "question"
+    assert echo.wait(PATIENCE) == 0
+
+
+def test_it_ends_with_the_process_of_the_namespace(pasta: Pasta, container: Namespace) -> None:
+    """`podman build` names /proc/PID/ns/net."""
+    container.close()
+    pasta.wait_end()
+
+
+def test_it_ends_when_its_path_is_removed(
+    host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
+) -> None:
+    """As `podman run` removes it: first it is unmounted, which means nothing yet."""
+    path = tmp_path / "netns"
+    host.does(f"touch {path}; mount --bind /proc/{container.pid}/ns/net {path}")
+    pasta = Pasta(host, tmp_path, str(path), "-t none -u none")
+    start.append(pasta)
+    assert (pasta.status, pasta.told) == (0, "")
+    host.does(f"umount -l {path}; kill -0 {pasta.pid}; rm {path}")
+    pasta.wait_end()
+
+
+def test_sigterm_ends_it_and_frees_its_ports(pasta: Pasta, host: Namespace) -> None:
+    os.kill(pasta.pid, signal.SIGTERM)
+    pasta.wait_end()
+    server, port = host.serves(SERVER, "10.5.0.2", 5555)
+    assert port == 5555
+    server.kill()
+    server.wait()
+
+
+def test_a_container_that_has_gone_already_is_told(host: Namespace, start: list[Pasta], tmp_path: Path) -> None:
+    pasta = Pasta(host, tmp_path, f"{tmp_path}/none", "-t none -u none")
+    assert pasta.status == 1
+    assert pasta.told == f"Couldn't open network namespace {tmp_path}/none: No such file or directory\n"
+    assert not pasta.pid_file.exists()
+
+
+def test_a_port_that_is_taken_is_told_with_its_holder(
+    host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
+) -> None:
+    server, port = host.serves(SERVER, "0.0.0.0")
+    pasta = Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", f"-t {port}:80 -u none")
+    assert pasta.status == 1 and f"{port}" in pasta.told and "ddress already in use" in pasta.told
+    assert f"process {server.pid}" in pasta.told
+    server.kill()
+    server.wait()
+
+
+def test_the_hosts_changes_reach_the_container(pasta: Pasta, host: Namespace, container: Namespace) -> None:
+    """What Podman's users miss most: a host that moves takes its containers along."""
+    with subprocess.Popen(
+        [*container.prefix, "ip", "monitor", "address"], stdout=subprocess.PIPE, text=True
+    ) as monitor:
+        assert monitor.stdout is not None
+        host.does("ip address add 10.6.0.7/24 dev cable; ip address del 10.5.0.2/24 dev cable")
+        host.does("ip route replace default via 10.6.0.1")
+        for line in monitor.stdout:
+            if "10.6.0.7/24" in line:
+                break
+        monitor.kill()
+    server, port = host.serves(SERVER, "10.6.0.7")
+    assert (
+        container.python(CLIENT, "169.254.1.2", port, 100)
+        == f"10.6.0.7 {hashlib.sha256(b'0123456789' * 10).hexdigest()}"
+    )
+    assert server.wait(PATIENCE) == 0

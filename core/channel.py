@@ -130,6 +130,8 @@ class TcpFlow:
     rcv_acked: int
     rcv_edge: int
     irs: int
+    guest_ended: int = 0  # 1: its FIN is with the kernel
+    peer_ended: int = 0  # 1: its FIN follows what is in the queue; 2: the guest has acknowledged that
     id: int = 0  # of a frozen flow, for its worker
 
 

@@ -239,9 +239,10 @@ struct lg_tcp_flow {
     uint8_t our_scale;    /* of those that it is told */
     uint8_t inbound;      /* 1: the peer opened it */
     uint8_t sack_allowed; /* 1: both sides offered it */
-    uint8_t padding[2];
-    uint32_t snd_una; /* what the guest has acknowledged */
-    uint32_t snd_nxt; /* what was sent to it */
+    uint8_t guest_ended;  /* 1: its FIN is with the kernel, and counted in rcv_nxt */
+    uint8_t peer_ended;   /* 1: its FIN follows what is in the socket's queue; 2: the guest has acknowledged that */
+    uint32_t snd_una;     /* what the guest has acknowledged */
+    uint32_t snd_nxt;     /* what was sent to it */
     uint32_t snd_window;
     uint32_t rcv_nxt;   /* what the socket took */
     uint32_t rcv_acked; /* of that, what the guest was told */

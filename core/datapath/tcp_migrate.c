@@ -26,15 +26,15 @@ static bool may_move(const struct flow *flow)
 {
     const struct tcp *tcp = &flow->tcp;
 
-    /* A connection that is half open, or half closed, is a state of the peer's kernel which a socket elsewhere cannot be
-     * put into. */
-    return flow->key.protocol == IPPROTO_TCP && !flow->done && !flow->frozen && tcp->to_guest == HALF_OPEN &&
-           tcp->to_host == HALF_OPEN && !tcp->send_error;
+    /* One that is not made yet is a state of the peer's kernel which a socket elsewhere cannot be put into. */
+    return flow->key.protocol == IPPROTO_TCP && !flow->done && !flow->frozen && tcp->to_guest != HALF_SYN &&
+           tcp->to_host != HALF_SYN && !tcp->send_error;
 }
 
 static void describe(const struct flow *flow, struct lg_tcp_flow *state)
 {
     const struct tcp *tcp = &flow->tcp;
+    bool guest_ended = tcp->to_host == HALF_CLOSED, fin_in_flight = tcp->to_guest == HALF_FIN_SENT;
 
     *state = (struct lg_tcp_flow){
         .id = flow_handle(flow),
@@ -46,12 +46,14 @@ static void describe(const struct flow *flow, struct lg_tcp_flow *state)
         .inbound = tcp->inbound,
         .sack_allowed = tcp->sack_allowed,
         .snd_una = tcp->snd_una,
-        .snd_nxt = tcp->snd_nxt,
+        .guest_ended = guest_ended,
+        .peer_ended = tcp->to_guest == HALF_CLOSED ? 2 : fin_in_flight,
+        .snd_nxt = fin_in_flight ? tcp->fin_seq : tcp->snd_nxt, /* it is sent again */
         .snd_window = tcp->snd_window,
         .rcv_nxt = tcp->rcv_nxt,
         .rcv_acked = tcp->rcv_acked,
         .rcv_edge = tcp->rcv_edge,
-        .irs = tcp->rcv_nxt - (uint32_t)flow->bytes_from_guest - 1,
+        .irs = tcp->rcv_nxt - (uint32_t)flow->bytes_from_guest - 1 - guest_ended,
     };
     memcpy(state->guest_addr, flow->key.guest.byte, sizeof(state->guest_addr));
     memcpy(state->remote_addr, flow->key.remote.byte, sizeof(state->remote_addr));
@@ -126,10 +128,29 @@ static bool makes_sense(const struct lg_tcp_flow *state, const struct flow_key *
 {
     return is_guests(&key->guest) && is_guests(&key->remote) &&
            address_is_ipv4(&key->guest) == address_is_ipv4(&key->remote) && state->guest_scale <= SCALE_MAX &&
-           state->our_scale <= SCALE_MAX && state->mss >= TCP_MSS_MIN &&
+           state->our_scale <= SCALE_MAX && state->mss >= TCP_MSS_MIN && state->guest_ended <= 1 &&
+           state->peer_ended <= 2 &&
+           (state->peer_ended != 2 || (state->snd_nxt == state->snd_una && !state->guest_ended)) &&
            state->snd_nxt - state->snd_una <= IN_FLIGHT_MAX && state->snd_window <= IN_FLIGHT_MAX &&
            state->rcv_nxt - state->rcv_acked <= IN_FLIGHT_MAX &&
            state->rcv_edge - state->rcv_nxt <= (uint32_t)UINT16_MAX << state->our_scale;
+}
+
+/* The kernel's socket here has not heard the peer's FIN; but we know where it was. */
+static void take_ends(struct flow *flow, const struct lg_tcp_flow *state)
+{
+    struct tcp *tcp = &flow->tcp;
+
+    tcp->ended_elsewhere = tcp->peer_hup = state->peer_ended;
+    if (state->peer_ended == 2) {
+        tcp->fin_seq = tcp->snd_una - 1;
+        tcp_move_to_guest(flow, HALF_FIN_SENT);
+        tcp_move_to_guest(flow, HALF_CLOSED);
+    }
+    if (state->guest_ended) {
+        tcp_move_to_host(flow, HALF_FIN_SENT);
+        tcp_move_to_host(flow, HALF_CLOSED);
+    }
 }
 
 static void take_state(const struct engine *engine, struct flow *flow, const struct lg_tcp_flow *state)
@@ -152,10 +173,12 @@ static void take_state(const struct engine *engine, struct flow *flow, const str
     tcp->rcv_nxt = tcp->rcv_taken = state->rcv_nxt;
     tcp->rcv_acked = state->rcv_acked;
     tcp->rcv_edge = state->rcv_edge;
-    tcp->rcv_window_max = UINT32_MAX;                         /* nobody says */
-    flow->bytes_from_guest = state->rcv_nxt - state->irs - 1; /* modulo 2^32, which is what irs is told from again */
+    tcp->rcv_window_max = UINT32_MAX; /* nobody says */
+    /* Modulo 2^32, which is what irs is told from again. */
+    flow->bytes_from_guest = state->rcv_nxt - state->irs - 1 - state->guest_ended;
     tcp_move_to_guest(flow, HALF_OPEN);
     tcp_move_to_host(flow, HALF_OPEN);
+    take_ends(flow, state);
 }
 
 int tcp_adopt(struct engine *engine, const struct lg_tcp_flow *state, int fd)

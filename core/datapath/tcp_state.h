@@ -168,15 +168,16 @@ struct tcp {
     uint8_t stall;             /* enum stall */
 
     /* facts that are orthogonal to the halves */
-    bool inbound : 1;      /* the peer opened it: our SYN, and the guest's SYN-ACK */
-    bool readable : 1;     /* an edge told of data, or of an end, that has not been read up to EAGAIN */
-    bool peer_hup : 1;     /* RDHUP, HUP or ERR was seen: read until the end shows itself */
-    bool urgent : 1;       /* the peer sent urgent data: reads stop at the mark, so a short read is no end of data */
-    bool muted : 1;        /* an edge came during a window or link stall: IN is masked until the stall ends */
-    bool woken : 1;        /* by its socket, in this step */
-    bool send_blocked : 1; /* the kernel's send queue is full: we wait for OUT */
-    bool fin_seen : 1;     /* the guest's FIN is known; it counts once all before it is with the kernel */
-    bool sack_allowed : 1; /* both sides offered it (RFC 2018, 2) */
+    bool inbound : 1;         /* the peer opened it: our SYN, and the guest's SYN-ACK */
+    bool readable : 1;        /* an edge told of data, or of an end, that has not been read up to EAGAIN */
+    bool peer_hup : 1;        /* RDHUP, HUP or ERR was seen: read until the end shows itself */
+    bool ended_elsewhere : 1; /* the peer's FIN came before its connection did: the end of the queue is the end */
+    bool urgent : 1;          /* the peer sent urgent data: reads stop at the mark, so a short read is no end of data */
+    bool muted : 1;           /* an edge came during a window or link stall: IN is masked until the stall ends */
+    bool woken : 1;           /* by its socket, in this step */
+    bool send_blocked : 1;    /* the kernel's send queue is full: we wait for OUT */
+    bool fin_seen : 1;        /* the guest's FIN is known; it counts once all before it is with the kernel */
+    bool sack_allowed : 1;    /* both sides offered it (RFC 2018, 2) */
     bool recovering : 1;
     bool syn_ack_due : 1;
     bool keepalive : 1; /* the guest asks for life now and then: so does our socket */

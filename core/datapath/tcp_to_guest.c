@@ -92,7 +92,7 @@ static ssize_t peek_again(struct engine *engine, struct flow *flow, uint32_t off
     if (n > (ssize_t)offset)
         return n - offset;
     if (n < 0 || (!n && !offset))
-        return n;
+        return n == -EAGAIN && flow->tcp.ended_elsewhere ? 0 : n;
     if (!flow->tcp.peer_hup || mark_in_the_way(engine, &flow->tcp))
         return -EAGAIN;
     /* Nothing lies behind what is in flight, and the end was announced: it is here. */
@@ -118,7 +118,7 @@ static ssize_t peek(struct engine *engine, struct flow *flow, uint32_t seq)
     n = sys_recvmsg(flow->fd, &msg, MSG_PEEK | MSG_DONTWAIT);
     if (n > 0)
         tcp->peek_offset += (uint32_t)n;
-    return n;
+    return n == -EAGAIN && tcp->ended_elsewhere ? 0 : n;
 }
 
 static void commit_frames(struct engine *engine, struct flow *flow, const struct guest_room *room, uint32_t seq,

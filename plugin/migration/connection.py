@@ -17,10 +17,12 @@ import struct
 import sys
 
 from lockgate.plugin.migration.stream import (
+    FIN_WAIT2,
     MAPPED_PREFIX,
     OPTION_SACK,
     OPTION_SCALE,
     OPTION_TIMESTAMPS,
+    OUR_END_UNDER_WAY_STATES,
     End,
     Socket,
 )
@@ -91,12 +93,18 @@ def read_state(sock: socket.socket) -> Socket:
     receive_end, receive_queue = _sequence(sock, _RECEIVE_QUEUE), _queued(sock, _INQ)
     # Left at the send queue: as long as it is chosen the kernel sends nothing new by itself.
     send_end, send_queue = _sequence(sock, _SEND_QUEUE), _queued(sock, _OUTQ)
+    snd_seq, not_sent = send_end - send_queue, _queued(sock, _OUTQ_NOT_SENT)
+    # Our FIN counts as a byte, which is in no queue; the other socket sends it again.
+    if info[0] in OUR_END_UNDER_WAY_STATES:
+        send_queue, not_sent = send_queue - 1, max(0, not_sent - 1)
+    elif info[0] == FIN_WAIT2:
+        snd_seq -= 1
     window = _WINDOW.unpack(sock.getsockopt(_TCP, _REPAIR_WINDOW, _WINDOW.size))
     return Socket(
-        snd_seq=(send_end - send_queue) & 0xFFFFFFFF,
+        snd_seq=snd_seq & 0xFFFFFFFF,
         rcv_seq=(receive_end - receive_queue) & 0xFFFFFFFF,
         send_queue=send_queue,
-        not_sent=min(_queued(sock, _OUTQ_NOT_SENT), send_queue),
+        not_sent=min(not_sent, send_queue),
         receive_queue=receive_queue,
         mss=sock.getsockopt(_TCP, socket.TCP_MAXSEG),
         timestamp=sock.getsockopt(_TCP, _TIMESTAMP) & 0xFFFFFFFF,
@@ -187,9 +195,11 @@ def write_queues(sock: socket.socket, state: Socket, sent: bytes, received: byte
     sock.setsockopt(_TCP, _REPAIR_QUEUE, _NO_QUEUE)
 
 
-def write_not_sent(sock: socket.socket, data: bytes) -> None:
-    """What the other socket had still to send, once this one is out of repair mode: it is sent now."""
+def write_not_sent(sock: socket.socket, data: bytes, ended: bool) -> None:
+    """What the other socket had still to send, once this one is out of repair mode; and the FIN, if it had one."""
     _write(sock, data, socket.SO_SNDBUF)
+    if ended:
+        sock.shutdown(socket.SHUT_WR)
 
 
 def _write(sock: socket.socket, data: bytes, buffer: int) -> None:

@@ -20,6 +20,7 @@ import asyncio
 import errno
 import os
 import socket
+from dataclasses import replace
 from typing import Protocol
 
 from lockgate.core import channel
@@ -199,6 +200,8 @@ class Mover:
             state = connection.read_state(frozen.sock)
             if not state.fault() and max(state.send_queue, state.receive_queue) <= stream.QUEUE_MAX:
                 frozen.state = state
+                if state.state in stream.PEER_ENDED_STATES and not frozen.guest.peer_ended:
+                    frozen.guest = replace(frozen.guest, peer_ended=1)  # behind what the worker has read
 
     async def _go_on(self) -> str:
         """As if nothing had been: also after a failure in the middle, whatever state each socket is in. Why those that
@@ -295,7 +298,7 @@ class Mover:
             if arrival.sock is None:
                 continue
             try:
-                connection.write_not_sent(arrival.sock, arrival.unsent)
+                connection.write_not_sent(arrival.sock, arrival.unsent, bool(arrival.flow.guest.guest_ended))
                 await self.worker.adopt(arrival.flow.guest, arrival.sock.fileno())
             except (OSError, WorkerError) as error:
                 arrival.lose(_reason(error))

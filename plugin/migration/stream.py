@@ -45,8 +45,21 @@ FLOW_SIZE = _SIDES.size + _GUEST.size
 SOCKET_SIZE = _SOCKET.size
 
 _HOST_SIDE, _GUEST_SIDE = 1, 2
-_ESTABLISHED_EVENTS = 4  # no FIN in either direction
-TCP_ESTABLISHED = 1  # of tcp_info
+# What has happened to a connection: it is established; a FIN came from the peer, was sent to it, came from the guest,
+# was sent to it, and was acknowledged by it.
+_ESTABLISHED, _PEER_ENDED, _END_TO_PEER, _GUEST_ENDED, _END_TO_GUEST, _END_TAKEN = 4, 8, 16, 32, 64, 128
+_GUEST_EVENTS = {0: 0, 1: _GUEST_ENDED | _END_TO_PEER}  # by TcpFlow.guest_ended
+_PEER_EVENTS = {0: 0, 1: _PEER_ENDED, 2: _PEER_ENDED | _END_TO_GUEST | _END_TAKEN}  # by TcpFlow.peer_ended
+_ENDS = {
+    _ESTABLISHED | of_guest | of_peer: (guest, peer)
+    for guest, of_guest in _GUEST_EVENTS.items()
+    for peer, of_peer in _PEER_EVENTS.items()
+}
+# Of tcp_info: established, and every state in which one of the ends, or both, has sent its FIN and the other lives.
+TCP_ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING = 1, 4, 5, 8, 9, 11
+STATES = frozenset({TCP_ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING})
+PEER_ENDED_STATES = frozenset({CLOSE_WAIT, LAST_ACK, CLOSING})
+OUR_END_UNDER_WAY_STATES = frozenset({FIN_WAIT1, LAST_ACK, CLOSING})
 OPTION_TIMESTAMPS, OPTION_SACK, OPTION_SCALE = 1, 2, 4
 SCALE_MAX = 14  # RFC 7323, 2.3
 WINDOW_MAX = 0xFFFF << SCALE_MAX
@@ -109,8 +122,8 @@ class Socket:
 
     def fault(self) -> str:
         """Why no socket can be made of it; empty: one can."""
-        if self.state != TCP_ESTABLISHED:
-            return f"its socket is in state {self.state}, not established"
+        if self.state not in STATES:
+            return f"its socket is in state {self.state}: not established, and not about to be closed"
         if max(self.snd_scale, self.rcv_scale) > SCALE_MAX or max(self.snd_wnd, self.rcv_wnd) > WINDOW_MAX:
             return "its windows are larger than TCP has them"
         if not 0 < self.mss <= MSS_MAX:
@@ -171,7 +184,7 @@ def pack_flow(flow: Flow, send_buffer: int) -> bytes:
         0,  # retransmissions
         guest.guest_scale,
         guest.our_scale,
-        _ESTABLISHED_EVENTS,
+        _ESTABLISHED | _GUEST_EVENTS[guest.guest_ended] | _PEER_EVENTS[guest.peer_ended],
         guest.mss,
         send_buffer >> 8,
         0,  # flags
@@ -196,14 +209,15 @@ def unpack_flow(data: bytes) -> Flow:
     fault = ""
     if {first, second} != {_HOST_SIDE, _GUEST_SIDE}:
         fault = f"it is between interfaces {first} and {second}"
-    elif events != _ESTABLISHED_EVENTS:
-        fault = "it is not open in both directions"
+    elif events not in _ENDS:
+        fault = f"it is in the middle of something that cannot be taken over ({events:#x})"
     elif len({one.startswith(MAPPED_PREFIX) for one in (*inside[:2], *outside[:2])}) > 1:
         fault = "its addresses are of IPv4 and of IPv6"
     elif max(guest_scale, our_scale) > SCALE_MAX or not MSS_MIN <= mss <= MSS_MAX:
         fault = f"its guest's segments have {mss} bytes, its windows are scaled by {guest_scale} and {our_scale}"
     if fault:  # numbers that the worker's record has no room for must not reach it
         guest_scale = our_scale = mss = 0
+    ended = _ENDS.get(events, (0, 0))
     # The edge is told by what was acknowledged; a receiver may have taken more than it offered: it offers no less.
     edge = rcv_acked + (offered << our_scale)
     if difference(edge, rcv_nxt) > 0x7FFFFFFF:
@@ -225,6 +239,8 @@ def unpack_flow(data: bytes) -> Flow:
         rcv_acked=rcv_acked,
         rcv_edge=edge & 0xFFFFFFFF,
         irs=irs,
+        guest_ended=ended[0],
+        peer_ended=ended[1],
     )
     return Flow(guest, End(outside[0], outside[2]), End(outside[1], outside[3]), fault)
 

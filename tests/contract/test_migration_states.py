@@ -7,8 +7,11 @@ Adversary: nobody. As test_migration.py, with the same two hosts and one peer.
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable
 
 import pytest
+from running import PASST, Foreground
 from test_migration import (
     FLOW,
     HEAD,
@@ -18,13 +21,15 @@ from test_migration import (
     connections,
     helpers,
     machine,
+    move,
     pattern,
     received,
     repair_helpers,
     two_hosts,
     two_of_ours,
 )
-from two_hosts import PEER, PEER6
+from two_hosts import PEER, PEER6, RepairHelper, TwoHosts
+from vm import Connection, Vm
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, and TCP_REPAIR")
 
@@ -59,3 +64,111 @@ def test_a_connection_moves_with_a_segment_lost_on_the_way(pair: Pair, talk: Tal
     peer.close()
     while not connection.peer_ended:
         connection.take()
+
+
+def ended(connection: Connection) -> bool:
+    """Once the guest has the peer's last word."""
+    while not (connection.peer_ended or connection.reset):
+        connection.take()
+    return not connection.reset
+
+
+@each_address
+@pytest.mark.parametrize("when", ["before it is told", "told but not taken", "taken"])
+def test_a_connection_whose_peer_has_said_its_last_moves(pair: Pair, talk: Talk, address: str, when: str) -> None:
+    """The guest gets the rest and the end, once, wherever it was told of it, and goes on to send."""
+    connection, peer = talk(pair.hosts.server(address=address))
+    down, up = pattern(200_000 if when == "before it is told" else 3000, 3), pattern(30_000, 5)
+    peer.sendall(down)
+    peer.shutdown(socket.SHUT_WR)
+    if when == "before it is told":
+        pair.vm.rings[0].wait()
+    else:
+        assert connection.read(len(down)) == down
+        if when == "taken":
+            assert ended(connection)
+        else:
+            connection.lose_end()
+        connection.send(up[:1000])
+        connection.until_acked(1000)
+    state = pair.move()
+    assert len(state) >= HEAD + FLOW + SOCKET
+    if when == "before it is told":
+        assert connection.read(len(down)) == down
+        connection.send(up[:1000])
+    assert ended(connection)
+    connection.send(up[1000:])
+    assert received(peer, len(up)) == up
+    connection.end()
+    assert peer.recv(1) == b"" and not connection.reset
+
+
+@each_address
+@pytest.mark.parametrize("slow", [False, True], ids=["", "with a queue before it"])
+def test_a_connection_whose_guest_has_said_its_last_moves(pair: Pair, talk: Talk, address: str, slow: bool) -> None:
+    """The peer gets the rest and the end, and goes on to send."""
+    connection, peer = talk(pair.hosts.server(4096 if slow else 0, address))
+    up, down = pattern(30_000 if slow else 3000, 3), pattern(100_000, 5)
+    connection.send(up)
+    connection.end()
+    connection.until_acked(len(up) + 1)
+    if not slow:
+        assert received(peer, len(up)) == up and peer.recv(1) == b""
+    peer.sendall(down[:1000])
+    assert connection.read(1000) == down[:1000]
+    assert len(pair.move()) >= HEAD + FLOW + SOCKET
+    if slow:
+        assert received(peer, len(up)) == up and peer.recv(1) == b""
+    peer.sendall(down[1000:])
+    peer.shutdown(socket.SHUT_WR)
+    assert connection.read(len(down) - 1000) == down[1000:]
+    assert ended(connection)
+
+
+def test_a_connection_of_which_both_have_said_their_last_moves(pair: Pair, talk: Talk) -> None:
+    """While there is something left of one of them: the guest's is in the queue still, for a peer that reads slowly."""
+    connection, peer = talk(pair.hosts.server(4096))
+    up, down = pattern(30_000, 3), pattern(100_000, 5)
+    connection.send(up)
+    connection.end()
+    connection.until_acked(len(up) + 1)
+    peer.sendall(down)
+    peer.shutdown(socket.SHUT_WR)
+    pair.vm.rings[0].wait()
+    assert len(pair.move()) > HEAD + FLOW + SOCKET
+    assert received(peer, len(up)) == up and peer.recv(1) == b""
+    assert connection.read(len(down)) == down
+    assert ended(connection)
+
+
+@pytest.mark.parametrize(("source", "target"), [("passt", PASST), (PASST, "passt")], ids=["from passt", "to passt"])
+def test_halves_of_connections_move_between_passt_and_us(
+    hosts: TwoHosts,
+    helper: Callable[..., Foreground],
+    repair: Callable[..., RepairHelper],
+    vm: Vm,
+    talk: Talk,
+    source: str,
+    target: str,
+) -> None:
+    """One whose peer has said its last, and one whose guest has."""
+    here, there = helper(hosts.source, command=source), helper(hosts.target, command=target)
+    repair(here)
+    repair(there)
+    vm.attach(here.socket)
+    vm.start()
+    server = hosts.server()
+    speaker, silent_peer = talk(server)
+    silent_peer.sendall(b"bye")
+    silent_peer.shutdown(socket.SHUT_WR)
+    assert speaker.read(3) == b"bye" and ended(speaker)
+    listener, peer = talk(server)
+    listener.send(b"bye")
+    listener.end()
+    listener.until_acked(4)
+    assert received(peer, 3) == b"bye"
+    assert len(move(hosts, vm, there)) == HEAD + 2 * (FLOW + SOCKET)
+    speaker.send(b"on")
+    assert received(silent_peer, 2) == b"on"
+    peer.sendall(b"on")
+    assert listener.read(2) == b"on"

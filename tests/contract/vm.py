@@ -291,6 +291,11 @@ class Connection:
         while not (tcp := tcp_of(self.vm.receive())) or len(tcp) <= (tcp[12] >> 4) * 4:
             pass
 
+    def lose_end(self) -> None:
+        """The peer's, as if it had not come."""
+        while not (tcp := tcp_of(self.vm.receive())) or not tcp[13] & FIN:
+            pass
+
     def take(self, answer: bool = True) -> None:
         """One frame: a segment of this connection's, or something that is none of its business."""
         tcp = tcp_of(self.vm.receive())

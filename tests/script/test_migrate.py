@@ -154,6 +154,9 @@ def test_bytes_that_the_kernel_had_not_taken_are_asked_for_again(world: World, c
         ("snd_nxt", 1 << 31, "snd_una"),
         ("rcv_acked", 1 << 31, "rcv_nxt"),
         ("rcv_edge", 1 << 30, "rcv_nxt"),
+        ("guest_ended", 2, None),
+        ("peer_ended", 3, None),
+        ("peer_ended", 2, None),  # with something in flight
     ],
 )
 def test_a_state_that_makes_no_sense_is_refused(
@@ -191,17 +194,102 @@ def test_an_address_that_no_guest_has_is_refused(
     conversation("+0 > . 1:1(0) ack 1")
 
 
-def test_only_connections_that_are_open_both_ways_move(world: World, talk: Callable[..., Conversation]) -> None:
-    """A half of a connection is a state of the kernel's that no other socket can be put into."""
-    closing, opening = talk(), talk()
-    closing.opened()("""
-        +0 peer closes
-        +0 > F. 1:1(0) ack 1
-        +0 < . 1:1(0) ack 2
-    """)
+def test_a_connection_that_is_not_made_yet_does_not_move(world: World, talk: Callable[..., Conversation]) -> None:
+    """What the peer's kernel knows of it, no other socket can be told."""
+    opening = talk()
     opening("+0 < S 0:0(0) win 65535 <mss 1460>")
     assert freeze() == []
     opening("""
         +0 peer refuses ECONNREFUSED
         +0 > R. 0:0(0) ack 1
+    """)
+
+
+def test_the_end_of_the_peer_moves_though_the_new_socket_has_not_heard_it(
+    world: World, conversation: Conversation
+) -> None:
+    """It is where the queue ends, behind what the guest has still to get."""
+    conversation.opened()("""
+        +0   peer sends 1000
+        +0   > P. 1:1001(1000) ack 1
+    """)
+    state, fd = take(world)
+    state.peer_ended = 1
+    assert lib.script_adopt(state, fd) == 0
+    world.settle()
+    conversation("""
+        +0   > F. 1001:1001(0) ack 1
+        +0   flow FIN_SENT OPEN
+        +0   < . 1:1(0) ack 1002
+        +0   flow CLOSED OPEN
+        +0   < P. 1:101(100) ack 1002
+        +0   > . 1002:1002(0) ack 101
+        +0   < F. 101:101(0) ack 1002
+        +0   > . 1002:1002(0) ack 102
+        +0   peer got 100
+        +0   closed done
+    """)
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["on its way", "taken"])
+def test_a_connection_whose_peer_has_ended_moves(world: World, conversation: Conversation, taken: bool) -> None:
+    """Its FIN goes again if the guest has not acknowledged it."""
+    conversation.opened()("""
+        +0   peer sends 500
+        +0   > P. 1:501(500) ack 1
+        +0   peer closes
+        +0   > F. 501:501(0) ack 1
+    """)
+    if taken:
+        conversation("+0 < . 1:1(0) ack 502")
+    state, fd = take(world)
+    assert (state.peer_ended, state.guest_ended) == (2 if taken else 1, 0)
+    assert state.snd_nxt - state.snd_una == (0 if taken else 500)
+    assert lib.script_adopt(state, fd) == 0
+    world.settle()
+    if taken:
+        conversation("+0 > . 502:502(0) ack 1")
+    else:
+        conversation("""
+            +0 > F. 501:501(0) ack 1
+            +0 < . 1:1(0) ack 502
+        """)
+    conversation("""
+        +0   flow CLOSED OPEN
+        +0   < P. 1:101(100) ack 502
+        +0   > . 502:502(0) ack 101
+        +0   < F. 101:101(0) ack 502
+        +0   > . 502:502(0) ack 102
+        +0   peer got 100
+        +0   closed done
+    """)
+
+
+def test_a_connection_whose_guest_has_ended_moves(world: World, conversation: Conversation) -> None:
+    """Twice, so that its initial sequence number is told again. It takes no more data from the guest."""
+    conversation.opened()("""
+        +0   < P. 1:101(100) ack 1
+        +0   > . 1:1(0) ack 101
+        +0   < F. 101:101(0) ack 1
+        +0   > . 1:1(0) ack 102
+    """)
+    [first, fd] = take(world)
+    assert (first.guest_ended, first.rcv_nxt - first.irs) == (1, 102)
+    assert lib.script_adopt(first, fd) == 0
+    world.settle()
+    conversation("+0 > . 1:1(0) ack 102")
+    state, fd = take(world)
+    assert (state.irs, state.rcv_nxt) == (first.irs, first.rcv_nxt)
+    assert lib.script_adopt(state, fd) == 0
+    world.settle()
+    conversation("""
+        +0   > . 1:1(0) ack 102
+        +0   flow OPEN CLOSED
+        +0   peer sends 700
+        +0   > P. 1:701(700) ack 102
+        +0   < . 102:102(0) ack 701
+        +0   peer closes
+        +0   > F. 701:701(0) ack 102
+        +0   < . 102:102(0) ack 702
+        +0   closed done
     """)

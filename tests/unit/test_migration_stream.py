@@ -115,6 +115,8 @@ def flows(draw: st.DrawFn) -> Flow:
         rcv_acked=rcv_acked,
         rcv_edge=(rcv_acked + edge) & 0xFFFFFFFF,
         irs=draw(u32),
+        guest_ended=draw(st.integers(0, 1)),
+        peer_ended=draw(st.integers(0, 2)),
     )
     return Flow(guest, End(draw(address), draw(u16)), End(draw(address), draw(u16)))
 
@@ -170,8 +172,9 @@ def test_a_later_version_is_read_if_it_says_that_this_one_can(version: int, read
     [
         (0, b"\3", "between interfaces 3 and 1"),
         (1, b"\2", "between interfaces 2 and 2"),
-        (77, b"\5", "not open in both directions"),
-        (77, b"\x24", "not open in both directions"),
+        (77, b"\5", "in the middle of something"),
+        (77, b"\x24", "in the middle of something"),  # the guest's FIN has come, and was not sent on
+        (77, b"\xc4", "in the middle of something"),  # the guest has a FIN that nobody sent
         (75, b"\x0f", "scaled by 15"),
         (76, b"\xff", "scaled by 7 and 255"),
         (78, b"\0\0\0\1", "segments have 1 bytes"),
@@ -192,7 +195,7 @@ def test_what_is_wrong_with_a_flow_is_said_of_it(offset: int, value: bytes, faul
 @pytest.mark.parametrize(
     ("field", "value", "fault"),
     [
-        ("state", 8, "state 8"),
+        ("state", 7, "state 7"),
         ("snd_scale", 15, "larger than TCP has them"),
         ("rcv_wnd", 1 << 31, "larger than TCP has them"),
         ("mss", 0, "segments have 0 bytes"),

@@ -278,7 +278,9 @@ class Start:
             return -1
         come_back = _become(self.identity) if self.identity else None
         try:
-            return self.made.open_for_writing(path, "Capture file")
+            capture = self.made.open_for_writing(path, "Capture file")
+            _empty(capture)
+            return capture
         except FileError as fault:
             self.log.warning(f"{fault}; nothing is captured")
             return -1
@@ -369,6 +371,7 @@ class Start:
     def _ready(self) -> None:
         """The PID file is complete before the caller learns that we are ready; nothing of the caller is held after."""
         if self.pid_fd >= 0:
+            _empty(self.pid_fd)
             os.write(self.pid_fd, f"{os.getpid()}\n".encode())
             os.close(self.pid_fd)
         if not self.spec.foreground:
@@ -437,6 +440,13 @@ def _worker_flags() -> int:
     """What tests and comparisons switch off."""
     flags: int = lib.LG_WORKER_NO_PEEK_OFF if os.environ.get(PEEK_VARIABLE) == "discard" else 0
     return flags | (lib.LG_WORKER_NO_REORDER if os.environ.get(REORDER_VARIABLE) == "off" else 0)
+
+
+def _empty(fd: int) -> None:
+    try:
+        os.ftruncate(fd, 0)
+    except OSError:
+        pass  # a FIFO, a terminal: there is nothing to be emptied
 
 
 def _become(identity: tuple[int, int]) -> Callable[[], None]:

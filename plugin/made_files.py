@@ -28,8 +28,9 @@ class MadeFiles:
         self._made: list[_Made] = []
 
     def open_for_writing(self, path: str, what: str) -> int:
-        """A new file that only its owner may read, or the file that is there, emptied."""
-        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+        """A new file that only its owner may read, or the file that is there, as it is: a start that fails has not
+        emptied what another helper has written. Who writes to it empties it first."""
+        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC
         try:
             if os.path.lexists(path):
                 return os.open(path, flags, 0o600)

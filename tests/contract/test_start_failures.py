@@ -84,6 +84,17 @@ def test_what_was_there_before_the_start_stays(folder: Path) -> None:
     assert (folder / "pid").read_bytes() == b""
 
 
+def test_the_pid_file_of_the_helper_that_runs_stays_as_it_is(folder: Path) -> None:
+    """Two starts for one guest: the second finds the socket in use. It had emptied the file by which the first is
+    stopped."""
+    (folder / "pid").write_text("4711\n")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(folder / "s"))
+        other.listen()
+        assert "already in use" in refused(folder)
+    assert (folder / "pid").read_text() == "4711\n"
+
+
 def test_the_log_stays(folder: Path) -> None:
     """It tells why."""
     log = folder / "log"

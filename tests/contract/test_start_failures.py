@@ -74,25 +74,16 @@ def test_a_user_that_we_may_not_become(folder: Path) -> None:
     assert text.startswith("--runas ") and len(text.splitlines()) == 1
 
 
-def test_what_was_there_before_the_start_stays(folder: Path) -> None:
-    """The PID file that QEMU makes for us is its own; what a living helper has is its own as well."""
-    (folder / "pid").write_text("")
+@pytest.mark.parametrize("number", ["", "4711\n"])
+def test_what_was_there_before_the_start_stays(folder: Path, number: str) -> None:
+    """The PID file that QEMU makes for us is its own; what a living helper has is its own as well. Of two starts for one
+    guest, the second had emptied the file by which the first is stopped."""
+    (folder / "pid").write_text(number)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))
         other.listen()
         assert "already in use" in refused(folder)
-    assert (folder / "pid").read_bytes() == b""
-
-
-def test_the_pid_file_of_the_helper_that_runs_stays_as_it_is(folder: Path) -> None:
-    """Two starts for one guest: the second finds the socket in use. It had emptied the file by which the first is
-    stopped."""
-    (folder / "pid").write_text("4711\n")
-    with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(folder / "s"))
-        other.listen()
-        assert "already in use" in refused(folder)
-    assert (folder / "pid").read_text() == "4711\n"
+    assert (folder / "pid").read_text() == number
 
 
 def test_the_log_stays(folder: Path) -> None:

@@ -76,8 +76,8 @@ def test_a_user_that_we_may_not_become(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", ["", "4711\n"])
 def test_what_was_there_before_the_start_stays(folder: Path, number: str) -> None:
-    """The PID file that QEMU makes for us is its own; what a living helper has is its own as well. Of two starts for one
-    guest, the second had emptied the file by which the first is stopped."""
+    """The PID file that QEMU makes for us is its own; what a living helper has is its own as well. Of two starts for
+    one guest, the second had emptied the file by which the first is stopped."""
     (folder / "pid").write_text(number)
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(folder / "s"))

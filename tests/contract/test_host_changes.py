@@ -8,12 +8,13 @@ Adversary: nobody.
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 
+import host_namespace
 import pytest
+from host_namespace import Namespace
 from monitor import GUEST_MAC, IS_AT, Monitor
-from running import PATIENCE, Foreground
+from running import Foreground
 from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet6 import (
     ICMPv6ND_NA,
@@ -25,43 +26,16 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
-NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount")
-START = """
-mount -t tmpfs none /etc; echo nameserver 10.5.0.53 > /etc/resolv.conf
-ip link set lo up; ip link add cable type veth peer name end; ip link set end up; ip link set cable up
-ip address add 10.5.0.2/24 dev cable; ip route add default via 10.5.0.1
-ip address add fd05::2/64 dev cable nodad; ip route add default via fd05::1
-"""
-
-
-class Host:
-    def __init__(self) -> None:
-        keep = [*NAMESPACES, "sh", "-c", "echo; exec cat"]  # lives until its standard input ends
-        self.process = subprocess.Popen(keep, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None and self.process.stdout.readline()
-        self.prefix = ("nsenter", "--preserve-credentials", "-U", "-n", "-m", "-t", str(self.process.pid))
-
-    def does(self, script: str) -> None:
-        subprocess.run([*self.prefix, "sh", "-euc", script], check=True, timeout=PATIENCE)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
 
 @pytest.fixture(name="host")
-def started_host() -> Iterator[Host]:
-    possible = subprocess.run([*NAMESPACES, "ip", "link", "add", "type", "veth"], capture_output=True)
-    if possible.returncode:
-        pytest.skip(f"no namespaces with cables here: {possible.stderr.decode().strip()}")
-    host = Host()
-    host.does(START)
+def started_host() -> Iterator[Namespace]:
+    host = host_namespace.host()
     yield host
     host.close()
 
 
 @pytest.fixture(name="helper")
-def started_helper(host: Host, start: Callable[..., Foreground]) -> Foreground:
+def started_helper(host: Namespace, start: Callable[..., Foreground]) -> Foreground:
     return start("-d", prefix=host.prefix, stream=True)
 
 
@@ -90,7 +64,7 @@ def prefixes(advertisement: Packet) -> dict[str, int]:
     return found
 
 
-def test_an_address_that_the_host_loses_for_another(host: Host, helper: Foreground, guest: Monitor) -> None:
+def test_an_address_that_the_host_loses_for_another(host: Namespace, helper: Foreground, guest: Monitor) -> None:
     """The old prefix is told to be out of favour, and what is open goes on (RFC 4862, 5.5.4); DHCP has the new one."""
     assert lease(guest)[0] == "10.5.0.2"
     host.does("""
@@ -106,7 +80,7 @@ def test_an_address_that_the_host_loses_for_another(host: Host, helper: Foregrou
         pass
 
 
-def test_a_host_that_moves_to_a_network_without_ipv6(host: Host, helper: Foreground, guest: Monitor) -> None:
+def test_a_host_that_moves_to_a_network_without_ipv6(host: Namespace, helper: Foreground, guest: Monitor) -> None:
     """The prefix is out of favour, and we are no router for it: a guest would try IPv6 first for every name."""
     helper.line_with("link.attach")
     host.does("""
@@ -119,7 +93,7 @@ def test_a_host_that_moves_to_a_network_without_ipv6(host: Host, helper: Foregro
     assert lease(guest)[0] == "10.6.0.2"
 
 
-def test_a_host_without_network_for_a_while(host: Host, helper: Foreground, guest: Monitor) -> None:
+def test_a_host_without_network_for_a_while(host: Namespace, helper: Foreground, guest: Monitor) -> None:
     """The guest keeps its addresses: there is nothing better, and the host may be about to have the same ones again."""
     host.does("ip link set cable down; ip address flush dev cable")
     host.does("echo nameserver 10.5.0.54 > /etc/resolv.conf")
@@ -146,7 +120,7 @@ BACK = """
     ("away", "reason"), [(AWAY, "no address"), ("ip route del default; ip -6 route del default", "no default route")]
 )
 def test_a_network_that_is_lost_and_found_is_told_once_each(
-    host: Host, helper: Foreground, away: str, reason: str
+    host: Namespace, helper: Foreground, away: str, reason: str
 ) -> None:
     """Whatever the two families do one after the other, and as often as it happens."""
     host.does("ip route del default; echo nameserver 10.5.0.54 > /etc/resolv.conf")
@@ -161,7 +135,7 @@ def test_a_network_that_is_lost_and_found_is_told_once_each(
         assert "network.found" in helper.line_with("network.")
 
 
-def test_a_better_way_out_does_not_renumber_the_guest_of_an_address_that_stays(host: Host, guest: Monitor) -> None:
+def test_a_better_way_out_does_not_renumber_the_guest_of_an_address_that_stays(host: Namespace, guest: Monitor) -> None:
     """A host with privacy extensions (RFC 8981) has a new address each day beside the ones before."""
     host.does("ip address add fd05::9:9/128 dev cable nodad; ip address add 10.5.0.77/32 dev cable")
     host.does("echo nameserver fd05::53 > /etc/resolv.conf")
@@ -180,7 +154,7 @@ def test_a_better_way_out_does_not_renumber_the_guest_of_an_address_that_stays(h
     ],
     ids=["written", "replaced", "a link instead"],
 )
-def test_other_resolvers(host: Host, helper: Foreground, guest: Monitor, change: str) -> None:
+def test_other_resolvers(host: Namespace, helper: Foreground, guest: Monitor, change: str) -> None:
     """As editors, resolvconf and NetworkManager change them."""
     assert lease(guest)[1] == ["10.5.0.53"]
     host.does(change)
@@ -188,7 +162,7 @@ def test_other_resolvers(host: Host, helper: Foreground, guest: Monitor, change:
     assert lease(guest)[1] == ["10.5.0.54"]
 
 
-def test_a_fifo_in_place_of_resolv_conf_holds_up_nothing(host: Host, helper: Foreground, guest: Monitor) -> None:
+def test_a_fifo_in_place_of_resolv_conf_holds_up_nothing(host: Namespace, helper: Foreground, guest: Monitor) -> None:
     """Cause: control opened it, and waited for a writer for ever: no lease, no end when the front end went. The
     resolvers stay as they were meanwhile; the address that changes too shows that there was a look."""
     host.does("""
@@ -203,7 +177,7 @@ def test_a_fifo_in_place_of_resolv_conf_holds_up_nothing(host: Host, helper: For
     assert lease(guest)[1] == ["10.6.0.54"]
 
 
-def test_what_a_link_leads_to_is_followed(host: Host, start: Callable[..., Foreground]) -> None:
+def test_what_a_link_leads_to_is_followed(host: Namespace, start: Callable[..., Foreground]) -> None:
     """systemd-resolved writes the file that /etc/resolv.conf leads to."""
     host.does("mkdir /etc/elsewhere; echo nameserver 10.5.0.53 > /etc/elsewhere/r; ln -sf elsewhere/r /etc/resolv.conf")
     helper = start("-d", prefix=host.prefix, stream=True)
@@ -211,7 +185,7 @@ def test_what_a_link_leads_to_is_followed(host: Host, start: Callable[..., Foreg
     assert "10.5.0.54" in helper.line_with("network.change")
 
 
-def test_every_link_and_folder_on_the_way_to_it_is_followed(host: Host, start: Callable[..., Foreground]) -> None:
+def test_every_link_and_folder_on_the_way_to_it_is_followed(host: Namespace, start: Callable[..., Foreground]) -> None:
     """NixOS and resolvconf have links to links; a container's runtime may put another folder in place."""
     host.does("""
         mkdir -p /etc/first /etc/second; ln -sf link /etc/resolv.conf; ln -s first/r /etc/link
@@ -224,7 +198,7 @@ def test_every_link_and_folder_on_the_way_to_it_is_followed(host: Host, start: C
     assert "10.5.0.53" in helper.line_with("network.change")
 
 
-def test_a_resolver_of_ipv6_that_ends_is_taken_back(host: Host, helper: Foreground, guest: Monitor) -> None:
+def test_a_resolver_of_ipv6_that_ends_is_taken_back(host: Namespace, helper: Foreground, guest: Monitor) -> None:
     """By a lifetime of zero (RFC 8106): a guest would use it for ever."""
     helper.line_with("link.attach")
     told: list[tuple[list[str], int]] = []
@@ -262,7 +236,7 @@ def resolved(guest: Monitor, address: str) -> str:
 
 
 def test_a_machine_of_the_hosts_network_is_seen_under_its_own_mac(
-    host: Host, helper: Foreground, guest: Monitor
+    host: Namespace, helper: Foreground, guest: Monitor
 ) -> None:
     """When the host learns of it the guest does, and again when it changes."""
     helper.line_with("link.attach")
@@ -280,7 +254,7 @@ def test_a_machine_of_the_hosts_network_is_seen_under_its_own_mac(
         pass  # the worker is told just after
 
 
-def test_the_gateway_that_means_the_host_is_at_our_mac(host: Host, helper: Foreground, guest: Monitor) -> None:
+def test_the_gateway_that_means_the_host_is_at_our_mac(host: Namespace, helper: Foreground, guest: Monitor) -> None:
     """The router's own would lead there as well, but the guest has to know one of the two."""
     helper.line_with("link.attach")
     host.does(f"ip neighbour add 10.5.0.1 lladdr {LAN_MAC} dev cable nud permanent")
@@ -289,7 +263,7 @@ def test_the_gateway_that_means_the_host_is_at_our_mac(host: Host, helper: Foreg
     assert resolved(guest, "10.5.0.1") == resolved(guest, "10.5.0.99") == OUR_MAC
 
 
-def test_without_the_mapping_the_router_has_its_own_mac(host: Host, start: Callable[..., Foreground]) -> None:
+def test_without_the_mapping_the_router_has_its_own_mac(host: Namespace, start: Callable[..., Foreground]) -> None:
     """And whoever is no neighbour is behind it; what was known before the start counts."""
     host.does(f"ip neighbour add 10.5.0.1 lladdr {LAN_MAC} dev cable nud permanent")
     helper = start("-d", "--no-map-gw", prefix=host.prefix, stream=True)

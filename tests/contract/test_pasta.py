@@ -15,17 +15,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import host_namespace
 import pytest
+from host_namespace import Namespace
 from running import PATIENCE
 
 PASTA = str(Path(sys.executable).with_name("pasta"))
-NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount")
-NETWORK = """
-mount -t tmpfs none /etc; echo nameserver 10.5.0.53 > /etc/resolv.conf
-ip link set lo up; ip link add cable type veth peer name end; ip link set end up; ip link set cable up
-ip address add 10.5.0.2/24 dev cable; ip route add default via 10.5.0.1
-ip address add fd05::2/64 dev cable nodad; ip route add default via fd05::1
-"""
 # What Podman adds to every `podman run --network pasta`.
 PODMAN = "--dns-forward 169.254.1.1 -T none -U none --no-map-gw --quiet"
 BYTES = 10_000_000
@@ -71,49 +66,25 @@ print(end.recv(1000).decode())
 """
 
 
-class Namespace:
-    """A process that waits in namespaces of its own until its standard input ends."""
+def runs(namespace: Namespace, code: str, *words: object) -> str:
+    """What a program of Python says there."""
+    return namespace.does(f"exec {sys.executable} -Ic '{code}' {' '.join(map(str, words))}")
 
-    def __init__(self, *command: str) -> None:
-        self.process = subprocess.Popen(
-            [*command, "sh", "-c", "echo; exec cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None and self.process.stdout.readline()
-        self.pid = self.process.pid
-        self.prefix = ("nsenter", "--preserve-credentials", "-U", "-n", "-m", "-t", str(self.pid))
 
-    def does(self, script: str) -> str:
-        done = subprocess.run(
-            [*self.prefix, "sh", "-euc", script], check=True, timeout=PATIENCE, capture_output=True, text=True
-        )
-        return " ".join(done.stdout.split())
-
-    def python(self, code: str, *words: object) -> str:
-        return self.does(f"exec {sys.executable} -Ic '{code}' {' '.join(map(str, words))}")
-
-    def serves(self, code: str, address: str, port: int = 0) -> tuple[subprocess.Popen[str], int]:
-        """In the background; its port."""
-        command = [*self.prefix, sys.executable, "-Ic", code, address, str(port)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert server.stdout is not None
-        return server, int(server.stdout.readline())
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+def serves(namespace: Namespace, code: str, address: str, port: int = 0) -> tuple[subprocess.Popen[str], int]:
+    """In the background; its port."""
+    command = [*namespace.prefix, sys.executable, "-Ic", code, address, str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    return server, int(server.stdout.readline())
 
 
 @pytest.fixture(name="host")
 def made_host() -> Iterator[Namespace]:
-    possible = subprocess.run([*NAMESPACES, "ip", "link", "add", "type", "veth"], capture_output=True)
-    if possible.returncode:
-        pytest.skip(f"no namespaces with cables here: {possible.stderr.decode().strip()}")
-    host = Namespace(*NAMESPACES)
-    tun = host.does("test -w /dev/net/tun && echo yes || echo no")
-    if tun != "yes":
+    host = host_namespace.host()
+    if host.does("test -w /dev/net/tun && echo yes || echo no") != "yes":
         host.close()
         pytest.skip("/dev/net/tun is not there for everybody: no tap devices without root here")
-    host.does(NETWORK)
     yield host
     host.close()
 
@@ -184,11 +155,11 @@ def test_the_container_gets_what_the_host_has(pasta: Pasta, container: Namespace
 
 def test_the_container_reaches_the_host(pasta: Pasta, host: Namespace, container: Namespace) -> None:
     """By the address that stands for it, since its own is the container's too."""
-    server, port = host.serves(SERVER, "10.5.0.2")
-    assert container.python(CLIENT, "169.254.1.2", port, BYTES) == f"10.5.0.2 {digest()}"
+    server, port = serves(host, SERVER, "10.5.0.2")
+    assert runs(container, CLIENT, "169.254.1.2", port, BYTES) == f"10.5.0.2 {digest()}"
     assert server.wait(PATIENCE) == 0
-    echo, port = host.serves(ECHO, "10.5.0.2")
-    assert container.python(ASK, "169.254.1.2", port) == "10.5.0.2 question"
+    echo, port = serves(host, ECHO, "10.5.0.2")
+    assert runs(container, ASK, "169.254.1.2", port) == "10.5.0.2 question"
     assert echo.wait(PATIENCE) == 0
 
 
@@ -202,12 +173,12 @@ def test_published_ports_lead_into_the_container(
 ) -> None:
     """Whoever comes from the host is seen by an address that answers lead back to."""
     wildcard = "::" if ":" in to else "0.0.0.0"
-    server, _ = container.serves(SERVER, wildcard, 80)
-    peer, came = host.python(CLIENT, to, 5555, BYTES).split()
+    server, _ = serves(container, SERVER, wildcard, 80)
+    peer, came = runs(host, CLIENT, to, 5555, BYTES).split()
     assert peer.startswith(seen) and came == digest()
     assert server.wait(PATIENCE) == 0
-    echo, _ = container.serves(ECHO, wildcard, 81)
-    peer, question = host.python(ASK, to, 5556).split()
+    echo, _ = serves(container, ECHO, wildcard, 81)
+    peer, question = runs(host, ASK, to, 5556).split()
     assert peer.startswith(seen) and question == "question"
     assert echo.wait(PATIENCE) == 0
 
@@ -234,7 +205,7 @@ def test_it_ends_when_its_path_is_removed(
 def test_sigterm_ends_it_and_frees_its_ports(pasta: Pasta, host: Namespace) -> None:
     os.kill(pasta.pid, signal.SIGTERM)
     pasta.wait_end()
-    server, port = host.serves(SERVER, "10.5.0.2", 5555)
+    server, port = serves(host, SERVER, "10.5.0.2", 5555)
     assert port == 5555
     server.kill()
     server.wait()
@@ -250,7 +221,7 @@ def test_a_container_that_has_gone_already_is_told(host: Namespace, start: list[
 def test_a_port_that_is_taken_is_told_with_its_holder(
     host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
 ) -> None:
-    server, port = host.serves(SERVER, "0.0.0.0")
+    server, port = serves(host, SERVER, "0.0.0.0")
     pasta = Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", f"-t {port}:80 -u none")
     assert pasta.status == 1 and f"{port}" in pasta.told and "ddress already in use" in pasta.told
     assert f"process {server.pid}" in pasta.told
@@ -270,9 +241,9 @@ def test_the_hosts_changes_reach_the_container(pasta: Pasta, host: Namespace, co
             if "10.6.0.7/24" in line:
                 break
         monitor.kill()
-    server, port = host.serves(SERVER, "10.6.0.7")
+    server, port = serves(host, SERVER, "10.6.0.7")
     assert (
-        container.python(CLIENT, "169.254.1.2", port, 100)
+        runs(container, CLIENT, "169.254.1.2", port, 100)
         == f"10.6.0.7 {hashlib.sha256(b'0123456789' * 10).hexdigest()}"
     )
     assert server.wait(PATIENCE) == 0

@@ -57,6 +57,7 @@ void tcp_start(struct engine *engine, struct flow *flow)
     struct tcp *tcp = &flow->tcp;
 
     flow->active_ms = engine->now_ms;
+    tcp->bulk_from = TCP_ACK_BULK_FROM;
     tcp->iss = tcp->snd_una = tcp->snd_nxt = tcp->resend_at = tcp->resend_end = tcp->recover =
         initial_sequence(engine, &flow->key);
     tcp->mss = TCP_MSS_ASSUMED;

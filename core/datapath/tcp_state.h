@@ -99,6 +99,13 @@ enum tcp_limits {
      * ACK travels with the answer; a guest whose Nagle waits for the ACK loses no more than this, and only once. */
     TCP_ACK_DELAY_MS = 2,
 
+    /* In the middle of a long transfer an ACK for so many bytes: for each frame of a guest that is emulated it costs the
+     * guest more than us. Not in the first bytes, while the guest's congestion window is small; nor for a long while after
+     * a guest, whose buffer may be small, has waited for an ACK as long as it may wait. */
+    TCP_ACK_BULK = 96 << 10,
+    TCP_ACK_BULK_FROM = 1 << 20,
+    TCP_ACK_BULK_AGAIN = 64 << 20,
+
     TCP_DUPLICATE_ACKS = 3, /* RFC 5681, 3.2; RFC 6675, 2 */
 
     /* RFC 5961, 7: challenge ACKs, for all flows together. A guest that is answered less often only harms itself. */
@@ -191,6 +198,7 @@ struct tcp {
     uint32_t srtt_us, rttvar_us;
     uint32_t rtt_seq;      /* the ACK beyond this ends the sample */
     uint64_t rtt_start_ns; /* 0: no sample is running */
+    uint64_t bulk_from;    /* from so many bytes of the guest's on */
     uint64_t ack_due_ms;   /* when the ACK that waits for an answer must go; 0: none waits */
     uint64_t rto_start_ms; /* when the running period began; 0: the timer is off */
 };

@@ -155,6 +155,7 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
     if (tcp->ack_due_ms &&
         engine->now_ms >= tcp->ack_due_ms) { /* no answer: it goes by itself, as will those to come */
         tcp->slow_answers = tcp->ack_due = true;
+        tcp->bulk_from = flow->bytes_from_guest + TCP_ACK_BULK_AGAIN;
         flow_touch(engine, flow);
         return;
     }

@@ -138,11 +138,23 @@ uint16_t tcp_advertise(struct flow *flow)
     return (uint16_t)(window >> tcp->our_scale);
 }
 
-/* RFC 9293, 3.8.6.3; RFC 5681, 4.2: the ACK of a full segment goes at once, that of a small one may wait for the answer. */
-static void owe_ack(const struct engine *engine, struct tcp *tcp)
+/* How many bytes of a long transfer's are acknowledged at once: a quarter of the window, if that is less. */
+static uint32_t bulk_step(const struct tcp *tcp)
 {
+    uint32_t quarter = tcp->rcv_window_max / 4;
+
+    return quarter < TCP_ACK_BULK ? quarter : TCP_ACK_BULK;
+}
+
+/* RFC 9293, 3.8.6.3; RFC 5681, 4.2: the ACK of a full segment goes at once, that of a small one may wait for the answer. */
+static void owe_ack(const struct engine *engine, struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+    uint32_t unacked = tcp->rcv_nxt - tcp->rcv_acked;
+    bool bulk = flow->bytes_from_guest >= tcp->bulk_from;
+
     tcp->asked_ms = (uint32_t)engine->now_ms;
-    if (!engine->ack_delay_ms || tcp->slow_answers || tcp->rcv_nxt - tcp->rcv_acked >= tcp->mss)
+    if (!engine->ack_delay_ms || (bulk ? unacked >= bulk_step(tcp) : tcp->slow_answers || unacked >= tcp->mss))
         tcp->ack_due = true;
     else if (!tcp->ack_due_ms)
         tcp->ack_due_ms = engine->now_ms + engine->ack_delay_ms;
@@ -157,7 +169,7 @@ static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent
     flow->bytes_from_guest += sent;
     engine->counters[C_tcp_bytes_from_guest] += sent;
     flow->active_ms = engine->now_ms;
-    owe_ack(engine, tcp);
+    owe_ack(engine, flow);
     /* Peers only take from the queue, so that the last answer less what we put in since is never too much: ask again
      * only when half of it is used, or what is left may be too little for the guest to use. */
     if (tcp->room < tcp->room_asked / 2 || tcp->room < useful_window(engine, tcp))

@@ -103,3 +103,38 @@ def test_a_retransmission_timer_runs_on_while_an_ack_waits(conversation: Convers
         +0.002 > . 301:301(0) ack 101
         +0.048 > P. 1:301(300) ack 101
     """)
+
+
+def sent(conversation: Conversation, first: int, end: int) -> None:
+    """By the guest, and taken by the peer: super-segments that are acknowledged one by one."""
+    for at in range(first, end, 40000):
+        conversation(f"+0 < . {at}:{at + 40000}(40000) ack 1\n+0 > . 1:1(0) ack {at + 40000}\n+0 peer takes all")
+
+
+def test_in_a_long_transfer_several_super_segments_have_one_ack(conversation: Conversation) -> None:
+    """An emulated guest sends them one by one, and each ACK costs it more than us. Not in the first megabyte, when its
+    congestion window is small."""
+    conversation.opened("mss 1460,wscale 7")
+    sent(conversation, 1, 1_040_001)
+    conversation("""
+        +0 < . 1040001:1080001(40000) ack 1
+        +0 peer takes all
+        +0 < . 1080001:1120001(40000) ack 1
+        +0 peer takes all
+        +0 > nothing
+        +0 < . 1120001:1160001(40000) ack 1
+        +0 > . 1:1(0) ack 1160001
+        +0 peer takes all
+    """)
+
+
+def test_a_guest_that_waits_for_its_ack_has_each_one_for_a_long_while(conversation: Conversation) -> None:
+    """Its buffer may hold no more: it has lost 2 ms, and not again soon."""
+    conversation.opened("mss 1460,wscale 7")
+    sent(conversation, 1, 1_040_001)
+    conversation("""
+        +0     < . 1040001:1080001(40000) ack 1
+        +0     peer takes all
+        +0.002 > . 1:1(0) ack 1080001
+    """)
+    sent(conversation, 1_080_001, 3_080_001)

@@ -63,15 +63,24 @@ static uint32_t whole_frame(struct link_stream *stream)
     return have - LENGTH_BYTES >= length ? length : 0;
 }
 
-static void receive(struct link_stream *stream)
+/* Room behind what is there of the next frame. It is moved to the front only where the frame might not fit: a large frame
+ * comes in two or three pieces as a rule (the socket's queue is of pieces of 36 KiB), and each move would be a copy. */
+static void make_room(struct link_stream *stream)
 {
     size_t rest = stream->in_end - stream->in_start;
 
-    memmove(stream->in, stream->in + stream->in_start, rest); /* less than one frame */
+    if (rest && STREAM_IN_BYTES - stream->in_end >= LENGTH_BYTES + STREAM_FRAME_MAX)
+        return;
+    memmove(stream->in, stream->in + stream->in_start, rest);
     stream->in_start = 0;
     stream->in_end = rest;
+}
 
-    struct iovec iov = {stream->in + rest, STREAM_IN_BYTES - rest};
+static void receive(struct link_stream *stream)
+{
+    make_room(stream);
+
+    struct iovec iov = {stream->in + stream->in_end, STREAM_IN_BYTES - stream->in_end};
     struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
     ssize_t n = sys_recvmsg(stream->fd, &msg, MSG_DONTWAIT);
 

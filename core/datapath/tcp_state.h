@@ -77,8 +77,8 @@ enum tcp_limits {
     TCP_SCALE = 8,
     TCP_WINDOW_MAX = 65535 << TCP_SCALE,
 
-    TCP_MSS_ASSUMED = 536, /* RFC 9293, 3.7.1; 1220 for IPv6 would assume a path that we do not know */
-    TCP_MSS_MIN = 88,      /* a smaller one only multiplies our work (as Linux: tcp_min_snd_mss) */
+    TCP_MSS_ASSUMED = 536,       /* RFC 9293, 3.7.1; 1220 for IPv6 would assume a path that we do not know */
+    TCP_MSS_MIN = 88,            /* a smaller one only multiplies our work (as Linux: tcp_min_snd_mss) */
 
     /* RFC 6298: (2.1) 1 s at first, (2.4) but 200 ms instead of 1 s at least: the guest is one memory copy away, and its
      * delayed ACK comes within 40 ms; (2.5) a cap of at least 60 s. */
@@ -101,8 +101,10 @@ enum tcp_limits {
 
     /* In the middle of a long transfer an ACK for so many bytes: for each frame of a guest that is emulated it costs the
      * guest more than us. Not in the first bytes, while the guest's congestion window is small; nor for a long while after
-     * a guest, whose buffer may be small, has waited for an ACK as long as it may wait. */
+     * a guest, whose buffer may be small, has sent nothing for TCP_ACK_DELAY_MS and so may have waited. An emulated guest
+     * needs 2 ms for as many bytes, and is not kept waiting by 5. */
     TCP_ACK_BULK = 96 << 10,
+    TCP_ACK_BULK_DELAY_MS = 5,
     TCP_ACK_BULK_FROM = 1 << 20,
     TCP_ACK_BULK_AGAIN = 64 << 20,
 

@@ -78,6 +78,8 @@ enum tcp_limits {
     TCP_WINDOW_MAX = 65535 << TCP_SCALE,
 
     TCP_MSS_ASSUMED = 536,       /* RFC 9293, 3.7.1; 1220 for IPv6 would assume a path that we do not know */
+    TCP_PAGE = 4096,             /* of guests and hosts as a rule; where it is more, this does no harm */
+    TCP_MSS_IN_PAGES = 8 * 4096, /* of so many bytes, rounding costs little */
     TCP_MSS_MIN = 88,            /* a smaller one only multiplies our work (as Linux: tcp_min_snd_mss) */
 
     /* RFC 6298: (2.1) 1 s at first, (2.4) but 200 ms instead of 1 s at least: the guest is one memory copy away, and its

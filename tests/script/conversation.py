@@ -13,7 +13,7 @@ shows them; `win` is the header's field, not scaled. A line that ends in "..." i
 that no line asked for fail the conversation, and so does one that is late, early or other than the line says. Payload
 is a pattern that follows from its position (fake_kernel.h), in both directions, and is always compared.
 
-Lines of the guest and of lockgate (FLAGS are letters of SFRPU and . for ACK; `mss ours` is what the MTU leaves):
+Lines of the guest and of lockgate (FLAGS are letters of SFRPU and . for ACK; `mss ours` is what we offer):
     < FLAGS start:end(length) [ack N] [win N] [urg N] [<mss N,wscale N,sackOK,sack a:b c:d>]
     > FLAGS start:end(length) [ack N] [win N] [gso N] [<...>]     gso: one super-segment, of segments of N bytes
     > data start:end [ack N]         all of these bytes, each once and in order, in however many segments
@@ -149,8 +149,14 @@ class Conversation:
         }
 
     @property
-    def our_mss(self) -> int:
+    def mtu_mss(self) -> int:
         return int(self.world.view.mtu) - (40 if self.family == 4 else 60)
+
+    @property
+    def our_mss(self) -> int:
+        """Of many pages, whole ones."""
+        most = self.mtu_mss
+        return most if most < 8 * 4096 else most - most % 4096
 
     # ---- the script ----
 
@@ -480,7 +486,9 @@ class Conversation:
     # ---- what most conversations begin with ----
 
     def opened(self, options: str = "mss ours,wscale 7", window: int = 65535) -> Conversation:
-        """The handshake, up to the guest's ACK; the window of all later lines that say none is `window`."""
+        """The handshake, up to the guest's ACK; the window of all later lines that say none is `window`. To offer
+        `mss ours` is to offer what the MTU leaves."""
+        options = options.replace("mss ours", f"mss {self.mtu_mss}")
         offers = [item for item in options.split(",") if item]
         ours = ["mss ours"]
         ours += [item for item in ("wscale 8", "sackOK") if any(o.startswith(item[:6]) for o in offers)]

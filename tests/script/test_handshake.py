@@ -122,6 +122,15 @@ def test_only_what_was_offered_is_answered(conversation: Conversation, offered: 
     """)
 
 
+@pytest.mark.world(mtu=65520)
+def test_our_mss_of_many_pages_is_whole_pages(conversation: Conversation) -> None:
+    conversation("""
+        +0 < S 0:0(0) win 65535 <mss 1460>
+        +0 peer accepts
+        +0 > S. 0:0(0) ack 1 <mss 61440>
+    """)
+
+
 @pytest.mark.world(mtu=9000)
 def test_our_mss_is_what_the_mtu_leaves(conversation: Conversation) -> None:
     """The MSS that we offer follows from the view's MTU."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records between the processes, packed and unpacked by datapath.h itself: cffi reads the same text as the compiler.
 
-Called by control (commands, replies, punts, events). Sans-io: bytes in and out; who sends them is control.py.
+Called by control (commands, replies, punts, events), and by first_words.py before READY, hence the light imports;
+records of whole flows are in flow_records.py. Sans-io: bytes in and out; who sends them is control.py.
 Adversary: a worker that the guest has broken. Each record's length is checked before it is looked into; one that does
 not fit is None, for the caller to count.
 
@@ -10,8 +11,6 @@ something is shown.
 """
 
 from __future__ import annotations
-
-from dataclasses import asdict, dataclass, fields
 
 from lockgate.core._datapath import ffi, lib
 
@@ -110,57 +109,11 @@ def listen(
     return command
 
 
-@dataclass(frozen=True, slots=True)
-class TcpFlow:
-    """What a worker knows of the guest's end of a connection: an lg_tcp_flow, field by field."""
-
-    guest_addr: bytes
-    remote_addr: bytes
-    guest_port: int
-    remote_port: int
-    mss: int
-    guest_scale: int
-    our_scale: int
-    inbound: int
-    sack_allowed: int
-    snd_una: int
-    snd_nxt: int
-    snd_window: int
-    rcv_nxt: int
-    rcv_acked: int
-    rcv_edge: int
-    irs: int
-    guest_ended: int = 0  # 1: its FIN is with the kernel
-    peer_ended: int = 0  # 1: its FIN follows what is in the queue; 2: the guest has acknowledged that
-    id: int = 0  # of a frozen flow, for its worker
-
-
-def flow_adopt(flow: TcpFlow, port: int = 0) -> Command:
-    """LG_CMD_FLOW_ADOPT; the socket goes along."""
-    return _command("lg_cmd_flow", lib.LG_CMD_FLOW_ADOPT, port, flow=asdict(flow))
-
-
 def seen(payload: bytes, port: int = 0) -> Command:
     """LG_CMD_SEEN; `payload` is a whole lg_seen."""
     command = _command("lg_cmd_seen", lib.LG_CMD_SEEN, port)
     command.fill("seen", payload)
     return command
-
-
-def parse_frozen(record: bytes, descriptors: int) -> list[TcpFlow] | None:
-    """The flows of an lg_frozen_page; None: it is none, or not as many sockets came with it."""
-    if len(record) != ffi.sizeof("struct lg_frozen_page"):
-        return None
-    page = copied("lg_frozen_page", record)
-    if page.count > lib.LG_FROZEN_PAGE or page.count != descriptors:
-        return None
-    return [_tcp_flow(page.flow[at]) for at in range(page.count)]
-
-
-def _tcp_flow(raw: Any) -> TcpFlow:
-    content: dict[str, Any] = {field.name: getattr(raw, field.name) for field in fields(TcpFlow)}
-    content |= {"guest_addr": bytes(raw.guest_addr), "remote_addr": bytes(raw.remote_addr)}
-    return TcpFlow(**content)
 
 
 class Reply:

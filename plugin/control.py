@@ -95,6 +95,7 @@ class Start:
         "rules",
         "conf",
         "port_rights",
+        "told",
     )
 
     def __init__(
@@ -117,6 +118,7 @@ class Start:
         conf_fd: int = -1,
         port_rights: Rights | None = None,
         device: Device | None = None,
+        told: bool = False,
     ) -> None:
         self.log = log
         self.view = view  # as assigned at the start
@@ -138,6 +140,7 @@ class Start:
         self.rules = rules  # what these were bound for
         self.conf = None if conf_fd < 0 else socket.socket(fileno=conf_fd)  # where others are asked for
         self.port_rights = port_rights  # what may be asked for there
+        self.told = told  # whether the first worker has been told all, by first_words.py
 
 
 def run(control: Control) -> int:
@@ -218,7 +221,7 @@ class Control:
         if self._neighbours is not None:
             self._look_at_neighbours(first=True)
             self._neighbours.start(self._look_at_neighbours)
-        await self._adopt(self._worker)
+        await (self._take_over(self._worker) if self._start.told else self._adopt(self._worker))
         if self._watch is not None:
             self._watch.start(self._look_at_host)
         self._spawn(_until_shut_down(repair.serve()))
@@ -287,6 +290,17 @@ class Control:
             pass
         except WorkerError as refusal:
             self._fail(f"The worker refused its configuration: {refusal}")
+
+    async def _take_over(self, worker: WorkerChannels) -> None:
+        """The first one, which knows all but what comes and goes."""
+        self._forwards.take_over(worker)
+        try:
+            await self._tell_neighbours(worker)
+        except WorkerGone:
+            return  # another will come
+        except WorkerError as refusal:
+            self._fail(f"The worker refused its configuration: {refusal}")
+        self.emit("link.attach", link="tap")
 
     async def _configure(self, worker: WorkerChannels) -> None:
         await worker.net_view(self._view.pack(self._version))

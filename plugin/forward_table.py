@@ -119,6 +119,10 @@ class ForwardTable:
             if not self._away:
                 await self._tell_all(worker)
 
+    def take_over(self, worker: Worker) -> None:
+        """One that has been told all."""
+        self._worker = worker
+
     async def leave(self) -> None:
         """The guest is elsewhere: its ports are kept, and nobody reaches them."""
         async with self._turn:

@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from lockgate.plugin.namespace_watch import NamespaceWatch
     from lockgate.plugin.ports import Ports
 
-# The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success) and
-# FAILED. Keeper to control: START (the helper is ready) and NEW_WORKER, with the cmd and up ends of a new worker.
+# The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success),
+# FAILED, and TOLD (the first worker knows all) with an errno or 0. Keeper to control: START (the helper is ready) and
+# NEW_WORKER, with the cmd and up ends of a new worker.
 # Requests for ports and their answers, on the same channel, are those of ports.py.
 CONTROL_DONE = b"D"
 CONTROL_FAILED = b"F"
+CONTROL_TOLD = struct.Struct("=cB")
 CONTROL_START = b"S"
 NEW_WORKER = b"W"
 NEW_WORKER_MEMORY_LOST = b"M"  # the same, after the front end took its memory back: its session is not to go on
@@ -49,6 +51,7 @@ RESTARTS_SECONDS = 60.0
 
 _QUIT_SECONDS = 1.0  # for a child to finish at end of file (control may have a capture to write); then SIGKILL
 _HANGUP_MILLISECONDS = 100
+_REST_MILLISECONDS = 1000  # a small container has come and gone by then
 _KILL_SIGNAL = 9
 _SIGNAL_RECORD = 128  # struct signalfd_siginfo, signalfd(2); its first word is the signal
 
@@ -56,6 +59,8 @@ _SIGNAL_RECORD = 128  # struct signalfd_siginfo, signalfd(2); its first word is 
 _SIGBUS = 7
 _SIGNAL_NAMES = {4: "ILL", 6: "ABRT", _SIGBUS: "BUS", 8: "FPE", 9: "KILL", 11: "SEGV", 15: "TERM", 31: "SYS"}
 _QUIT_SIGNALS = (15, 3)  # SIGTERM, SIGQUIT
+
+_WORKER_READY, _TOLD = bytes((lib.LG_KEEPER_READY,)), CONTROL_TOLD.pack(b"T", 0)
 
 
 def describe_end(status: int) -> str:
@@ -97,6 +102,7 @@ class Plan:
         "ports",
         "connections",
         "watch",
+        "told_early",
     )
 
     def __init__(
@@ -111,6 +117,7 @@ class Plan:
         ports: Ports,
         connections: Sequence[_socket.socket],
         watch: NamespaceWatch | None = None,
+        told_early: bool = False,
     ) -> None:
         self.name = name
         self.capture = capture
@@ -122,6 +129,7 @@ class Plan:
         self.ports = ports  # the same, for those of the host that lead to the guest
         self.connections = connections  # control's alone, once it has started
         self.watch = watch  # of the namespace that we are there for: when that is gone, so are we
+        self.told_early = told_early  # whether control tells the first worker all before we are ready
 
 
 class Ends:
@@ -149,6 +157,25 @@ class Ends:
         waiting.poll()
         return _receive(self.keeper) == CONTROL_START
 
+    def say_told(self, error: int) -> None:
+        """That the first worker knows all; or why not."""
+        try:
+            self.keeper.send(CONTROL_TOLD.pack(b"T", error))
+        except OSError:
+            pass  # the keeper is gone: so are we, in a moment
+
+    def rest(self, others: Sequence[_socket.socket]) -> bool:
+        """A while in which a start has the processors to itself; less if one of the `others` has a client, or there is
+        another worker. False: the helper has come to its end already."""
+        waiting = select.poll()
+        for one in (self.keeper, *others):
+            waiting.register(one, select.POLLIN)
+        waiting.poll(_REST_MILLISECONDS)
+        try:
+            return bool(self.keeper.recv(1, _socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+
 
 class Keeper:
     """Two children and their channels.
@@ -171,6 +198,7 @@ class Keeper:
         self._control_main = control
         self._announce = ready
         self._ready = False
+        self._awaited = {_WORKER_READY, *([_TOLD] if plan.told_early else [])}  # before we are ready
         self._exit_code: int | None = None
         self._losses: list[float] = []
         self._poll = select.poll()
@@ -252,11 +280,15 @@ class Keeper:
         report = isolation.parse_report(record)
         if report is not None and report.refused and not self._ready:
             self._log.warning(report.warning())
-        elif record == bytes((lib.LG_KEEPER_READY,)) and not self._ready:
-            self._ready = True
-            self._tell_ready()
+        elif record == _WORKER_READY:
+            self._tell_ready(_WORKER_READY)
 
-    def _tell_ready(self) -> None:
+    def _tell_ready(self, part: bytes) -> None:
+        """Once, when all parts are."""
+        self._awaited.discard(part)
+        if self._ready or self._awaited:
+            return
+        self._ready = True
         try:
             self._announce()
         except OSError as failure:
@@ -275,6 +307,11 @@ class Keeper:
         elif record == CONTROL_DONE:
             self._exit_code = 0
         elif record == CONTROL_FAILED:
+            self._exit_code = 1
+        elif record == _TOLD:
+            self._tell_ready(_TOLD)
+        elif len(record) == CONTROL_TOLD.size and record[:1] == _TOLD[:1]:
+            self._log.error(f"The worker refused its configuration: {os.strerror(record[-1])}")
             self._exit_code = 1
         else:
             self._plan.ports.serve(record, self._answer_control)

@@ -13,6 +13,7 @@ made, all but the log. Nothing heavy is imported before READY: a test fixes the 
 from __future__ import annotations
 
 import _socket
+import errno
 import gc
 import os
 import sys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from lockgate.plugin.link_namespace import NamespaceLink
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.spec import NetworkSpec
+    from lockgate.plugin.tap_device import Device
 
 LOG_FORMAT_VARIABLE = "LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on stderr
 PEEK_VARIABLE = "LOCKGATE_TCP_PEEK"  # "discard": act as on a kernel without SO_PEEK_OFF for TCP
@@ -362,6 +364,7 @@ class Start:
             ports=self.ports,
             connections=self.link.connections,
             watch=self.link.watch,
+            told_early=self.told_early,
         )
         try:
             return keeper.Keeper(plan, self.log, self._control, self._become_keeper, self._ready).run()
@@ -386,7 +389,8 @@ class Start:
 
     def _control(self, ends: keeper.Ends) -> int:
         """In control's process: lets go of what is not its own, imports, and then gives its rights up."""
-        spec, pages = self.spec, ends.pages
+        spec, pages, name = self.spec, ends.pages, os.fsencode(f"{self.name}-control")
+        lib.lg_process_name(name)
         if spec.foreground:
             _let_go_of(range(1))  # what is typed there is for the caller, or for its VM
         else:
@@ -397,15 +401,21 @@ class Start:
         conf_fd = -1 if self.conf is None else self.conf.fileno()
         keep = [*self.link.descriptors, conf_fd, *channels, *shared, *self.log.descriptors(), *listeners]
         lib.lg_close_all_but(keep, len(keep))
+        settings = self.link.settings()
+        if self.told_early:
+            self._tell_worker(ends, settings["device"])
         if not ends.wait_for_start():
             self.made.take_back()  # still with the caller's rights, which the keeper may have given up
+            return 0
+        if self.told_early and not ends.rest([] if self.conf is None else [self.conf]):
             return 0
         from lockgate.plugin import control
 
         start = control.Start(
             log=self.log,
             view=self.view,
-            **self.link.settings(),
+            **settings,
+            told=self.told_early,
             one_off=spec.one_off,
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,
@@ -421,10 +431,29 @@ class Start:
         )
         mind = control.Control(start, ends)
         self._change_identity()
-        refused = lib.lg_control_confine(os.fsencode(f"{self.name}-control"))
+        refused = lib.lg_control_confine(name)
         if refused < 0:
             self.log.warning(f"Control keeps privileges that it does not need: {os.strerror(-refused)}")
         return control.run(mind)
+
+    @property
+    def told_early(self) -> bool:
+        """Whether READY means that the guest's network is complete, and control comes later: it is not needed at once
+        where the guest has its addresses already, and nobody looks on from the first frame."""
+        namespace, looks_on = self.spec.namespace, self.capture_fd >= 0 or self.log.level >= log.DEBUG
+        return namespace is not None and namespace.config_net and not looks_on
+
+    def _tell_worker(self, ends: keeper.Ends, device: Device) -> None:
+        from lockgate.plugin import first_words
+
+        try:
+            first_words.tell(ends.cmd, self.view.pack(1), self.forwards, device)
+        except ConnectionError:
+            return  # the keeper says how the worker has ended
+        except OSError as refusal:
+            ends.say_told(refusal.errno or errno.EINVAL)
+        else:
+            ends.say_told(0)
 
     def _reassign(self, before: Assignments) -> tuple[Assignments, int]:
         """In control, when something has changed on the host."""

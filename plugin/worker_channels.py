@@ -18,7 +18,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from lockgate.core import channel
+from lockgate.core import channel, flow_records
 from lockgate.core._datapath import lib
 from lockgate.plugin.neighbours import Mirror
 from lockgate.plugin.vhost_user.memory import SharedRegion
@@ -198,10 +198,10 @@ class WorkerChannels:
     async def seen(self, seen: bytes) -> None:
         await self.request(channel.seen(seen))
 
-    async def freeze(self, cursor: int) -> tuple[list[tuple[channel.TcpFlow, int]], int]:
+    async def freeze(self, cursor: int) -> tuple[list[tuple[flow_records.TcpFlow, int]], int]:
         """A page of flows that are frozen from now on, each with a copy of its socket; and the next cursor, or 0."""
         reply = await self.request(channel.value(lib.LG_CMD_FLOWS_FREEZE, cursor))
-        flows = channel.parse_frozen(reply.record, len(reply.fds))
+        flows = flow_records.parse_frozen(reply.record, len(reply.fds))
         if flows is None:
             self.malformed += 1
             _close(reply.fds)
@@ -215,9 +215,9 @@ class WorkerChannels:
     async def forget(self, flow: int = 0) -> None:
         await self.request(channel.value(lib.LG_CMD_FLOWS_FORGET, flow))
 
-    async def adopt(self, flow: channel.TcpFlow, fd: int) -> None:
+    async def adopt(self, flow: flow_records.TcpFlow, fd: int) -> None:
         """A flow from elsewhere, and its socket, of which the worker gets a copy."""
-        await self.request(channel.flow_adopt(flow), [fd])
+        await self.request(flow_records.flow_adopt(flow), [fd])
 
     # ---- what the vhost-user session asks: plugin.vhost_user.worker.Worker ----
 

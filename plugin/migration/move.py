@@ -23,7 +23,7 @@ import socket
 from dataclasses import replace
 from typing import Protocol
 
-from lockgate.core import channel
+from lockgate.core import channel, flow_records
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.clients import Emit
 from lockgate.plugin.migration import connection, stream
@@ -41,10 +41,10 @@ class Worker(Protocol):
     """What is asked of the worker here; see worker_channels.py."""
 
     async def seen(self, seen: bytes) -> None: ...
-    async def freeze(self, cursor: int) -> tuple[list[tuple[channel.TcpFlow, int]], int]: ...
+    async def freeze(self, cursor: int) -> tuple[list[tuple[flow_records.TcpFlow, int]], int]: ...
     async def thaw(self, flow: int = 0) -> None: ...
     async def forget(self, flow: int = 0) -> None: ...
-    async def adopt(self, flow: channel.TcpFlow, fd: int) -> None: ...
+    async def adopt(self, flow: flow_records.TcpFlow, fd: int) -> None: ...
 
 
 class Frozen:
@@ -52,7 +52,7 @@ class Frozen:
 
     __slots__ = ("guest", "sock", "state")
 
-    def __init__(self, guest: channel.TcpFlow, fd: int) -> None:
+    def __init__(self, guest: flow_records.TcpFlow, fd: int) -> None:
         self.guest = guest
         self.sock = socket.socket(fileno=fd)
         self.state: stream.Socket | None = None  # None: its socket cannot move

@@ -26,7 +26,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from lockgate.core.channel import TcpFlow
+from lockgate.core.flow_records import TcpFlow
 from lockgate.plugin.address import UNSET
 
 MAGIC = 0xB1BB1D1B0BB1D1B0

@@ -18,7 +18,7 @@ from pathlib import Path
 import host_namespace
 import pytest
 from host_namespace import Namespace
-from running import PATIENCE
+from running import PATIENCE, name, tree
 
 PASTA = str(Path(sys.executable).with_name("pasta"))
 # What Podman adds to every `podman run --network pasta`.
@@ -181,6 +181,16 @@ def test_published_ports_lead_into_the_container(
     peer, question = runs(host, ASK, to, 5556).split()
     assert peer.startswith(seen) and question == "question"
     assert echo.wait(PATIENCE) == 0
+
+
+def test_the_network_does_not_wait_for_control(pasta: Pasta, host: Namespace, container: Namespace) -> None:
+    """It is complete when the caller goes on, and stays so whatever control does, or does not do yet."""
+    (control,) = (pid for pid in tree(pasta.pid) if name(pid) == "pasta-control")
+    os.kill(control, signal.SIGSTOP)
+    server, _ = serves(container, SERVER, "0.0.0.0", 80)
+    peer, came = runs(host, CLIENT, "10.5.0.2", 5555, BYTES).split()
+    assert (peer, came) == ("169.254.1.2", digest())
+    assert server.wait(PATIENCE) == 0
 
 
 def test_it_ends_with_the_process_of_the_namespace(pasta: Pasta, container: Namespace) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockgate.core.channel import TcpFlow
+from lockgate.core.flow_records import TcpFlow
 from lockgate.plugin.address import UNSET, parse
 from lockgate.plugin.migration import stream
 from lockgate.plugin.migration.move import LOAD, Mover

@@ -7,7 +7,13 @@ Adversary: nobody; who may become whom is the kernel's to say, and asked in laun
 
 from __future__ import annotations
 
+import os
+
 from lockgate.plugin.contracts.strtoul import strtoul
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ID_MAX = (1 << 32) - 2  # the number after it means "unchanged" to setresuid(2)
 
@@ -48,3 +54,21 @@ def _group(text: str) -> int:
     except (KeyError, ValueError):
         pass
     raise UnknownIdentity(f"expected a group after the colon, and {text or 'nothing'} is none here")
+
+
+def take_on(identity: tuple[int, int]) -> Callable[[], None]:
+    """Takes on the rights of a user and group until the result is called. Other groups are gone for good."""
+    uid, gid = os.geteuid(), os.getegid()
+    os.setgroups([])
+    os.setegid(identity[1])
+    try:
+        os.seteuid(identity[0])
+    except OSError:
+        os.setegid(gid)
+        raise
+
+    def come_back() -> None:
+        os.seteuid(uid)
+        os.setegid(gid)
+
+    return come_back

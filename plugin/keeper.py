@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lockgate.plugin.log import Log
     from lockgate.plugin.namespace_watch import NamespaceWatch
+    from lockgate.plugin.new_namespace import Command
     from lockgate.plugin.ports import Ports
 
 # The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success),
@@ -53,12 +54,12 @@ _QUIT_SECONDS = 1.0  # for a child to finish at end of file (control may have a 
 _HANGUP_MILLISECONDS = 100
 _REST_MILLISECONDS = 1000  # a small container has come and gone by then
 _KILL_SIGNAL = 9
-_SIGNAL_RECORD = 128  # struct signalfd_siginfo, signalfd(2); its first word is the signal
+_SIGNAL_RECORD = 128  # struct signalfd_siginfo, signalfd(2); the signal, an errno, and who it is of
 
 # The `signal` module would import enum. Numbers of x86 and ARM, which agree on these.
 _SIGBUS = 7
 _SIGNAL_NAMES = {4: "ILL", 6: "ABRT", _SIGBUS: "BUS", 8: "FPE", 9: "KILL", 11: "SEGV", 15: "TERM", 31: "SYS"}
-_QUIT_SIGNALS = (15, 3)  # SIGTERM, SIGQUIT
+_SIGCHLD = 17
 
 _WORKER_READY, _TOLD = bytes((lib.LG_KEEPER_READY,)), CONTROL_TOLD.pack(b"T", 0)
 
@@ -103,6 +104,7 @@ class Plan:
         "connections",
         "watch",
         "told_early",
+        "command",
     )
 
     def __init__(
@@ -118,6 +120,7 @@ class Plan:
         connections: Sequence[_socket.socket],
         watch: NamespaceWatch | None = None,
         told_early: bool = False,
+        command: Command | None = None,
     ) -> None:
         self.name = name
         self.capture = capture
@@ -130,6 +133,7 @@ class Plan:
         self.connections = connections  # control's alone, once it has started
         self.watch = watch  # of the namespace that we are there for: when that is gone, so are we
         self.told_early = told_early  # whether control tells the first worker all before we are ready
+        self.command = command  # the same as `watch`, where we have made the namespace
 
 
 class Ends:
@@ -205,6 +209,8 @@ class Keeper:
         self._signals = lib.lg_signals_open()
         if self._signals < 0:
             raise OSError(-self._signals, os.strerror(-self._signals))
+        if plan.command:
+            lib.lg_signals_of_terminal(self._signals)
         self._poll.register(self._signals, select.POLLIN)
         self._pages = core_worker.SharedPages(plan.capture)
         channels = core_worker.Channels()
@@ -328,9 +334,9 @@ class Keeper:
     # ---- what happens to children ----
 
     def _on_signals(self) -> None:
-        (number,) = struct.unpack_from("=I", os.read(self._signals, _SIGNAL_RECORD))
-        if number in _QUIT_SIGNALS:
-            self._exit_code = 0
+        number, _, code = struct.unpack_from("=Iii", os.read(self._signals, _SIGNAL_RECORD))
+        if number != _SIGCHLD:
+            self._exit_code = self._plan.command.on_signal(number, code > 0) if self._plan.command else 0
             return
         while self._exit_code is None:
             try:
@@ -343,6 +349,8 @@ class Keeper:
                 self._on_control_end(status)
             elif pid == self._worker.pid:
                 self._on_worker_end(status)
+            elif self._plan.command and pid == self._plan.command.pid:
+                self._exit_code = self._plan.command.exit_code(status, self._log)
 
     def _on_control_end(self, status: int) -> None:
         self._control_pid = 0
@@ -409,6 +417,14 @@ class Keeper:
 
     # ---- the end ----
 
+    def _end_command(self, command: Command) -> None:
+        """If it ends by itself in the moment that it is given, how it does is how we do."""
+        if command.pid:
+            status = self._wait(command.pid, command.patience)
+            if status is not None and command.patience:
+                self._exit_code = command.exit_code(status, self._log)
+        command.give_terminal_back()
+
     def _end_children(self) -> None:
         """Ports are free at once, whatever still holds a copy of their sockets; then the worker, so that the ring of
         captured frames is complete when control, the last, writes the rest of it."""
@@ -418,26 +434,33 @@ class Keeper:
             except OSError:
                 pass  # not listening any more
         self._plan.ports.shut_down()
+        if self._plan.command:
+            self._end_command(self._plan.command)
         self._worker.keeper.close()
         self._wait(self._worker.pid)
         self._control.close()
         self._wait(self._control_pid)
 
-    def _wait(self, pid: int) -> None:
-        deadline = time.monotonic() + _QUIT_SECONDS
+    def _wait(self, pid: int, patience: float = _QUIT_SECONDS) -> int | None:
+        """The wait status of a child that ends by itself within so many seconds."""
+        deadline = time.monotonic() + patience
         signals = select.poll()
         signals.register(self._signals, select.POLLIN)
-        while pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
+        while pid:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                return status
             left = deadline - time.monotonic()
             if left <= 0:
                 try:
                     os.kill(pid, _KILL_SIGNAL)
                 except PermissionError:
-                    return  # control, before it left root: it will find its channel closed
+                    return None  # control, before it left root: it will find its channel closed
                 os.waitpid(pid, 0)
-                return
+                return None
             if signals.poll(left * 1000):
                 os.read(self._signals, _SIGNAL_RECORD)
+        return None
 
 
 def _receive(channel: _socket.socket) -> bytes:

@@ -20,7 +20,7 @@ import sys
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import forwards, hostnet, keeper, log, netview, ports
+from lockgate.plugin import forwards, hostnet, identity, keeper, log, netview, ports
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.address import UNSET, to_text
 from lockgate.plugin.link_socket import SocketLink
@@ -250,7 +250,7 @@ class Start:
         if wanted == (os.geteuid(), os.getegid()) and (wanted[0] or not _in_initial_user_namespace()):
             return None  # who is that already; the machine's root still lets go of what else it has
         try:
-            _become(wanted)()
+            identity.take_on(wanted)()
         except OSError as failure:
             raise vocabulary.StartError(
                 f"--runas {wanted[0]}:{wanted[1]}: this process may not become that user ({failure.strerror}); start "
@@ -261,7 +261,7 @@ class Start:
     def _nobody(self) -> tuple[int, int] | None:
         """Root without the right to become another, as some containers have it, or without that other, goes on."""
         try:
-            _become((NOBODY, NOBODY))()
+            identity.take_on((NOBODY, NOBODY))()
         except OSError as failure:
             self.stuck = str(failure.strerror)
             return None
@@ -270,7 +270,7 @@ class Start:
     def _tell_identity(self) -> None:
         if self.stuck:
             self.log.warning(f"Started as root and going on as root: it may not become nobody here ({self.stuck})")
-        elif self.identity and self.spec.runas is None:
+        elif self.identity and self.spec.runas is None and not self.link.command:  # which goes on as root
             self.log.warning("Started as root: going on as nobody")
 
     def _open_capture(self) -> int:
@@ -278,7 +278,7 @@ class Start:
         path = self.spec.pcap_file
         if not path:
             return -1
-        come_back = _become(self.identity) if self.identity else None
+        come_back = identity.take_on(self.identity) if self.identity else None
         try:
             capture = self.made.open_for_writing(path, "Capture file")
             _empty(capture)
@@ -290,15 +290,16 @@ class Start:
             if come_back:
                 come_back()
 
-    def _change_identity(self, bind_ports: bool = False) -> None:
+    def _change_identity(self, keep: int = 0) -> None:
         """For good, where we do not go on as who we are."""
-        refused = lib.lg_become(*self.identity, bind_ports) if self.identity else 0
+        refused = lib.lg_become(*self.identity, keep) if self.identity else 0
         if refused < 0:
             raise OSError(-refused, os.strerror(-refused))
 
     def _become_keeper(self) -> None:
-        """One who may bind any port, as long as there is somebody to ask for it."""
-        self._change_identity(bind_ports=self.conf is not None and os.geteuid() == 0)
+        """One who may bind any port, as long as there is somebody to ask for it, and end root's command."""
+        keep = lib.LG_KEEP_PORTS if self.conf is not None and os.geteuid() == 0 else 0
+        self._change_identity(keep | (lib.LG_KEEP_KILL if self.link.command and os.geteuid() == 0 else 0))
 
     def _announce_configuration(self) -> None:
         """What a person who starts this by hand wants to see; with -q, the warnings remain."""
@@ -365,6 +366,7 @@ class Start:
             connections=self.link.connections,
             watch=self.link.watch,
             told_early=self.told_early,
+            command=self.link.command,
         )
         try:
             return keeper.Keeper(plan, self.log, self._control, self._become_keeper, self._ready).run()
@@ -382,6 +384,8 @@ class Start:
             os.write(self.ready_fd, b"R")
             os.close(self.ready_fd)
         self.made.keep()
+        if self.link.command:
+            self.link.command.release()
 
     def _let_go_of_streams(self) -> None:
         self.log.stderr = False
@@ -476,24 +480,6 @@ def _empty(fd: int) -> None:
         os.ftruncate(fd, 0)
     except OSError:
         pass  # a FIFO, a terminal: there is nothing to be emptied
-
-
-def _become(identity: tuple[int, int]) -> Callable[[], None]:
-    """Takes on the rights of a user and group until the result is called. Other groups are gone for good."""
-    uid, gid = os.geteuid(), os.getegid()
-    os.setgroups([])
-    os.setegid(identity[1])
-    try:
-        os.seteuid(identity[0])
-    except OSError:
-        os.setegid(gid)
-        raise
-
-    def come_back() -> None:
-        os.seteuid(uid)
-        os.setegid(gid)
-
-    return come_back
 
 
 def _in_initial_user_namespace() -> bool:

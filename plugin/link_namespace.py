@@ -8,6 +8,8 @@ Invariants: all that can be wrong with the namespace is known, and told in one s
 
 from __future__ import annotations
 
+import resource
+
 from lockgate.plugin import agent, agent_records, hostnet, namespace
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.namespace_watch import NamespaceWatch
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lockgate.plugin.log import Log
     from lockgate.plugin.made_files import MadeFiles
     from lockgate.plugin.netview import Assignments
+    from lockgate.plugin.new_namespace import Command
     from lockgate.plugin.spec import NetworkSpec
 
 _USO = 0x20 | 0x40  # TUN_F_USO4, TUN_F_USO6
@@ -38,13 +41,16 @@ class NamespaceLink:
         assert spec.namespace is not None, "a tap is in a namespace"
         self._spec = spec
         self._wanted = spec.namespace
+        self._target = agent.Target(spec.namespace.path, spec.namespace.userns)
+        self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # before it is raised
+        self.command: Command | None = None  # what the namespace is made for
         self._agent: agent_records.Agent | None = None
         self._plan: namespace.Plan | None = None
         self.watch: NamespaceWatch | None = None
         self.name = spec.namespace.path or "a new namespace"
 
     def open(self, made: MadeFiles, log: Log) -> None:
-        """Nothing that the caller sees."""
+        """Nothing that the caller sees, but for the command, which waits."""
         if any(not rule.auto for rule in self._wanted.forwards):
             raise vocabulary.StartError("Ports of the namespace that lead to the host (-T, -U) are not built yet")
         if self._wanted.splice_only:
@@ -52,9 +58,12 @@ class NamespaceLink:
         if any(rule.auto for rule in (*self._spec.forwards, *self._wanted.forwards)):
             log.info("Ports that follow what listens (auto) are not built yet: none are forwarded")
         if self._wanted.is_new:
-            raise vocabulary.StartError(
-                "A command in new namespaces is not built yet; name a namespace (--netns PATH) or a process (PID)"
-            )
+            from lockgate.plugin.new_namespace import Command
+
+            self.command = Command(self._spec, self._descriptors)
+            self._target = agent.Target(self.command.netns, self.command.userns)
+            if self.command.note:
+                log.warning(f"In the namespace: {self.command.note}")
 
     def start(self, process_name: str, view: Assignments, host: HostNet, log: Log) -> None:
         """Makes the device and gives it addresses and routes. The agent dies with the process that calls this."""
@@ -64,13 +73,13 @@ class NamespaceLink:
                 self._plan = namespace.plan(self._spec, host)
             name = wanted.ns_ifname or namespace.name(self._spec, host)
             interface = agent.Interface(name, self._plan, wanted.ns_mac or b"")
-            self._agent = agent.start(agent.Target(wanted.path, wanted.userns), interface, f"{process_name}-agent")
+            self._agent = agent.start(self._target, interface, f"{process_name}-agent")
             self._ready, self._tap = self._agent.wait_ready()
         except (agent_records.AgentError, hostnet.InterfaceError) as fault:
             raise vocabulary.StartError(str(fault)) from None
         except OSError as failure:
             raise vocabulary.StartError(f"The namespace agent cannot be started: {failure.strerror}") from None
-        if wanted.quit_when_gone:
+        if wanted.quit_when_gone and not wanted.is_new:
             try:
                 self.watch = NamespaceWatch(wanted.path)
             except OSError as failure:

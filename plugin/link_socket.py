@@ -45,6 +45,7 @@ class SocketLink:
     """Of --vhost-user, a stream, or --fd."""
 
     watch = None  # of a namespace, which there is none
+    command = None  # in it
 
     def __init__(self, spec: NetworkSpec, refill: Callable[[], None]) -> None:
         """Before anything is written to standard error, which the caller's descriptor may have come as; `refill` fills

@@ -410,17 +410,50 @@ int lg_control_confine(const char *name);
 int lg_namespace_enter(int fd, int network);
 int lg_agent_confine(const char *name);
 
-/* Root becomes another, for good: that user and group, without further groups. With `bind_ports`, the right to bind
- * ports below 1024 is kept, and that alone. 0 or a negative errno. */
-int lg_become(unsigned uid, unsigned gid, int bind_ports);
+/* Root becomes another, for good: that user and group, without further groups. Of its rights are kept, of LG_KEEP_*,
+ * those to bind ports below 1024, and to end the processes of others. 0 or a negative errno. */
+#define LG_KEEP_PORTS 1
+#define LG_KEEP_KILL 2
+int lg_become(unsigned uid, unsigned gid, unsigned keep);
 
 int lg_process_name(const char *name);
 
 /* Blocks SIGTERM, SIGQUIT and SIGCHLD and returns a signalfd for them; SIGINT gets its default back. */
 int lg_signals_open(void);
 
+/* Adds SIGINT and SIGHUP, unless the caller wants them ignored. 0 or a negative errno. */
+int lg_signals_of_terminal(int fd);
+
 /* Closes every descriptor from 3 up, but those named (-1 names none). 0 or -ENOMEM. */
 int lg_close_all_but(const int *keep, unsigned count);
+
+/* The process that namespaces are made for: namespace_command.c */
+
+#define LG_COMMAND_USER 1 /* also a user namespace, of which the process is root */
+#define LG_COMMAND_PID 2  /* also a PID namespace, of which it is the first process */
+
+/* How far it has come. */
+#define LG_COMMAND_MAPPED 1 /* it has failed to become root */
+#define LG_COMMAND_BORN 2   /* all is there, but for /proc if there is an error */
+#define LG_COMMAND_BECAME 3 /* it has failed to become the command */
+
+struct lg_command_report {
+    int32_t step;
+    int32_t error;
+};
+
+struct lg_command {
+    const char *file;       /* looked for in PATH */
+    char *const *arguments; /* with a NULL behind the last */
+    const char *hostname;
+    uint64_t descriptors; /* their soft limit for the command */
+    int channel;          /* for its reports; a byte lets it go, the end ends it */
+    unsigned flags;       /* of LG_COMMAND_USER and the others */
+};
+
+/* Makes the process, in new network, mount, IPC and UTS namespaces. Its pid, or a negative errno. Single-threaded callers
+ * only. */
+int lg_command_spawn(const struct lg_command *command);
 
 int lg_watch_open(void); /* an inotify descriptor that does not block, or a negative errno */
 

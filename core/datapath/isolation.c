@@ -314,19 +314,20 @@ int lg_agent_confine(const char *name)
     return -error;
 }
 
-int lg_become(unsigned uid, unsigned gid, int bind_ports)
+int lg_become(unsigned uid, unsigned gid, unsigned keep)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
 
     /* Else the kernel drops all of them with the last uid of 0 (capabilities(7)). */
-    if (bind_ports && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
+    if (keep && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0)
         return -errno;
     if (setgroups(0, NULL) < 0 || setresgid(gid, gid, gid) < 0 || setresuid(uid, uid, uid) < 0)
         return -errno;
-    if (!bind_ports)
+    if (!keep)
         return 0;
-    data[0].permitted = data[0].effective = 1u << CAP_NET_BIND_SERVICE;
+    data[0].permitted = data[0].effective =
+        (keep & LG_KEEP_PORTS ? 1u << CAP_NET_BIND_SERVICE : 0) | (keep & LG_KEEP_KILL ? 1u << CAP_KILL : 0);
     return syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
@@ -354,6 +355,20 @@ int lg_signals_open(void)
     if (fd < 0)
         return -errno;
     return sigprocmask(SIG_SETMASK, &set, NULL) < 0 ? -errno : fd;
+}
+
+int lg_signals_of_terminal(int fd)
+{
+    static const int numbers[] = {SIGINT, SIGHUP};
+    struct sigaction now;
+    sigset_t set;
+
+    if (sigprocmask(SIG_BLOCK, NULL, &set) < 0)
+        return -errno;
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
+        if (sigaction(numbers[i], NULL, &now) == 0 && now.sa_handler != SIG_IGN)
+            sigaddset(&set, numbers[i]);
+    return signalfd(fd, &set, 0) < 0 || sigprocmask(SIG_SETMASK, &set, NULL) < 0 ? -errno : 0;
 }
 
 int lg_close_all_but(const int *keep, unsigned count)

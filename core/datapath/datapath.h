@@ -35,6 +35,9 @@
 #define LG_VIEW_FIXED4 1024    /* peers reach the guest at guest4, whatever it was seen to use */
 #define LG_VIEW_FIXED6 2048    /* and at guest6 once it has used that: one without DHCPv6 never may */
 #define LG_VIEW_FREEBIND 4096  /* sockets of datagrams may bind what the host has not (yet) */
+#define LG_VIEW_SPLICE 8192    /* what comes from the host's loopback to a port of the host's is joined to a socket in the
+                                * guest's namespace; that of a rule with a target goes over the link all the same */
+#define LG_VIEW_SPLICE_LOOPBACK 16384 /* and arrives at the loopback address that it was sent to, not at guest4 or guest6 */
 
 struct lg_net_view {
     uint32_t version;  /* counts up with each change */
@@ -111,6 +114,8 @@ struct lg_neighbours {
 #define LG_CMD_LISTEN_TARGET 25 /* lg_cmd_listen, no descriptor: sockets that are there lead elsewhere from now on */
 #define LG_CMD_TAP_ATTACH 26 /* lg_cmd_value: LG_TAP_*; one non-blocking descriptor: a tap device with IFF_VNET_HDR is the link */
 
+#define LG_CMD_SPLICE_AGENT 27 /* lg_cmd_header and one SEQPACKET descriptor: whoever makes sockets in the guest's namespace */
+
 #define LG_TAP_USO 1 /* it takes and gives several datagrams in one frame */
 
 #define LG_MEM_SLOTS 64
@@ -183,10 +188,26 @@ struct lg_cmd_listen {
     struct lg_cmd_header header;
     uint32_t count;
     uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP */
-    uint8_t padding[3];
+    uint8_t outward;  /* 1: they listen on the loopback interface of the guest's namespace, and lead to the host's */
+    uint8_t padding[2];
     uint8_t target[16];                 /* of the guest; unset: as it is seen */
     uint32_t slot[LG_LISTEN_MAX];       /* of each socket, below LG_LISTEN_SLOTS: by which control calls it */
-    uint16_t guest_port[LG_LISTEN_MAX]; /* for each socket */
+    uint16_t guest_port[LG_LISTEN_MAX]; /* for each socket; the host's, if they lead there */
+};
+
+/* ---- worker -> agent, on a channel of their own: sockets that are made in the guest's namespace ---- */
+
+#define LG_AGENT_SOCKETS 83 /* lg_agent_sockets.kind: 'S' */
+#define LG_AGENT_ANSWER 65  /* 'A', then a uint16_t for each socket, unaligned: 0 or an errno; the sockets, in order */
+
+struct lg_agent_sockets {
+    uint8_t kind;
+    uint8_t family;   /* AF_INET or AF_INET6 */
+    uint8_t protocol; /* IPPROTO_TCP or IPPROTO_UDP */
+    uint8_t flags;    /* 0: neither bound nor listening, which is all that a worker gets */
+    uint16_t first;   /* 0 */
+    uint16_t count;
+    uint8_t address[16]; /* unset */
 };
 
 struct lg_reply {

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "splice.h"
 #include "sys.h"
 #include "tcp.h"
 #include "worker.h"
@@ -230,6 +231,15 @@ static int run_dirty_log(struct worker *worker, struct request *request)
     return 0;
 }
 
+static int run_splice_agent(struct worker *worker, struct request *request)
+{
+    int err = agent_attach(worker, request->fd[0]);
+
+    if (!err)
+        take_fd(request, 0);
+    return err;
+}
+
 static int run_listen(struct worker *worker, struct request *request)
 {
     const struct lg_cmd_listen *listen = &request->command->listen;
@@ -240,7 +250,8 @@ static int run_listen(struct worker *worker, struct request *request)
         struct listener listener = {.fd = request->fd[i],
                                     .protocol = listen->protocol,
                                     .port = listen->guest_port[i],
-                                    .target = address_from(listen->target)};
+                                    .target = address_from(listen->target),
+                                    .outward = listen->outward};
         int err = engine_listen(&worker->engine, listen->slot[i], &listener);
         if (err)
             return err;
@@ -354,6 +365,7 @@ static const struct {
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_TAP_ATTACH] = {run_tap_attach, sizeof(struct lg_cmd_value), 1, 1},
+    [LG_CMD_SPLICE_AGENT] = {run_splice_agent, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_LISTEN] = {run_listen, sizeof(struct lg_cmd_listen), 1, LG_LISTEN_MAX},
     [LG_CMD_LISTEN_CLOSE] = {run_listen_close, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_LISTEN_TARGET] = {run_listen_target, sizeof(struct lg_cmd_listen), 0, 0},
@@ -380,7 +392,9 @@ static void describe(const struct flow *flow, struct lg_flow_info *info)
         .bytes_to_guest = flow->bytes_to_guest,
         .bytes_from_guest = flow->bytes_from_guest,
     };
-    if (flow->key.protocol == IPPROTO_TCP) {
+    if (flow->key.protocol == IPPROTO_TCP && flow->key.port != PORT_LINK) {
+        splice_describe(flow, info);
+    } else if (flow->key.protocol == IPPROTO_TCP) {
         const struct tcp *tcp = &flow->tcp;
         info->to_guest = tcp->to_guest;
         info->to_host = tcp->to_host;

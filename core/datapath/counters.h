@@ -89,6 +89,14 @@
     apply(udp_bytes_to_guest)                                                                                          \
     apply(datagrams_unsent)       /* that it did not take: full, or the path refused them */                           \
     apply(datagram_errors)        /* ICMP errors that the host heard of, told to the guest */                          \
+    /* loopback of host and namespace, joined */                                                                       \
+    apply(splice_opened)                                                                                               \
+    apply(splice_closed)                                                                                               \
+    apply(splice_refused)         /* the far end did not accept, or no socket was to be had */                         \
+    apply(splice_asked)           /* the namespace's agent, for sockets */                                             \
+    apply(splice_datagrams)       /* that the other side's queue took */                                               \
+    apply(splice_bytes_to_guest)                                                                                       \
+    apply(splice_bytes_from_guest)                                                                                     \
     apply(flows)                  /* now in the table */                                                               \
     apply(flows_refused)          /* because the table was full */                                                     \
     apply(flows_evicted)          /* idle ones that made room for a new one */                                         \

@@ -42,6 +42,8 @@ void datagram_take(struct engine *engine, struct flow *flow, const struct guest_
 void datagram_event(struct flow *flow, uint32_t events);
 void datagram_timer_fired(struct engine *engine, struct flow *flow);
 void datagram_settle(struct engine *engine, struct flow *flow);
+/* The last of any settling: a flow that is done goes, another's time is watched. */
+void datagram_rest(struct engine *engine, struct flow *flow);
 void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 
 /* datagram_inbox.c */
@@ -63,6 +65,10 @@ void datagram_take_answers(struct engine *engine, struct flow *flow);
 
 /* datagram_send.c */
 void datagram_send_batch(struct engine *engine, struct flow *flow);
+/* So many messages at the head of an inbox, out of this socket: the flow's own, which is connected, or that of the port,
+ * to the peer. How many bytes were in them. */
+uint64_t datagram_relay(struct engine *engine, struct flow *flow, int fd, struct datagram_inbox *inbox,
+                        unsigned messages);
 
 /* datagram_error.c */
 void datagram_take_errors(struct engine *engine, struct flow *flow);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "datagram.h"
+#include "splice.h"
 #include "sys.h"
 
 static struct flow *flow_of(struct engine *engine, const struct listener *listener, const struct datagram_sender *from)
@@ -49,12 +50,15 @@ static void turn_away(struct engine *engine, struct datagram_inbox *inbox)
     inbox_advance(inbox, left);
 }
 
-/* What one frame takes of the message at the head of the arrivals; false: the link is full. */
+/* What one frame takes of the message at the head of the arrivals; false: the link is full, or a socket must come first. */
 static bool take_arrival(struct engine *engine, const struct listener *listener)
 {
     struct datagram_inbox *inbox = &engine->arrivals.inbox;
     const struct datagram_sender *from = &engine->arrivals.from[inbox->next];
-    struct flow *flow = flow_of(engine, listener, from);
+
+    if (splice_takes(engine, listener, &from->address))
+        return splice_udp_arrived(engine, listener);
+    struct flow *flow = listener->outward ? NULL : flow_of(engine, listener, from);
     uint32_t bytes;
 
     if (!flow) {
@@ -68,8 +72,10 @@ static bool take_arrival(struct engine *engine, const struct listener *listener)
         shown.guest = from->to;
     flow_touch(engine, flow);
     neighbour_seek(engine, &flow->key.guest);
-    if (datagram_deliver(engine, &shown, inbox, &bytes))
+    if (datagram_deliver(engine, &shown, inbox, &bytes)) {
+        engine_full(engine);
         return false;
+    }
     flow->bytes_to_guest += bytes;
     flow->datagram.stream |= flow->datagram.answered;
     flow->datagram.answered = true;
@@ -77,10 +83,9 @@ static bool take_arrival(struct engine *engine, const struct listener *listener)
     return true;
 }
 
-/* Until the room event. */
+/* Until the room event, or until there are sockets. */
 static void wait_room(struct engine *engine, struct listener *listener)
 {
-    engine_full(engine);
     if (node_listed(&listener->waiting))
         return;
     list_append(&engine->waiting_ports, &listener->waiting);
@@ -88,7 +93,7 @@ static void wait_room(struct engine *engine, struct listener *listener)
                   engine->listeners.source + listener_slot(&engine->listeners, listener));
 }
 
-/* False: the link is full, and the port waits. */
+/* False: the port waits. */
 static bool empty_arrivals(struct engine *engine, struct listener *listener)
 {
     while (engine->arrivals.inbox.count) {

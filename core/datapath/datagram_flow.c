@@ -336,28 +336,34 @@ static void receive_all(struct engine *engine, struct flow *flow)
         flow_touch(engine, flow); /* others have their turn first */
 }
 
-void datagram_settle(struct engine *engine, struct flow *flow)
+void datagram_rest(struct engine *engine, struct flow *flow)
 {
-    struct datagram *datagram = &flow->datagram;
-    bool woken = datagram->woken;
+    bool woken = flow->datagram.woken;
 
-    datagram->woken = false;
-    if (!flow->done)
-        datagram_send_batch(engine, flow);
-    if (!flow->done && datagram->errors)
-        datagram_take_errors(engine, flow);
-    if (!flow->done && (datagram->readable || (engine->inbox.count && engine->inbox.handle == flow_handle(flow))))
-        receive_all(engine, flow);
+    flow->datagram.woken = false;
     if (flow->done) {
         flow_remove(&engine->flows, flow);
         engine->counters[C_flows] = engine->flows.count;
         return;
     }
-    if (datagram->errors)
+    if (flow->datagram.errors)
         flow_touch(engine, flow); /* a read met one */
     if (woken && flow->active_ms != engine->now_ms)
         count(engine, C_wakeups_idle);
     if (!timer_armed(&flow->timer))
         wheel_arm(&engine->wheel, &flow->timer, flow->active_ms + timeout_ms(flow));
     flow_aged(engine, flow);
+}
+
+void datagram_settle(struct engine *engine, struct flow *flow)
+{
+    struct datagram *datagram = &flow->datagram;
+
+    if (!flow->done)
+        datagram_send_batch(engine, flow);
+    if (!flow->done && datagram->errors)
+        datagram_take_errors(engine, flow);
+    if (!flow->done && (datagram->readable || (engine->inbox.count && engine->inbox.handle == flow_handle(flow))))
+        receive_all(engine, flow);
+    datagram_rest(engine, flow);
 }

@@ -4,6 +4,7 @@
  * each other are one message, which the kernel cuts up as late as it can (UDP_SEGMENT, udp(7)); all messages are one call.
  *
  * What the host's queue does not take is lost, as on any wire. A flow whose path refuses UDP_SEGMENT does without.
+ * Between two sockets of one host, what came in one call goes out in one.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -173,18 +174,17 @@ static bool refuses_segments(int error)
     return error == EINVAL || error == EMSGSIZE || error == EIO || error == EOPNOTSUPP;
 }
 
-/* Sends all; returns the index of a message that must be made anew without UDP_SEGMENT, or out->count. */
-static unsigned send_messages(struct engine *engine, struct flow *flow, struct outgoing *out)
+/* Sends all from message `at`; returns the index of one that must be made anew without UDP_SEGMENT, or out->count. */
+static unsigned send_messages(struct engine *engine, struct flow *flow, int fd, struct outgoing *out, unsigned at,
+                              enum counter sent)
 {
-    int fd = flow->datagram.peer.addr_length ? flow->datagram.peer.fd : flow->fd;
-    unsigned at = 0;
     bool again = false; /* the socket told of an error of the past: the message itself was not tried */
 
     while (at < out->count) {
         int n = sys_sendmmsg(fd, out->message + at, out->count - at, MSG_DONTWAIT | MSG_NOSIGNAL);
 
         for (int i = 0; i < n; i++)
-            engine->counters[C_datagrams_from_guest] += out->datagrams[at + (unsigned)i];
+            engine->counters[sent] += out->datagrams[at + (unsigned)i];
         if (n > 0) {
             at += (unsigned)n;
             again = false;
@@ -219,6 +219,7 @@ void datagram_send_batch(struct engine *engine, struct flow *flow)
 {
     struct outgoing out;
     struct cursor at = {.place = flow->datagram.batch_first};
+    int fd = flow->datagram.peer.addr_length ? flow->datagram.peer.fd : flow->fd;
 
     flow->datagram.batch_first = flow->datagram.batch_last = 0;
     while (at.place) {
@@ -229,8 +230,36 @@ void datagram_send_batch(struct engine *engine, struct flow *flow)
             at = advanced(engine, at, size_at(engine, at));
             continue;
         }
-        unsigned sent = send_messages(engine, flow, &out);
+        unsigned sent = send_messages(engine, flow, fd, &out, 0, C_datagrams_from_guest);
         at = sent < out.count ? first_of(engine, &out, at, sent) : next;
         flow->active_ms = engine->now_ms;
     }
+}
+
+uint64_t datagram_relay(struct engine *engine, struct flow *flow, int fd, struct datagram_inbox *inbox,
+                        unsigned messages)
+{
+    struct outgoing out;
+    uint64_t bytes = 0;
+
+    for (out.count = 0; out.count < messages;) {
+        uint32_t length = inbox->length[inbox->next];
+        uint16_t each = (uint16_t)inbox->each[inbox->next];
+        unsigned at = out.count, datagrams = length > each ? (length + each - 1) / each : 1;
+
+        out.iov[at] = (struct iovec){inbox_bytes(inbox, inbox->next), length};
+        out.message[at] = (struct mmsghdr){.msg_hdr = {.msg_iov = &out.iov[at], .msg_iovlen = 1}};
+        out.datagrams[at] = datagrams;
+        if (fd != flow->fd)
+            address_peer(&out, &flow->datagram.peer);
+        if (datagrams > 1)
+            add_control(&out, IPPROTO_UDP, UDP_SEGMENT, &each, sizeof(each));
+        out.count++;
+        bytes += length;
+        inbox_advance(inbox, length);
+    }
+    for (unsigned at = 0; (at = send_messages(engine, flow, fd, &out, at, C_splice_datagrams)) < out.count; at++)
+        engine->counters[C_datagrams_unsent] += out.datagrams[at];
+    flow->active_ms = engine->now_ms;
+    return bytes;
 }

@@ -25,7 +25,7 @@ enum datagram_limits {
     DATAGRAM_PAYLOAD_MAX = 65507, /* in an IPv4 packet; of IPv6's 65527 nobody makes use */
 
     /* In one sendmmsg(), as many as a batch has frames; in one of its messages, what UDP_SEGMENT takes on every kernel. */
-    DATAGRAM_SEND_MAX = 64,
+    DATAGRAM_SEND_MAX = 64, /* no less than DATAGRAM_RECEIVE_MAX */
     DATAGRAM_SEGMENTS_MAX = 64,
     /* In one frame of the guest's: Linux' own limit for a message of its programs' (UDP_MAX_SEGMENTS since 6.9), beyond
      * which a frame of datagrams of one byte would only keep us busy. */

@@ -14,6 +14,7 @@
 #include "datagram.h"
 #include "icmp.h"
 #include "pages.h"
+#include "splice.h"
 #include "sys.h"
 #include "tcp.h"
 
@@ -41,6 +42,7 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     list_init(&engine->ready);
     list_init(&engine->waiting);
     list_init(&engine->waiting_ports);
+    splice_pool_init(&engine->splice);
     engine_set_time(engine, sys_monotonic_ns());
     wheel_init(&engine->wheel, engine->now_ms);
     engine->view.mtu = 1500;
@@ -49,9 +51,10 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->discard = options->peek_off ? NULL : pages_reserve(TCP_REREAD_MAX);
     engine->inbox.bytes = pages_reserve(INBOX_BYTES);
     engine->arrivals.inbox.bytes = pages_reserve(INBOX_BYTES);
+    engine->relayed.bytes = pages_reserve(INBOX_BYTES);
     if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) ||
         fragments_init(&engine->fragments, counters) || (!options->peek_off && !engine->discard) ||
-        !engine->inbox.bytes || !engine->arrivals.inbox.bytes)
+        !engine->inbox.bytes || !engine->arrivals.inbox.bytes || !engine->relayed.bytes)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);
@@ -69,8 +72,10 @@ void engine_free(struct engine *engine)
     listener_table_free(&engine->listeners);
     hold_pool_free(&engine->holds);
     fragments_free(&engine->fragments);
+    splice_pool_free(&engine->splice);
     pages_free(engine->inbox.bytes, INBOX_BYTES);
     pages_free(engine->arrivals.inbox.bytes, INBOX_BYTES);
+    pages_free(engine->relayed.bytes, INBOX_BYTES);
     pages_free(engine->discard, TCP_REREAD_MAX);
 }
 
@@ -337,10 +342,10 @@ bool engine_from_guest(struct engine *engine)
 
 void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events)
 {
-    struct flow *flow = flow_from_handle(&engine->flows, handle);
+    struct flow *flow = flow_from_handle(&engine->flows, handle & ~FLOW_FAR);
 
     if (flow)
-        flow_event(engine, flow, events);
+        flow_event(engine, flow, handle & FLOW_FAR, events);
 }
 
 int engine_listen(struct engine *engine, uint32_t slot, const struct listener *listener)

@@ -81,9 +81,13 @@ struct engine {
     struct listener_table listeners;
     struct hold_pool holds;
     struct fragments fragments;
+    struct splice_pool splice;
+    /* More sockets of this kind, of the guest's namespace: 0, and the pool will get them or hear of their refusal. */
+    int (*ask_sockets)(struct engine *engine, enum splice_kind kind);
     uint32_t identification; /* of the last packet that was cut for the guest */
     struct datagram_inbox inbox;
     struct datagram_arrivals arrivals;
+    struct datagram_inbox relayed; /* empty between two steps: what is joined waits for nobody */
     bool no_ping_told;
     uint64_t full_told_ms; /* when it was told that the table is full; 0 never */
     uint32_t icmp_left;    /* errors of datagrams that may be told in the second that began at icmp_ms */
@@ -189,7 +193,7 @@ static inline bool engine_shows_events(const struct engine *engine)
 
 /* flow_protocol.c: what is done with a flow of any protocol. */
 void flow_settle(struct engine *engine, struct flow *flow);
-void flow_event(struct engine *engine, struct flow *flow, uint32_t events);
+void flow_event(struct engine *engine, struct flow *flow, bool far, uint32_t events);
 void flow_timer_fired(struct engine *engine, struct flow *flow);
 void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason);
 /* A new flow, in the place of one that was idle long enough if need be; NULL: the table is full, which is counted. */

@@ -19,6 +19,7 @@
 #include "list.h"
 #include "packet.h"
 #include "siphash.h"
+#include "splice_state.h"
 #include "tcp_state.h"
 #include "timer.h"
 
@@ -29,11 +30,22 @@ enum flow_limits {
     FLOWS_FULL_TELL_MS = 60000, /* that it is full is told so often */
 };
 
+/* What a flow's key has for its port. Of the last two, the guest is no machine behind a link but a namespace of this host,
+ * and the addresses are those of the socket that was accepted (splice.h). */
+enum flow_port {
+    PORT_LINK = 0,
+    PORT_INWARD = 254,  /* from the host's loopback to the namespace */
+    PORT_OUTWARD = 255, /* from the namespace's loopback to the host */
+};
+
+/* Of a handle: the event is of the second socket of two. */
+#define FLOW_FAR ((uint64_t)1 << 31)
+
 /* One flow as the guest sees it. No padding, since it is hashed and compared as bytes. */
 struct flow_key {
     address guest, remote;
     uint16_t guest_port, remote_port;
-    uint8_t port; /* the link */
+    uint8_t port; /* enum flow_port */
     uint8_t protocol;
     uint16_t zero;
 };
@@ -55,9 +67,10 @@ struct flow {
     uint64_t active_ms; /* when a byte last moved */
     uint64_t probed_ms; /* when the guest was last asked whether it is there */
     uint64_t bytes_to_guest, bytes_from_guest;
-    union { /* by the key's protocol */
+    union { /* by the key's protocol and port */
         struct tcp tcp;
         struct datagram datagram; /* UDP, and echo requests */
+        struct splice splice;     /* TCP, joined */
     };
 };
 

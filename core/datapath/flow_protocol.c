@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "datagram.h"
+#include "splice.h"
 #include "tcp.h"
 
 static bool is_tcp(const struct flow *flow)
@@ -13,29 +14,36 @@ static bool is_tcp(const struct flow *flow)
     return flow->key.protocol == IPPROTO_TCP;
 }
 
-void flow_settle(struct engine *engine, struct flow *flow)
+static bool is_joined(const struct flow *flow)
 {
-    if (is_tcp(flow))
-        tcp_settle(engine, flow);
-    else
-        datagram_settle(engine, flow);
+    return flow->key.port != PORT_LINK;
 }
 
-void flow_event(struct engine *engine, struct flow *flow, uint32_t events)
+void flow_settle(struct engine *engine, struct flow *flow)
+{
+    if (is_joined(flow))
+        (is_tcp(flow) ? splice_settle : splice_udp_settle)(engine, flow);
+    else
+        (is_tcp(flow) ? tcp_settle : datagram_settle)(engine, flow);
+}
+
+void flow_event(struct engine *engine, struct flow *flow, bool far, uint32_t events)
 {
     if (flow->done || flow->frozen)
         return;
-    if (is_tcp(flow)) {
+    if (!is_tcp(flow)) {
+        datagram_event(flow, events);
+        flow_touch(engine, flow);
+    } else if (is_joined(flow)) {
+        splice_event(engine, flow, far ? SPLICE_FAR : SPLICE_NEAR, events);
+    } else {
         tcp_event(engine, flow, events);
-        return;
     }
-    datagram_event(flow, events);
-    flow_touch(engine, flow);
 }
 
 void flow_timer_fired(struct engine *engine, struct flow *flow)
 {
-    if (is_tcp(flow))
+    if (is_tcp(flow)) /* joined, it has none */
         tcp_timer_fired(engine, flow);
     else
         datagram_timer_fired(engine, flow);
@@ -43,10 +51,12 @@ void flow_timer_fired(struct engine *engine, struct flow *flow)
 
 void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason)
 {
-    if (is_tcp(flow))
-        tcp_close(engine, flow, reason, 0);
-    else
+    if (!is_tcp(flow))
         datagram_close(engine, flow, reason, 0);
+    else if (is_joined(flow))
+        splice_close(engine, flow, reason, 0);
+    else
+        tcp_close(engine, flow, reason, 0);
 }
 
 static uint64_t evict_after_ms(const struct flow *flow)
@@ -66,10 +76,12 @@ static bool evict(struct engine *engine)
         return false;
     count(engine, C_flows_evicted);
     /* A RST to the guest would have to wait for room: whoever still has the other end learns it from the next segment. */
-    if (is_tcp(oldest))
-        tcp_abandon(engine, oldest);
-    else
+    if (!is_tcp(oldest))
         datagram_close(engine, oldest, CLOSE_evicted, 0);
+    else if (is_joined(oldest))
+        splice_abort(engine, oldest, CLOSE_evicted, 0);
+    else
+        tcp_abandon(engine, oldest);
     flow_settle(engine, oldest);
     return true;
 }

@@ -37,6 +37,15 @@ void listener_table_free(struct listener_table *table)
     table->listener = NULL;
 }
 
+static uint16_t own_port(int fd)
+{
+    struct sockaddr_storage own = {0};
+    socklen_t length = sizeof(own);
+
+    sys_getsockname(fd, (struct sockaddr *)&own, &length);
+    return ntohs(((const struct sockaddr_in *)(const void *)&own)->sin_port); /* sin6_port lies at the same place */
+}
+
 int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, const struct listener *listener)
 {
     if (slot >= LISTENERS_MAX)
@@ -52,6 +61,7 @@ int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, cons
     if (err)
         return err;
     table->listener[slot] = *listener;
+    table->listener[slot].own_port = listener->protocol == IPPROTO_UDP ? own_port(listener->fd) : 0;
     if (table->used <= slot)
         table->used = slot + 1;
     return 0;

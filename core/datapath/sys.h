@@ -35,6 +35,9 @@ int sys_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags);
 ssize_t sys_discard(int fd, size_t length);
 ssize_t sys_read(int fd, void *bytes, size_t length);
 ssize_t sys_write(int fd, const void *bytes, size_t length);
+int sys_getsockname(int fd, struct sockaddr *addr, socklen_t *length);
+int sys_pipe(int fd[2], unsigned bytes); /* non-blocking and close-on-exec; as large as that if it may be */
+ssize_t sys_splice(int from, int to, size_t length);
 int sys_shutdown(int fd, int how);
 int sys_close(int fd);
 int sys_epoll_ctl(int epoll_fd, int op, int fd, uint32_t events, uint64_t data);
@@ -45,6 +48,7 @@ int sys_socket_signal(int fd);
 #else
 
 #include <errno.h>
+#include <fcntl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -139,6 +143,26 @@ static inline ssize_t sys_read(int fd, void *bytes, size_t length)
 static inline ssize_t sys_write(int fd, const void *bytes, size_t length)
 {
     ssize_t n = write(fd, bytes, length);
+    return n < 0 ? -errno : n;
+}
+
+static inline int sys_getsockname(int fd, struct sockaddr *addr, socklen_t *length)
+{
+    return getsockname(fd, addr, length) < 0 ? -errno : 0;
+}
+
+static inline int sys_pipe(int fd[2], unsigned bytes)
+{
+    if (pipe2(fd, O_NONBLOCK | O_CLOEXEC) < 0)
+        return -errno;
+    fcntl(fd[1], F_SETPIPE_SZ, bytes); /* refused: it has what the kernel gives by itself */
+    return 0;
+}
+
+/* Bytes between a socket and a pipe, by reference. */
+static inline ssize_t sys_splice(int from, int to, size_t length)
+{
+    ssize_t n = splice(from, NULL, to, NULL, length, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
     return n < 0 ? -errno : n;
 }
 

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "listener.h"
+#include "splice.h"
 #include "sys.h"
 #include "tcp.h"
 
@@ -30,7 +31,11 @@ static void take_connection(struct engine *engine, const struct listener *listen
     struct flow_key key;
     struct flow *flow = NULL;
 
-    if (engine->view.flags & LG_VIEW_TCP && listener_key(engine, listener, peer, &key) &&
+    if (splice_takes(engine, listener, peer)) {
+        splice_accept(engine, listener, fd, peer);
+        return;
+    }
+    if (!listener->outward && engine->view.flags & LG_VIEW_TCP && listener_key(engine, listener, peer, &key) &&
         !flow_find(&engine->flows, &key))
         flow = flow_make(engine, &key);
     if (!flow) {

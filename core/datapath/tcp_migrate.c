@@ -27,8 +27,8 @@ static bool may_move(const struct flow *flow)
     const struct tcp *tcp = &flow->tcp;
 
     /* One that is not made yet is a state of the peer's kernel which a socket elsewhere cannot be put into. */
-    return flow->key.protocol == IPPROTO_TCP && !flow->done && !flow->frozen && tcp->to_guest != HALF_SYN &&
-           tcp->to_host != HALF_SYN && !tcp->send_error;
+    return flow->key.protocol == IPPROTO_TCP && flow->key.port == PORT_LINK && !flow->done && !flow->frozen &&
+           tcp->to_guest != HALF_SYN && tcp->to_host != HALF_SYN && !tcp->send_error;
 }
 
 static void describe(const struct flow *flow, struct lg_tcp_flow *state)

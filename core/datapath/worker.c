@@ -100,6 +100,9 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
         link_tap_event(&worker->tap);
         worker->guest_ready = true;
         break;
+    case SOURCE_AGENT:
+        agent_receive(worker);
+        break;
     case SOURCE_CMD:
         worker->end |= !command_run(worker);
         break;
@@ -207,6 +210,7 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
     worker->engine.link = &worker->vhost.link;
     worker->engine.events = &worker->sink;
     worker->engine.punt = up_punt;
+    agent_init(worker);
     if ((err = watch(worker, config->cmd_fd, EPOLLIN, SOURCE_CMD)) ||
         (err = watch(worker, config->up_fd, EPOLLIN | EPOLLET, SOURCE_UP)) ||
         (err = watch(worker, config->keeper_fd, EPOLLIN | EPOLLRDHUP, SOURCE_KEEPER)))

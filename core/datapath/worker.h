@@ -23,6 +23,7 @@ enum loop_source {
     SOURCE_KICK_TRANSMITQ,
     SOURCE_STREAM,
     SOURCE_TAP,
+    SOURCE_AGENT,
 };
 
 struct worker {
@@ -33,8 +34,11 @@ struct worker {
     struct pcap_ring pcap;
     struct event_sink sink;
     int cmd_fd, up_fd, keeper_fd;
-    bool guest_ready; /* the link may have frames */
-    bool link_ended;  /* the stream's connection is over, or the tap device gone, and control has not heard of it */
+    int agent_fd;          /* of the guest's namespace; -1: there is none */
+    unsigned agent_asking; /* the enum splice_kind that it was asked for and has not answered; SPLICE_KINDS none */
+    unsigned agent_wanted; /* bits of those that will be asked for next */
+    bool guest_ready;      /* the link may have frames */
+    bool link_ended; /* the stream's connection is over, or the tap device gone, and control has not heard of it */
     struct lg_link_end link_end;
     bool up_blocked; /* control's queue is full: EPOLLOUT is asked for */
     bool end;
@@ -50,6 +54,11 @@ void up_receive(struct worker *worker);   /* frames for the guest */
 
 /* command.c: one command and its reply; false: control has gone. */
 bool command_run(struct worker *worker);
+
+/* agent_channel.c */
+void agent_init(struct worker *worker);
+int agent_attach(struct worker *worker, int fd); /* 0; or a negative errno: the descriptor stays the caller's */
+void agent_receive(struct worker *worker);
 
 /* worker.c */
 void worker_ring_started(struct worker *worker, unsigned queue);

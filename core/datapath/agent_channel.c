@@ -152,12 +152,16 @@ void agent_init(struct worker *worker)
 
 int agent_attach(struct worker *worker, int fd)
 {
-    int err = sys_epoll_ctl(worker->engine.epoll_fd, EPOLL_CTL_ADD, fd, EPOLLIN, SOURCE_AGENT);
+    int domain;
+    socklen_t length = sizeof(domain);
+    int err = sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
 
-    if (err)
-        return err;
+    if (err || domain != AF_UNIX)
+        return err ? err : -EINVAL;
     if (worker->agent_fd >= 0)
         agent_gone(worker);
+    if ((err = sys_epoll_ctl(worker->engine.epoll_fd, EPOLL_CTL_ADD, fd, EPOLLIN, SOURCE_AGENT)))
+        return err;
     worker->agent_fd = fd;
     return 0;
 }

@@ -407,5 +407,6 @@ def test_whatever_control_sends_is_answered_and_leaks_nothing(
         else:
             assert -4096 < head.result <= 0
     assert worker.result(lib.LG_CMD_LINK_RESET) == 0
-    assert worker.fds() == worker.baseline
     bag.close()
+    worker.fds()  # by its end, an agent that was one of these is known to have gone
+    assert worker.fds() == worker.baseline

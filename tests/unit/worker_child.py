@@ -38,6 +38,7 @@ SHAPES: dict[int, tuple[str, range]] = {
     lib.LG_CMD_FLOWS: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_STREAM_ATTACH: ("struct lg_cmd_header", range(1, 2)),
     lib.LG_CMD_TAP_ATTACH: ("struct lg_cmd_value", range(1, 2)),
+    lib.LG_CMD_SPLICE_AGENT: ("struct lg_cmd_header", range(1, 2)),
     lib.LG_CMD_LISTEN: ("struct lg_cmd_listen", range(1, lib.LG_LISTEN_MAX + 1)),
     lib.LG_CMD_LISTEN_CLOSE: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_LISTEN_TARGET: ("struct lg_cmd_listen", range(1)),

@@ -72,6 +72,22 @@ static int bind_source(int fd, const address *source)
     return sys_bind(fd, (const struct sockaddr *)&own, length);
 }
 
+/* Edges, and none of bytes that could not move on (design: "Readiness and stalls"). OUT only where something waits for it:
+ * an event of which the other half is gone already when we look is told all the same if the rest of it is true. */
+static uint32_t interest_of(const struct splice_side *side)
+{
+    return (side->muted ? 0 : (uint32_t)EPOLLIN) | (side->writable ? 0 : (uint32_t)EPOLLOUT) | EPOLLET;
+}
+
+static int watch(struct engine *engine, struct flow *flow, unsigned which)
+{
+    struct splice_side *side = &flow->splice.side[which];
+
+    side->interest = interest_of(side);
+    return sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, side->fd, side->interest,
+                         flow_handle(flow) | (which ? FLOW_FAR : 0));
+}
+
 static int connect_far(struct engine *engine, struct flow *flow, int fd)
 {
     struct splice *splice = &flow->splice;
@@ -86,10 +102,7 @@ static int connect_far(struct engine *engine, struct flow *flow, int fd)
         return err;
     sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     err = sys_connect(fd, (const struct sockaddr *)&to, length);
-    if (err && err != -EINPROGRESS)
-        return err;
-    far->interest = EPOLLIN | EPOLLOUT | EPOLLET;
-    return sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, fd, far->interest, flow_handle(flow) | FLOW_FAR);
+    return err && err != -EINPROGRESS ? err : watch(engine, flow, SPLICE_FAR);
 }
 
 static void refuse(struct engine *engine, struct flow *flow, int error)
@@ -158,6 +171,11 @@ static void end_connect(struct engine *engine, struct flow *flow)
     }
     flow->splice.state = SPLICE_JOINED;
     flow_emit(engine, flow, LG_EVENT_FLOW_CONNECT, 0, 0, 0);
+    error = -watch(engine, flow, SPLICE_NEAR); /* not before: nobody had any use for what came */
+    if (error)
+        splice_abort(engine, flow, CLOSE_no_descriptor, error);
+    else
+        flow->splice.side[SPLICE_NEAR].readable = true;
 }
 
 /* ---- its life ---- */
@@ -193,7 +211,7 @@ void splice_accept(struct engine *engine, const struct listener *listener, int f
 {
     struct flow_key key;
     struct splice splice = {
-        .side = {{.fd = fd, .interest = EPOLLIN | EPOLLOUT | EPOLLET, .writable = true}, {.fd = -1}},
+        .side = {{.fd = fd, .writable = true}, {.fd = -1}},
         .port = listener->port,
     };
     struct flow *flow = NULL;
@@ -210,11 +228,7 @@ void splice_accept(struct engine *engine, const struct listener *listener, int f
     count(engine, C_splice_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
     sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    int err = sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, fd, splice.side[SPLICE_NEAR].interest, flow_handle(flow));
-    if (err)
-        splice_abort(engine, flow, CLOSE_no_descriptor, -err);
-    else
-        open_far(engine, flow);
+    open_far(engine, flow);
 }
 
 void splice_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error)
@@ -279,12 +293,6 @@ static bool pass_end(struct engine *engine, struct flow *flow, unsigned from)
     out->shut = true;
     sys_shutdown(out->fd, SHUT_WR);
     return true;
-}
-
-/* As for any flow: edges, and none of bytes that could not move on (design: "Readiness and stalls"). */
-static uint32_t interest_of(const struct splice_side *side)
-{
-    return (side->muted ? 0 : (uint32_t)EPOLLIN) | EPOLLOUT | EPOLLET;
 }
 
 static void apply_interest(struct engine *engine, struct flow *flow, unsigned which)

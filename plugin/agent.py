@@ -2,15 +2,17 @@
 """pasta's namespace agent: the one process that enters the target namespace, and hands out what must be made there.
 
 Forked by the wrapper (`start`), which cannot enter itself: a rootless process could not come back. It joins the
-namespaces, makes the tap device, configures it as planned, reports, and then answers requests until its channel ends.
+namespaces, makes the tap device, configures it as planned, reports, and then answers requests until its channel ends:
+those of its parent and of control, and those of the worker, which has a channel of its own and gets less there.
 
 Adversary: the container, which may change, rename and remove its own interfaces at any time, and have any name and any
 address there. So nothing of its making is followed: no file is opened after the start, /dev/net/tun and the paths of
 the namespaces are the caller's, the interface is known by the number that it had when it was made, and what the kernel
 refuses is told and does no harm. What can be done here in the worst case is what the container can do by itself. And
-whoever asks, once a guest has broken it: agent_records.py checks each request.
+whoever asks, once a guest has broken it: agent_records.py checks each request. A worker that takes no answers loses its
+channel, and holds up nobody.
 
-Invariants: after READY it has an empty root, no descriptor but its channel and that of netlink, CAP_NET_ADMIN and
+Invariants: after READY it has an empty root, no descriptor but its channels and that of netlink, CAP_NET_ADMIN and
 CAP_NET_BIND_SERVICE in the namespace, and nothing is imported any more. It never returns to the code of its parent.
 """
 
@@ -20,11 +22,12 @@ import _socket
 import errno
 import fcntl
 import os
+import select
 import struct
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import address, agent_records, netlink, netlink_change
+from lockgate.plugin import address, agent_records, forwards, netlink, netlink_change
 from lockgate.plugin.address import UNSET
 
 TYPE_CHECKING = False
@@ -44,7 +47,6 @@ _OFFLOADS = (_CSUM | _TSO4 | _TSO6 | _USO4 | _USO6, _CSUM | _TSO4 | _TSO6, 0)
 
 _LOOPBACK_INDEX = 1  # in every namespace
 _SO_BINDTOIFINDEX = 62
-_BACKLOG = 128
 _NAME_MAX = 15
 
 
@@ -69,42 +71,101 @@ class Interface:
         self.mac = mac  # empty: the kernel makes one up
 
 
-def start(target: Target, interface: Interface, process_name: str) -> Agent:
-    """Forks the agent. Whether it has got anywhere is what Agent.wait_ready says. Raises OSError."""
+def start(target: Target, interface: Interface, process_name: str, files: Sequence[str] = ()) -> Agent:
+    """Forks the agent. Whether it has got anywhere is what Agent.wait_ready says. `files` are opened inside, to be
+    handed out. Raises OSError."""
     ours, theirs = core_worker.channel()
     ours.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 2 * agent_records.RECORD_MAX)
     pid = os.fork()
     if pid == 0:
         try:
-            _live(theirs, target, interface, process_name)
+            _live(theirs, target, interface, process_name, files)
         finally:
             os._exit(0)  # nothing of the child may reach the code of its parent
     theirs.close()
     return agent_records.Agent(pid, ours)
 
 
-def _live(end: _socket.socket, target: Target, interface: Interface, process_name: str) -> None:
+def _live(
+    end: _socket.socket, target: Target, interface: Interface, process_name: str, files: Sequence[str]
+) -> None:
     try:
         _keep_only(end, target)
         _join(target)
-        life = _Life(interface)
+        opened = [_open(path, "file") for path in files]
+        life = _Life(interface, len(opened))
         _confine(process_name)
     except (agent_records.AgentError, OSError) as failure:
         end.send(agent_records.FAILED + agent_records.pack_text(str(failure)))
         return
     end.setblocking(True)
-    record, tap = life.ready.pack(), life.take_tap()
-    _send(end, record, tap)
-    while request := end.recv(agent_records.RECORD_MAX):
-        _send(end, *life.answer(request))
+    _send(end, life.ready.pack(), [*life.take_tap(), *opened])
+    _Desk(end, life).serve()
+
+
+class _Desk:
+    """Where requests come in: one channel for ever, and one of the worker of now."""
+
+    def __init__(self, end: _socket.socket, life: _Life) -> None:
+        self._end = end
+        self._life = life
+        self._worker: _socket.socket | None = None
+        self._waiting = select.poll()
+        self._waiting.register(end, select.POLLIN)
+
+    def serve(self) -> None:
+        """One request of each at a time, until the end of the first channel."""
+        while True:
+            ready = {fd for fd, _ in self._waiting.poll()}
+            if self._worker is not None and self._worker.fileno() in ready:
+                self._serve_worker(self._worker)
+            if self._end.fileno() in ready and not self._serve_parent():
+                return
+
+    def _serve_parent(self) -> bool:
+        request, rights, _, _ = self._end.recvmsg(agent_records.RECORD_MAX, _socket.CMSG_SPACE(4))
+        fds = [fd for _, _, data in rights for fd in struct.unpack(f"={len(data) // 4}i", data)]
+        if request == agent_records.WORKER and len(fds) == 1:
+            self._take_worker(fds[0])
+            _send(self._end, agent_records.pack_answer(0), [])
+            return True
+        for fd in fds:
+            os.close(fd)
+        if request:
+            _send(self._end, *self._life.answer(request))
+        return bool(request)
+
+    def _take_worker(self, fd: int) -> None:
+        self._let_worker_go()
+        self._worker = _socket.socket(fileno=fd)
+        self._worker.setblocking(False)
+        self._waiting.register(fd, select.POLLIN)
+
+    def _let_worker_go(self) -> None:
+        if self._worker is not None:
+            self._waiting.unregister(self._worker)
+            self._worker.close()
+            self._worker = None
+
+    def _serve_worker(self, worker: _socket.socket) -> None:
+        try:
+            request = worker.recv(agent_records.SOCKETS_BYTES + 1)
+            if request:
+                _send(worker, *_open_sockets(agent_records.parse_unbound(request)))
+        except OSError:
+            request = b""  # it has gone, or takes no answers
+        if not request:
+            self._let_worker_go()
 
 
 def _send(end: _socket.socket, record: bytes, fds: Sequence[int]) -> None:
-    """Descriptors are not ours any more then."""
+    """Descriptors are not ours any more then. Raises OSError."""
     rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
-    end.sendmsg([record], rights)
-    for fd in fds:
-        os.close(fd)
+    try:
+        end.sendmsg([record], rights)
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 # ---- the start ----
@@ -121,21 +182,21 @@ def _keep_only(end: _socket.socket, target: Target) -> None:
 
 def _join(target: Target) -> None:
     if target.user:
-        fd = _open(target.user, "user")
+        fd = _open(target.user, "user namespace")
         if not os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/user")):  # nobody may join where they are
             _enter(fd, network=False)
         os.close(fd)
-    fd = target.network if isinstance(target.network, int) else _open(target.network, "network")
+    fd = target.network if isinstance(target.network, int) else _open(target.network, "network namespace")
     _enter(fd, network=True)
     os.close(fd)
 
 
-def _open(path: str, kind: str) -> int:
+def _open(path: str, what: str) -> int:
     """A FIFO would hold us up for ever."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as failure:
-        raise agent_records.AgentError(f"Couldn't open {kind} namespace {path}: {failure.strerror}") from None
+        raise agent_records.AgentError(f"Couldn't open {what} {path}: {failure.strerror}") from None
 
 
 def _enter(fd: int, network: bool) -> None:
@@ -176,8 +237,9 @@ def _open_tap(name: str) -> tuple[int, str, int]:
 class _Life:
     """The interface, and what was done to it last."""
 
-    def __init__(self, interface: Interface) -> None:
-        """Makes and configures it. Raises AgentError."""
+    def __init__(self, interface: Interface, files: int) -> None:
+        """Makes and configures it. `files` will be told. Raises AgentError."""
+        self._files = files
         self._changes = netlink_change.Changes()
         self._tap = -1
         self._index = 0
@@ -202,10 +264,7 @@ class _Life:
     def answer(self, request: bytes) -> tuple[bytes, list[int]]:
         if request[:1] == agent_records.CONFIGURE:
             return self._answer_plan(request), []
-        wanted = agent_records.parse_sockets(request)
-        if wanted is None:
-            return agent_records.pack_results([]), []
-        return _open_sockets(wanted)
+        return _open_sockets(agent_records.parse_sockets(request))
 
     # ---- configuration ----
 
@@ -266,6 +325,7 @@ class _Life:
             name=name,
             link_local=link_local,
             note=note,
+            files=self._files,
         )
 
     def _answer_plan(self, request: bytes) -> bytes:
@@ -346,7 +406,9 @@ def _about_route(one: netlink.Route, failure: OSError) -> str:
 # ---- sockets ----
 
 
-def _open_sockets(wanted: SocketsWanted) -> tuple[bytes, list[int]]:
+def _open_sockets(wanted: SocketsWanted | None) -> tuple[bytes, list[int]]:
+    if wanted is None:
+        return agent_records.pack_results([]), []
     errors, fds = [], []
     for place in range(wanted.count):
         try:
@@ -365,13 +427,13 @@ def _open_socket(wanted: SocketsWanted, port: int) -> int:
         if wanted.flags & agent_records.LOOPBACK:
             made.setsockopt(_socket.SOL_SOCKET, _SO_BINDTOIFINDEX, _LOOPBACK_INDEX)
         if wanted.flags & agent_records.BIND:
-            made.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-            if wanted.family == _socket.AF_INET6:
-                only = not wanted.flags & agent_records.DUAL_STACK
-                made.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, only)
+            dual_stack = bool(wanted.flags & agent_records.DUAL_STACK)
+            ipv4 = wanted.family == _socket.AF_INET
+            for option in forwards.socket_options(wanted.protocol, ipv4, dual_stack):
+                made.setsockopt(*option)
             made.bind((_text(wanted), port))
         if wanted.flags & agent_records.LISTEN:
-            made.listen(_BACKLOG)
+            made.listen(forwards.BACKLOG)
         return made.detach()
     finally:
         made.close()

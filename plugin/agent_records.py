@@ -6,16 +6,21 @@ other process, should a container have broken it. Records are fixed structures; 
 what it can be is None, for the reader to refuse. Invariants: a request costs a bounded piece of work, and names no
 interface, file or process: the agent knows its interface by number, and loopback is number 1 in every namespace.
 
-    the agent, once:  READY, the interface, with its descriptor if there is one; a note about what was refused
+    the agent, once:  READY, the interface, with its descriptor if there is one, and those of files that were asked for;
+                      a note about what was refused
                       or FAILED, a sentence
     CONFIGURE, plan                      ->  ANSWER, errno of what failed first or 0, a sentence
     SOCKETS, kind, address, how many     ->  ANSWER, 0 or an errno for each, with the descriptors in order;
                                              for none, if the request is refused
+    WORKER, with a channel               ->  ANSWER, 0; who asks there, a worker, asks for sockets, too, but gets
+                                             such as are neither bound nor listening. The channel before it is closed.
 """
 
 from __future__ import annotations
 
 import _socket
+import errno
+import os
 import select
 import struct
 
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 READY, FAILED, ANSWER = b"R", b"F", b"A"
-CONFIGURE, SOCKETS = b"C", b"S"
+CONFIGURE, SOCKETS, WORKER = b"C", b"S", b"W"
 
 RECORD_MAX = 131072
 SOCKETS_MAX = 64  # of a request: the kernel hands over 253 descriptors at once
@@ -37,7 +42,7 @@ _TEXT_MAX = 1000
 # Of SOCKETS: bind them, to consecutive ports; listen; IPv4 on a socket of IPv6 too; only on the loopback interface.
 BIND, LISTEN, DUAL_STACK, LOOPBACK = 1, 2, 4, 8
 
-_READY = struct.Struct("=cxxxIII6sxx16s16s")  # index, MTU, TUN_F_*, MAC, name, link-local address
+_READY = struct.Struct("=cBxxIII6sxx16s16s")  # files, index, MTU, TUN_F_*, MAC, name, link-local address
 _PLAN = struct.Struct("=cxHHxxI")  # addresses, routes, MTU
 _ADDRESS = struct.Struct("=BBBx16s16s")  # family, prefix, scope, address, peer
 # family, prefix, scope, protocol, type of service, preference, next hops, metric, MTU, destination
@@ -45,6 +50,8 @@ _ROUTE = struct.Struct("=BBBBBBBxII16s")
 _HOP = struct.Struct("=BxH16s16s")  # flags, weight, gateway, via
 _SOCKETS = struct.Struct("=cBBBHH16s")  # family, protocol, flags, first port, how many, address
 _ANSWER = struct.Struct("=cxH")  # errno
+
+SOCKETS_BYTES = _SOCKETS.size
 
 _PREFIX_MAX = {_socket.AF_INET: 32, _socket.AF_INET6: 128}
 _PORT_MAX = 65535
@@ -57,10 +64,10 @@ class AgentError(Exception):
 class Ready:
     """The interface as it is, and a note about what could not be done but does no harm; frozen by convention."""
 
-    __slots__ = ("index", "link_local", "mac", "mtu", "name", "note", "offloads")
+    __slots__ = ("files", "index", "link_local", "mac", "mtu", "name", "note", "offloads")
 
     def __init__(
-        self, *, index: int, mtu: int, offloads: int, mac: bytes, name: str, link_local: bytes, note: str
+        self, *, index: int, mtu: int, offloads: int, mac: bytes, name: str, link_local: bytes, note: str, files: int
     ) -> None:
         self.index = index
         self.mtu = mtu
@@ -69,10 +76,12 @@ class Ready:
         self.name = name
         self.link_local = link_local
         self.note = note
+        self.files = files  # how many came along
 
     def pack(self) -> bytes:
         name = self.name.encode("utf-8", "surrogateescape")
-        head = _READY.pack(READY, self.index, self.mtu, self.offloads, self.mac, name, self.link_local)
+        numbers = self.files, self.index, self.mtu, self.offloads
+        head = _READY.pack(READY, *numbers, self.mac, name, self.link_local)
         return head + pack_text(self.note)
 
 
@@ -82,7 +91,7 @@ def parse_ready(record: bytes) -> Ready:
         raise AgentError(record[1:].decode("utf-8", "replace"))
     if record[:1] != READY or len(record) < _READY.size:
         raise AgentError("The namespace agent ended before it was ready")
-    _, index, mtu, offloads, mac, name, link_local = _READY.unpack_from(record)
+    _, files, index, mtu, offloads, mac, name, link_local = _READY.unpack_from(record)
     return Ready(
         index=index,
         mtu=mtu,
@@ -91,6 +100,7 @@ def parse_ready(record: bytes) -> Ready:
         name=name.rstrip(b"\0").decode("utf-8", "surrogateescape"),
         link_local=link_local,
         note=record[_READY.size :].decode("utf-8", "replace"),
+        files=files,
     )
 
 
@@ -218,6 +228,12 @@ def parse_sockets(record: bytes) -> SocketsWanted | None:
     return SocketsWanted(family, protocol, count, flags=flags, address=address, first=first)
 
 
+def parse_unbound(record: bytes) -> SocketsWanted | None:
+    """The same, of a worker."""
+    wanted = parse_sockets(record)
+    return wanted if wanted is not None and not wanted.flags else None
+
+
 # ---- answers ----
 
 
@@ -253,18 +269,45 @@ class Agent:
         self.pid = pid
         self.channel = channel
 
-    def wait_ready(self) -> tuple[Ready, int]:
-        """The interface, and its descriptor or -1. Raises AgentError."""
+    def wait_ready(self) -> tuple[Ready, int, list[int]]:
+        """The interface, its descriptor or -1, and those of the files. Raises AgentError."""
         record, fds = self._receive()
-        return parse_ready(record), (fds or [-1])[0]
+        ready = parse_ready(record)
+        files = len(fds) - ready.files
+        return ready, (fds[:files] or [-1])[0], fds[files:]
 
-    def ask(self, request: bytes) -> tuple[bytes, list[int]]:
+    def ask(self, request: bytes, fds: Sequence[int] = ()) -> tuple[bytes, list[int]]:
         """A request's answer, which takes as long as the kernel does; an empty one: the agent is gone."""
+        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
         try:
-            self.channel.send(request)
+            self.channel.sendmsg([request], rights)
         except (BrokenPipeError, ConnectionResetError):
             return b"", []
         return self._receive()
+
+    def open_sockets(self, wanted: SocketsWanted) -> list[int]:
+        """For each its descriptor, or an errno below zero."""
+        record, fds = self.ask(wanted.pack())
+        errors = parse_results(record, len(fds))
+        if not errors:
+            for fd in fds:
+                os.close(fd)
+            return [-errno.EPIPE] * wanted.count  # the agent is gone, or will have none of it
+        given = iter(fds)
+        return [-error if error else next(given) for error in errors]
+
+    def open_worker_channel(self) -> _socket.socket:
+        """The end of a worker, the first or the next. It asks there by itself, so that no connection waits for whoever
+        else would have to ask for it; and has its own, since the last one may have left answers behind. Raises
+        AgentError."""
+        kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
+        answer = parse_answer(self.ask(WORKER, [theirs.fileno()])[0])
+        theirs.close()
+        if answer is None or answer[0]:
+            ours.close()
+            raise AgentError("The namespace agent is gone")
+        return ours
 
     def _receive(self) -> tuple[bytes, list[int]]:
         waiting = select.poll()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listening sockets on the host, one for each port that is forwarded.
+"""Listening sockets, one for each port that is forwarded: on the host, and what is alike of those in a namespace.
 
 Called by the wrapper before READY, because ports are bound with the caller's rights, hence the light imports; and by
-what becomes of it, the keeper, when the table of forwards is changed (ports.py). What the rules mean is decided in
-contracts/forward_spec.py; who accepts on the sockets is not known here.
+what becomes of it, the keeper, when the table of forwards is changed (ports.py). Those in a namespace are made by its
+agent. What the rules mean is decided in contracts/forward_spec.py; who accepts on the sockets is not known here.
 Adversary: nobody; but ports are taken by others at any time, so that only bind() itself is believed.
 
 Invariants: bind() returns all that was asked for, or leaves nothing open. Sockets do not block, and are closed on exec.
@@ -28,13 +28,18 @@ from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, TCP, UDP, ran
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lockgate.plugin.contracts.forward_spec import ForwardRule
 
-OPTION_NAMES = {TCP: "--tcp-ports", UDP: "--udp-ports"}
+    # Opens that many ports of a rule, from a first one on: for each its descriptor, or an errno below zero.
+    OpenPorts = Callable[[ForwardRule, int, int], Sequence[int]]
+
+_OPTIONS = {TCP: "--tcp-ports", UDP: "--udp-ports"}
+_OUTWARD_OPTIONS = {TCP: "--tcp-ns", UDP: "--udp-ns"}
 
 BACKLOG = 128
+BATCH_MAX = 64  # ports that are opened at once: whoever is asked for them has other things to do
 UNPRIVILEGED_FILE = "/proc/sys/net/ipv4/ip_unprivileged_port_start"  # of both families
 UNPRIVILEGED_DEFAULT = 1024
 
@@ -71,9 +76,10 @@ class Listener:
 
 
 def bind(
-    rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None], freebind: bool = False
+    rules: Sequence[ForwardRule], room: int, warn: Callable[[str], None], open_ports: OpenPorts | None = None
 ) -> list[Listener]:
-    """Binds every port, TCP ones listening. `room` is how many descriptors may be used for it.
+    """Binds every port, TCP ones listening; on the host, if nothing else opens them. `room` is how many descriptors
+    may be used for it.
 
     Raises ForwardError if a port that was named cannot be bound, or none of a run of ports of which any would do;
     warn() has got a line for each such rule then, in passt's words. What is missing of "all" otherwise is one line.
@@ -83,7 +89,7 @@ def bind(
     refused: list[Failure] = []
     missed: list[Failure] = []
     for rule in rules:
-        failures = _bind_rule(Recipe(rule, freebind), rule, listeners)
+        failures = _bind_rule(open_ports or on_host(), rule, range(rule.first, rule.last + 1), listeners)
         if rule.best_effort and len(failures) < rule.count:
             missed += failures
         else:
@@ -99,6 +105,14 @@ def bind(
     return listeners
 
 
+def bind_some(wanted: Iterable[tuple[ForwardRule, Sequence[int]]], room: int, open_ports: OpenPorts) -> list[Listener]:
+    """Of each rule the ports that are named, in ascending order, as far as they can be had."""
+    listeners: list[Listener] = []
+    for rule, numbers in wanted:
+        _bind_rule(open_ports, rule, numbers[: max(room - len(listeners), 0)], listeners)
+    return listeners
+
+
 def close(listeners: Iterable[Listener]) -> None:
     """Frees the ports, as far as no other process has a copy of the socket."""
     for listener in listeners:
@@ -107,9 +121,9 @@ def close(listeners: Iterable[Listener]) -> None:
 
 def check_room(rules: Sequence[ForwardRule], room: int) -> None:
     """Raises ForwardError if they want more sockets than that."""
-    wanted = sum(rule.count for rule in rules)
+    wanted = sum(rule.count for rule in rules if not rule.auto)
     if wanted > room:
-        options = " and ".join(dict.fromkeys(OPTION_NAMES[rule.protocol] for rule in rules))
+        options = " and ".join(dict.fromkeys(map(_option_of, rules)))
         raise ForwardError(
             f"{options}: {wanted} ports need a socket each, and the limit on open files leaves {max(room, 0)} for "
             "them; forward fewer ports, or raise the hard limit (ulimit -Hn, or LimitNOFILE= of a systemd unit)"
@@ -132,21 +146,57 @@ class Failure:
 
     def line(self) -> str:
         """In the contract's words, which callers search."""
-        name = PROTOCOL_NAMES[self.rule.protocol]
-        return f"Listen failed for HOST {name} port {self.rule.listen_text}/{self.port}: {self.reason}"
+        rule = self.rule
+        where = f"{'SPLICE' if rule.outward else 'HOST'} {PROTOCOL_NAMES[rule.protocol]} port"
+        return f"Listen failed for {where} {rule.listen_text}/{self.port}: {self.reason}"
 
 
-def _bind_rule(recipe: Recipe, rule: ForwardRule, listeners: list[Listener]) -> list[Failure]:
-    """Appends what could be bound; returns what could not, of ports that were named only the first."""
+def _bind_rule(
+    open_ports: OpenPorts, rule: ForwardRule, numbers: Sequence[int], listeners: list[Listener]
+) -> list[Failure]:
+    """Appends what could be bound; returns what could not, of ports that were named at least the first."""
     failures = []
-    for port in range(rule.first, rule.last + 1):
-        try:
-            listeners.append(Listener(recipe.open(port), rule, port))
-        except OSError as failure:
-            failures.append(Failure(rule, port, failure.errno or errno.EINVAL))
-            if not rule.best_effort:
-                break
+    for first, count in runs(numbers, BATCH_MAX):
+        for port, fd in enumerate(open_ports(rule, first, count), first):
+            if fd >= 0:
+                listeners.append(Listener(fd, rule, port))
+            else:
+                failures.append(Failure(rule, port, -fd))
+        if failures and not rule.best_effort:
+            break
     return failures
+
+
+def runs(numbers: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """First of consecutive numbers, and how many, in ascending ones."""
+    first, count = 0, 0
+    for number in numbers:
+        if count and (number != first + count or count == most):
+            yield first, count
+            count = 0
+        if not count:
+            first = number
+        count += 1
+    if count:
+        yield first, count
+
+
+def on_host(freebind: bool = False) -> OpenPorts:
+    def open_ports(rule: ForwardRule, first: int, count: int) -> list[int]:
+        recipe = Recipe(rule, freebind)
+        return [recipe.try_open(port) for port in range(first, first + count)]
+
+    return open_ports
+
+
+def socket_options(protocol: int, ipv4: bool, dual_stack: bool) -> list[tuple[int, int, int]]:
+    """What a socket is by its protocol and family, wherever it is made."""
+    options = [] if ipv4 else [(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual_stack else 1)]
+    if protocol == TCP:
+        options.append((_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1))
+    else:
+        options += _IPV4_UDP if ipv4 else _DUAL_STACK_UDP if dual_stack else _IPV6_UDP
+    return options
 
 
 class Recipe:
@@ -158,24 +208,17 @@ class Recipe:
         self.tcp = tcp = rule.protocol == TCP
         stream = _socket.SOCK_STREAM if tcp else _socket.SOCK_DGRAM
         self.kind = stream | _socket.SOCK_NONBLOCK | _socket.SOCK_CLOEXEC
-        dual_stack = rule.dual_stack
         ipv4 = address.is_ipv4(rule.listen)
         self.family = _socket.AF_INET if ipv4 else _socket.AF_INET6
         self.host = address.to_text(rule.listen)
         self.scope_id = 0 if ipv4 else _scope_id(rule)
-        self.options: list[tuple[int, int, int | bytes]] = []
-        if not ipv4:
-            self.options.append((_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0 if dual_stack else 1))
+        self.options: list[tuple[int, int, int | bytes]] = [*socket_options(rule.protocol, ipv4, rule.dual_stack)]
         if freebind:
             ours = (_socket.IPPROTO_IP, _IP_FREEBIND, 1) if ipv4 else (_socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
             self.options.append(ours)
         if rule.interface:
             name = os.fsencode(rule.interface) + b"\0"
             self.options.append((_socket.SOL_SOCKET, _socket.SO_BINDTODEVICE, name))
-        if tcp:
-            self.options.append((_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1))
-        else:
-            self.options += _IPV4_UDP if ipv4 else _DUAL_STACK_UDP if dual_stack else _IPV6_UDP
 
     def open(self, port: int) -> int:
         sock = _socket.socket(self.family, self.kind)
@@ -190,6 +233,12 @@ class Recipe:
             sock.close()
             raise
         return sock.detach()
+
+    def try_open(self, port: int) -> int:
+        try:
+            return self.open(port)
+        except OSError as failure:
+            return -(failure.errno or errno.EINVAL)
 
 
 def _scope_id(rule: ForwardRule) -> int:
@@ -209,10 +258,14 @@ def explain(failure: Failure) -> str:
     """Why, and what to do; without a full stop. Looks for the holder of a port that is taken."""
     rule, error, port = failure.rule, failure.error, failure.port
     what = f"{PROTOCOL_NAMES[rule.protocol]} port {port}"
-    other = f"or choose another port for {OPTION_NAMES[rule.protocol]}"
+    other = f"or choose another port for {_option_of(rule)}"
     if rule.best_effort:
         what = f"none from {range_text(rule.first, rule.last)} can be had, {what}"
-        other = f"or leave them out of {OPTION_NAMES[rule.protocol]}, with ~{range_text(rule.first, rule.last)}"
+        other = f"or leave them out of {_option_of(rule)}, with ~{range_text(rule.first, rule.last)}"
+    if rule.outward:
+        if error == errno.EADDRINUSE:
+            return f"{what} is taken in the namespace already; stop what has it there, {other}"
+        return f"{what} of the namespace: {failure.reason}"
     if error == errno.EADDRINUSE:
         holder = port_holder.find(rule.protocol, port, lambda ip: rule.shares_address(ip, ip == address.UNSET))
         return f"{what} is held by {holder or 'another process'}; stop that, {other}"
@@ -231,6 +284,10 @@ def explain(failure: Failure) -> str:
     if error == errno.EINVAL and not rule.interface and address.is_link_local(rule.listen):
         return f"a link-local address needs its interface, as in {rule.listen_text}%eth0/{port}"
     return f"{what}: {failure.reason}"
+
+
+def _option_of(rule: ForwardRule) -> str:
+    return (_OUTWARD_OPTIONS if rule.outward else _OPTIONS)[rule.protocol]
 
 
 def _unprivileged_start() -> int:

@@ -221,7 +221,7 @@ class Start:
             return []
         room = descriptors - core_worker.FLOW_DESCRIPTORS_SPARED
         try:
-            return forwards.bind(rules, room, self.log.warning, self.spec.freebind)
+            return forwards.bind(rules, room, self.log.warning, forwards.on_host(self.spec.freebind))
         except forwards.ForwardError as fault:
             raise vocabulary.StartError(str(fault)) from None
 

@@ -74,7 +74,7 @@ class NamespaceLink:
             name = wanted.ns_ifname or namespace.name(self._spec, host)
             interface = agent.Interface(name, self._plan, wanted.ns_mac or b"")
             self._agent = agent.start(self._target, interface, f"{process_name}-agent")
-            self._ready, self._tap = self._agent.wait_ready()
+            self._ready, self._tap, _ = self._agent.wait_ready()
         except (agent_records.AgentError, hostnet.InterfaceError) as fault:
             raise vocabulary.StartError(str(fault)) from None
         except OSError as failure:

@@ -30,7 +30,8 @@ from lockgate.plugin.address import ANY4, UNSET
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     Range = tuple[int, int]
 
@@ -68,6 +69,7 @@ class ForwardRule:
         "target",  # of the family of `listen`; UNSET: the guest, whatever its address
         "best_effort",  # a port that cannot be bound is no fault, as long as one of them can
         "auto",  # of these ports, only those are to be bound to which something listens where they lead, at any time
+        "outward",  # the other way round: ports of the namespace's loopback that lead to the host's
     )
 
     def __init__(
@@ -83,6 +85,7 @@ class ForwardRule:
         target: bytes,
         best_effort: bool,
         auto: bool = False,
+        outward: bool = False,
     ) -> None:
         self.protocol = protocol
         self.listen = listen
@@ -94,6 +97,7 @@ class ForwardRule:
         self.target = target
         self.best_effort = best_effort
         self.auto = auto
+        self.outward = outward
 
     @property
     def count(self) -> int:
@@ -105,6 +109,14 @@ class ForwardRule:
         """As the listening part of a spec."""
         where = "*" if self.dual_stack else bracketed(self.listen)
         return f"{where}%{self.interface}" if self.interface else where
+
+    def ports_led_to(self, listening: AbstractSet[int]) -> Sequence[int]:
+        """Those of its ports that are to be bound, in ascending order, while something listens on these ports where it
+        leads."""
+        if not self.auto:
+            return range(self.first, self.last + 1)
+        shift = self.to_first - self.first
+        return sorted(port - shift for port in listening if self.first <= port - shift <= self.last)
 
     def shares_address(self, listen: bytes, dual_stack: bool) -> bool:
         """Whether a socket there could stand in the way of one of ours, if the port is the same.
@@ -383,6 +395,7 @@ class _Spec:
                     target=target,
                     best_effort=not self.includes,
                     auto=self.auto,
+                    outward=scope.outbound,
                 )
 
     def _where(self, scope: Scope) -> tuple[bytes, bool]:

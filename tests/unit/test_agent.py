@@ -12,7 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,13 +34,16 @@ TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 class Running:
     """An agent, its interface, and the namespace to look into."""
 
-    def __init__(self, inside: Namespace, target: agent.Target, interface: agent.Interface) -> None:
+    def __init__(
+        self, inside: Namespace, target: agent.Target, interface: agent.Interface, files: Sequence[str] = ()
+    ) -> None:
         self.inside = inside
-        self.agent = agent.start(target, interface, "test-agent")
+        self.agent = agent.start(target, interface, "test-agent", files)
         self.tap = -1
+        self.files: list[int] = []
 
     def ready(self) -> agent_records.Ready:
-        ready, self.tap = self.agent.wait_ready()
+        ready, self.tap, self.files = self.agent.wait_ready()
         return ready
 
     def configure(self, plan: namespace.Plan) -> tuple[int, str]:
@@ -62,8 +65,9 @@ class Running:
 
     def close(self) -> int:
         self.agent.channel.close()
-        if self.tap >= 0:
-            os.close(self.tap)
+        for fd in (self.tap, *self.files):
+            if fd >= 0:
+                os.close(fd)
         return os.waitpid(self.agent.pid, 0)[1]
 
 
@@ -80,10 +84,14 @@ def begin(inside: Namespace) -> Iterator[Callable[..., Running]]:
     running: list[Running] = []
 
     def begin(
-        name: str = "eth0", plan: namespace.Plan | None = None, mac: bytes = MAC, target: agent.Target | None = None
+        name: str = "eth0",
+        plan: namespace.Plan | None = None,
+        mac: bytes = MAC,
+        target: agent.Target | None = None,
+        files: Sequence[str] = (),
     ) -> Running:
         target = target or agent.Target(inside.path(), inside.path("user"))
-        running.append(Running(inside, target, agent.Interface(name, plan, mac)))
+        running.append(Running(inside, target, agent.Interface(name, plan, mac), files))
         return running[-1]
 
     yield begin
@@ -184,7 +192,7 @@ with subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as 
     own = netlink.Address(2, 0, address.parse("192.0.2.7"), 24, 0, 0, address.UNSET)
     plan = namespace.Plan(65520, (own,), ())
     running = agent.start(agent.Target(path), agent.Interface("eth0", plan), "test-agent")
-    ready, tap = running.wait_ready()
+    ready, tap, _ = running.wait_ready()
     look = ["nsenter", "--net=" + path, "ip", "-j", "-4", "addr", "show", "dev", "eth0"]
     seen = json.loads(subprocess.run(look, check=True, capture_output=True).stdout)
     print(json.dumps([ready.note, tap > 2, seen[0]["mtu"], seen[0]["addr_info"][0]["local"]]))
@@ -352,10 +360,118 @@ def test_a_dual_stack_socket_may_be_for_the_loopback_interface_alone(begin: Call
     assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b"lo"
     assert listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
     listener.close()
+    wanted = SocketsWanted(socket.AF_INET6, UDP, flags=BIND | DUAL_STACK | LOOPBACK, first=80)
+    errors, (bound,) = running.sockets(wanted)
+    assert errors == [0] and bound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO) == 1
+    assert bound.getsockopt(socket.IPPROTO_IP, 8) == 1  # IP_PKTINFO
+    assert running.sockets(wanted)[0] == [errno.EADDRINUSE], "two cannot have one port of datagrams"
+    bound.close()
     only6 = SocketsWanted(socket.AF_INET6, UDP, flags=BIND, address=ip("::1"), first=5353)
     errors, (bound,) = running.sockets(only6)
     assert errors == [0] and bound.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 1
     bound.close()
+
+
+def test_files_are_those_of_the_namespace(begin: Callable[..., Running]) -> None:
+    """Also without an interface; they are read anew from their beginning, and need nobody any more for it."""
+    running = begin(name="", files=["/proc/net/tcp", "/proc/net/udp"])
+    assert (running.ready().files, running.tap, len(running.files)) == (2, -1, 2)
+    head = os.pread(running.files[0], 4096, 0)
+    assert head.count(b"\n") == 1 and b"local_address" in head
+    errors, (listener,) = running.sockets(SocketsWanted(socket.AF_INET, TCP, flags=BIND | LISTEN, first=8080))
+    assert errors == [0] and b" 00000000:1F90 " in os.pread(running.files[0], 4096, 0)
+    listener.close()
+    assert os.pread(running.files[0], 4096, 0) == head
+
+
+def test_a_file_that_is_not_there_is_one_sentence(begin: Callable[..., Running]) -> None:
+    """As with everything that is opened at the start."""
+    assert failure(begin(files=["/proc/net/none"])) == "Couldn't open file /proc/net/none: No such file or directory"
+
+
+def ask(channel: socket.socket, request: bytes) -> tuple[bytes, list[int]]:
+    channel.settimeout(PATIENCE)
+    channel.send(request)
+    record, fds, _, _ = socket.recv_fds(channel, 1000, agent_records.SOCKETS_MAX)
+    return record, list(fds)
+
+
+def worker_channel(running: Running) -> socket.socket:
+    return socket.socket(fileno=running.agent.open_worker_channel().detach())
+
+
+def test_a_worker_gets_sockets_that_can_be_connected_and_nothing_else(begin: Callable[..., Running]) -> None:
+    """On a channel of its own: it has perhaps been taken over by a guest."""
+    running = begin(plan=plan_of())
+    running.ready()
+    with worker_channel(running) as worker:
+        record, fds = ask(worker, SocketsWanted(socket.AF_INET6, UDP, 64).pack())
+        assert agent_records.parse_results(record, 64) == [0] * 64
+        made = [socket.socket(fileno=fd) for fd in fds]
+        assert {one.getsockname() for one in made} == {("::", 0, 0, 0)}
+        for one in made:
+            one.close()
+        hostile = [
+            SocketsWanted(socket.AF_INET, TCP, flags=BIND, first=80).pack(),
+            SocketsWanted(socket.AF_INET, TCP, flags=LOOPBACK).pack(),
+            SocketsWanted(socket.AF_INET, TCP, 65).pack(),
+            SocketsWanted(socket.AF_INET, TCP).pack() + b"x",
+            agent_records.pack_plan(plan_of(mtu=1400)),
+            agent_records.WORKER,
+            b"?",
+        ]
+        for request in hostile:
+            assert ask(worker, request) == (agent_records.ANSWER, [])
+    (link,) = running.inside.ip("link", "show", "dev", "eth0")
+    assert link["mtu"] == 65520
+
+
+def test_a_worker_that_takes_no_answers_holds_up_nobody(begin: Callable[..., Running]) -> None:
+    """It loses its channel."""
+    running = begin(name="")
+    running.ready()
+    with worker_channel(running) as worker:
+        worker.settimeout(PATIENCE)
+        with pytest.raises(OSError):
+            while True:
+                worker.send(SocketsWanted(socket.AF_INET, TCP).pack())
+        errors, (made,) = running.sockets(SocketsWanted(socket.AF_INET, TCP))
+        assert errors == [0]
+        made.close()
+
+
+def test_each_worker_has_a_channel_of_its_own(begin: Callable[..., Running]) -> None:
+    """What the last one asked for, and whether it has broken it, is nothing to the next; it may also be gone."""
+    running = begin(name="")
+    running.ready()
+    first, second = worker_channel(running), worker_channel(running)
+    first.settimeout(PATIENCE)
+    assert first.recv(1) == b""
+    second.shutdown(socket.SHUT_RDWR)
+    second.close()
+    third = worker_channel(running)
+    record, fds = ask(third, SocketsWanted(socket.AF_INET, TCP).pack())
+    assert agent_records.parse_results(record, len(fds)) == [0]
+    os.close(fds[0])
+    first.close()
+    third.close()
+    assert running.configure(plan_of())[0] == errno.EINVAL  # it has no interface, and still answers
+
+
+def test_a_descriptor_that_nobody_asked_for_is_let_go(begin: Callable[..., Running]) -> None:
+    """Of either side."""
+    running = begin(name="")
+    running.ready()
+    read_end, write_end = os.pipe()
+    assert running.agent.ask(b"?", [write_end]) == (agent_records.ANSWER, [])
+    assert running.agent.ask(agent_records.WORKER) == (agent_records.ANSWER, [])
+    with worker_channel(running) as worker:
+        socket.send_fds(worker, [b"?"], [write_end])
+        worker.settimeout(PATIENCE)
+        assert worker.recv(10) == agent_records.ANSWER
+    os.close(write_end)
+    assert os.read(read_end, 1) == b"", "nobody else has it"
+    os.close(read_end)
 
 
 def test_a_port_that_is_taken_is_an_error_for_that_port_alone(begin: Callable[..., Running]) -> None:

@@ -75,6 +75,7 @@ def test_no_bytes_are_more_than_refused(noise: bytes) -> None:
     for head in (b"", b"C", b"S", b"R", b"A"):
         agent_records.parse_plan(head + noise)
         agent_records.parse_sockets(head + noise)
+        agent_records.parse_unbound(head + noise)
         agent_records.parse_answer(head + noise)
         agent_records.parse_results(head + noise, 0)
         try:
@@ -99,6 +100,7 @@ def test_sockets_of_each_kind_may_be_asked_for(wanted: SocketsWanted) -> None:
     assert parsed is not None
     for name in SocketsWanted.__slots__:
         assert getattr(parsed, name) == getattr(wanted, name)
+    assert (agent_records.parse_unbound(wanted.pack()) is None) == bool(wanted.flags)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_results_that_do_not_fit_the_descriptors_are_none() -> None:
 
 def test_a_report_comes_out_as_it_went_in_and_a_failure_in_its_own_words() -> None:
     """An end of the channel is a failure too."""
-    fields = {"index": 7, "mtu": 65520, "offloads": 0x67, "mac": bytes(6), "link_local": ip("fe80::1")}
+    fields = {"files": 4, "index": 7, "mtu": 65520, "offloads": 0x67, "mac": bytes(6), "link_local": ip("fe80::1")}
     ready = agent_records.Ready(name="eth0", note="route x: No", **fields)  # type: ignore[arg-type]
     parsed = agent_records.parse_ready(ready.pack())
     assert all(getattr(parsed, name) == getattr(ready, name) for name in agent_records.Ready.__slots__)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -234,7 +235,8 @@ def test_a_port_is_free_again_while_its_connections_linger(bound: Kind, port: in
 @pytest.mark.parametrize("host", ["203.0.113.77", "[2001:db8::77]"])
 def test_freebind_binds_what_the_host_does_not_have(port: int, protocol: int, host: str) -> None:
     """Or not yet; what is said without it is below."""
-    (listener,) = forwards.bind(rules(f"{host}/{port}", protocol=protocol), ROOM, silent, freebind=True)
+    anywhere = forwards.on_host(freebind=True)
+    (listener,) = forwards.bind(rules(f"{host}/{port}", protocol=protocol), ROOM, silent, anywhere)
     with socket.socket(fileno=listener.fd) as made:
         assert made.getsockname()[:2] == (host.strip("[]"), port)
 
@@ -316,6 +318,70 @@ def test_reasons_of_other_machines(error: int, text: str, about: str) -> None:
     (rule,) = rules(text.format(4000))
     failure = forwards.Failure(rule, rule.first, error)
     assert forwards.explain(failure) == about.format(4000)
+
+
+class Namespace:
+    """Opens ports as an agent does, several at a time; those that are taken it cannot."""
+
+    def __init__(self, *taken: int) -> None:
+        self.taken = taken
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, rule: ForwardRule, first: int, count: int) -> list[int]:
+        assert rule.outward
+        self.asked.append((first, count))
+        numbers = range(first, first + count)
+        return [-errno.EADDRINUSE if port in self.taken else os.open("/dev/null", os.O_RDONLY) for port in numbers]
+
+
+def outward(*texts: str) -> tuple[ForwardRule, ...]:
+    scope = Scope(ipv4=True, ipv6=True, tcp=True, udp=True, ephemeral=lambda: (49152, 65535), auto=True, outbound=True)
+    found: tuple[ForwardRule, ...] = ()
+    for text in texts:
+        found = forward_spec.add(found, "--tcp-ns", TCP, text, scope)
+    return found
+
+
+def test_ports_of_a_namespace_are_opened_in_batches() -> None:
+    """Each comes out with its number."""
+    opens = Namespace()
+    listeners = forwards.bind(outward("80", "1000-1149"), ROOM, silent, opens)
+    assert opens.asked == [(80, 1), (1000, 64), (1064, 64), (1128, 22)]
+    assert [one.port for one in listeners] == [80, *range(1000, 1150)]
+    forwards.close(listeners)
+
+
+def test_a_port_that_is_taken_in_a_namespace_is_told_as_one_of_it() -> None:
+    """Nothing stays open, nor of the same batch; whose port it is, nobody can see from here."""
+    lines: list[str] = []
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(forwards.ForwardError) as caught:
+        forwards.bind(outward("79", "80-100"), ROOM, lines.append, Namespace(90))
+    assert os.listdir("/proc/self/fd") == before
+    assert lines == ["Listen failed for SPLICE TCP port *%lo/90: Address already in use"]
+    assert str(caught.value) == (
+        "Couldn't listen on requested ports: TCP port 90 is taken in the namespace already; stop what has it there, "
+        "or choose another port for --tcp-ns"
+    )
+    (rule,) = outward("80")
+    assert forwards.explain(forwards.Failure(rule, 80, 32)) == "TCP port 80 of the namespace: Broken pipe"
+
+
+def test_room_is_asked_for_ports_that_were_named_alone() -> None:
+    """Nobody knows how many will follow what listens."""
+    forwards.check_room(outward("auto", "50000"), 1)
+    with pytest.raises(forwards.ForwardError, match="^--tcp-ns: 2 ports need a socket each"):
+        forwards.check_room(outward("auto", "50000-50001"), 1)
+
+
+def test_of_ports_that_are_welcome_as_many_are_opened_as_there_is_room_for() -> None:
+    """What cannot be had takes none."""
+    first, second = outward("auto,80-89", "auto,90-99")
+    opens = Namespace(81)
+    listeners = forwards.bind_some([(first, [80, 81, 82]), (second, [90, 91, 92])], 3, opens)
+    assert [(one.rule, one.port) for one in listeners] == [(first, 80), (first, 82), (second, 90)]
+    assert opens.asked == [(80, 3), (90, 1)]
+    forwards.close(listeners)
 
 
 def test_a_port_for_root_only_names_the_sysctl() -> None:

@@ -55,7 +55,7 @@ class Command:
 
 
 def bare(kind: int, port: int = 0) -> Command:
-    """LG_CMD_LINK_RESET: a header and nothing else."""
+    """LG_CMD_LINK_RESET and others: a header and nothing else."""
     return Command(kind, ffi.new("struct lg_cmd_header *", {"type": kind, "port": port}))
 
 
@@ -99,11 +99,19 @@ def dirty_log(size: int, offset: int, port: int = 0) -> Command:
 
 
 def listen(
-    kind: int, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], port: int = 0
+    kind: int,
+    protocol: int,
+    target: bytes,
+    slots: Sequence[int],
+    ports: Sequence[int],
+    port: int = 0,
+    *,
+    outward: bool = False,
 ) -> Command:
     """LG_CMD_LISTEN for as many sockets as there are ports of the guest, LG_LISTEN_MAX at most, which go along in
-    order; LG_CMD_LISTEN_TARGET for such as are there. `target` is 16 bytes; all zeros: the guest as it is seen."""
-    named = {"slot": list(slots), "guest_port": list(ports)}
+    order; LG_CMD_LISTEN_TARGET for such as are there. `target` is 16 bytes; all zeros: the guest as it is seen. With
+    `outward`, they listen in the guest's namespace, and the ports are the host's."""
+    named = {"slot": list(slots), "guest_port": list(ports), "outward": int(outward)}
     command = _command("lg_cmd_listen", kind, port, count=len(ports), protocol=protocol, **named)
     command.fill("target", target)
     return command

@@ -33,6 +33,7 @@ from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
 from lockgate.plugin import ports  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
+from lockgate.plugin.agent_records import AgentError  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
 from lockgate.plugin.forward_table import ForwardTable  # noqa: E402
 from lockgate.plugin.host_watch import HostWatch, Outage  # noqa: E402
@@ -45,7 +46,6 @@ from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
 from lockgate.plugin.tap import TapServer  # noqa: E402
-from lockgate.plugin.tap_device import Device  # noqa: E402
 from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E402
 from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
@@ -54,8 +54,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_follow import Follower
     from lockgate.plugin.forward_server import ForwardServer
     from lockgate.plugin.forwards import Listener
+    from lockgate.plugin.inside import Inside
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
     from lockgate.plugin.netview import Assignments
@@ -80,7 +82,7 @@ class Start:
         "log",
         "view",
         "link",
-        "device",
+        "inside",
         "vhost_user",
         "one_off",
         "trace",
@@ -95,6 +97,7 @@ class Start:
         "rules",
         "conf",
         "port_rights",
+        "room",
         "told",
     )
 
@@ -117,7 +120,8 @@ class Start:
         rules: Sequence[ForwardRule] = (),
         conf_fd: int = -1,
         port_rights: Rights | None = None,
-        device: Device | None = None,
+        inside: Inside | None = None,
+        room: int = lib.LG_LISTEN_SLOTS,
         told: bool = False,
     ) -> None:
         self.log = log
@@ -125,10 +129,10 @@ class Start:
         # Looks at the host again, with what was assigned before; and whom it reaches now. None: it is not followed.
         self.reassign = reassign
         self.reach = reach  # at the start, one of hostnet.REACH_*
-        # Listening, or connected to the one front end; -1 and None: there is a tap device.
+        # Listening, or connected to the one front end; -1 and None: there is a namespace.
         self.link = None if link_fd < 0 else socket.socket(fileno=link_fd)
         self.vhost_user = vhost_user  # else a stream of frames
-        self.device = device
+        self.inside = inside
         self.one_off = one_off
         self.trace = trace
         self.capture_fd = capture_fd  # the file; -1: none
@@ -140,6 +144,7 @@ class Start:
         self.rules = rules  # what these were bound for
         self.conf = None if conf_fd < 0 else socket.socket(fileno=conf_fd)  # where others are asked for
         self.port_rights = port_rights  # what may be asked for there
+        self.room = room  # sockets that listen, at once
         self.told = told  # whether the first worker has been told all, by first_words.py
 
 
@@ -177,9 +182,14 @@ class Control:
         self._seen = b""
         self._tasks: set[asyncio.Task[None]] = set()
         self.ignored: dict[str, int] = {}  # punted frames without an answer, by reason
-        self._forwards = ForwardTable(start.rules, start.forwards, self._ask_keeper)
+        self._forwards = ForwardTable(start.rules, start.forwards, self._ask_ports, start.room)
+        self._follower: Follower | None = None
+        if start.inside is not None and start.inside.tables is not None:
+            from lockgate.plugin.forward_follow import Follower
+
+            self._follower = Follower(*start.inside.tables, self._forwards, self.emit)
         self._forward_server: ForwardServer | None = None
-        if start.port_rights is not None:
+        if start.conf is not None and start.port_rights is not None:
             from lockgate.plugin.forward_server import ForwardServer
 
             self._forward_server = ForwardServer(start.port_rights, self._forwards, self.emit)
@@ -227,6 +237,8 @@ class Control:
         self._spawn(_until_shut_down(repair.serve()))
         if self._forward_server is not None and self._start.conf is not None:
             self._spawn(_until_shut_down(self._forward_server.serve(self._start.conf)))
+        if self._follower is not None:
+            self._spawn(self._follower.run())
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -241,8 +253,8 @@ class Control:
     # ---- the link ----
 
     def _make_server(self) -> VhostUserServer | StreamServer | TapServer:
-        if self._start.device is not None:
-            return TapServer(self._worker, self.emit, self._start.device)
+        if self._start.inside is not None:
+            return TapServer(self._worker, self.emit, self._start.inside.device)
         if self._start.vhost_user:
             return VhostUserServer(self._worker, self.emit, self._mover)
         return StreamServer(self._worker, self.emit)
@@ -250,7 +262,7 @@ class Control:
     def _serving(self) -> Awaitable[None]:
         if isinstance(self._server, TapServer):
             return self._server.serve()
-        assert self._start.link is not None, "only a tap device has no socket"
+        assert self._start.link is not None, "only a namespace has no socket"
         return self._server.serve(self._start.link, one_off=self._start.one_off)
 
     async def _serve(self) -> None:
@@ -300,20 +312,36 @@ class Control:
             return  # another will come
         except WorkerError as refusal:
             self._fail(f"The worker refused its configuration: {refusal}")
-        self.emit("link.attach", link="tap")
+        if self._start.inside is not None and self._start.inside.device is not None:
+            self.emit("link.attach", link="tap")
 
     async def _configure(self, worker: WorkerChannels) -> None:
         await worker.net_view(self._view.pack(self._version))
         await self._tell_neighbours(worker)
+        await self._tell_agent(worker)
         await self._forwards.restore(worker)
         if self._events.on:
             await worker.events(EVENTS_AND_FRAMES if self._start.trace else EVENTS)
         if self._capturing:
             await worker.capture(True)
 
-    async def _ask_keeper(self, request: bytes) -> tuple[list[int], list[int]]:
-        """One request for ports; the table of forwards makes the next when it has the answer."""
-        self._keeper.send(request)
+    async def _tell_agent(self, worker: WorkerChannels) -> None:
+        """Before the first connection comes to it."""
+        try:
+            end = None if self._start.inside is None else self._start.inside.open_worker_channel()
+        except AgentError as fault:
+            self._log.warning(f"{fault}: nothing reaches the namespace from the host's loopback")
+            return
+        if end is not None:
+            with _owned(end) as channel_end:
+                await worker.splice_agent(channel_end.fileno())
+
+    async def _ask_ports(self, kind: bytes, rule: ForwardRule, first: int, count: int) -> tuple[list[int], list[int]]:
+        """One request; the table of forwards makes the next when it has the answer."""
+        if rule.outward:
+            assert self._start.inside is not None, "it leads out of a namespace"
+            return self._start.inside.ask_ports(kind, rule, first, count)
+        self._keeper.send(ports.pack_request(kind, rule, first, count))
         self._ports_answer: asyncio.Future[tuple[list[int], list[int]]] = asyncio.get_running_loop().create_future()
         return await self._ports_answer
 
@@ -559,6 +587,8 @@ _SENTENCES = {
     "forwards.replaced": ("info", "Forwards of the host's ports, by process {client}: {table}"),
     "forwards.refused": ("warning", "Forwards stay as they are: the table of process {client} is refused: {reason}"),
     "forwards.failed": ("warning", "{reason}"),
+    "forwards.followed": ("info", "Ports of the {side} follow what listens: {opened} opened, {closed} closed"),
+    "forwards.missed": ("info", "Ports of the {side} cannot follow what listens: {ports}"),
     "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),
 }
 

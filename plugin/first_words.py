@@ -23,18 +23,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lockgate.plugin.forwards import Listener
-    from lockgate.plugin.tap_device import Device
+    from lockgate.plugin.inside import Inside
 
 
-def tell(cmd: _socket.socket, view: bytes, listeners: Sequence[Listener], device: Device) -> None:
-    """`view` is a whole lg_net_view. Raises ConnectionError if the worker is gone, another OSError if it refuses."""
+def tell(cmd: _socket.socket, view: bytes, listeners: Sequence[Listener], inside: Inside) -> None:
+    """`view` is a whole lg_net_view. Raises ConnectionError if the worker is gone, another OSError if it refuses, and
+    AgentError."""
     worker = _Worker(cmd)
     worker.ask(channel.net_view(view))
+    end = inside.open_worker_channel()
+    if end is not None:
+        worker.ask(channel.bare(lib.LG_CMD_SPLICE_AGENT), [end.fileno()])
+        end.close()
     for first, batch in _batches(listeners):
         rule, slots = batch[0].rule, range(first, first + len(batch))
         ports = [rule.to_first + one.port - rule.first for one in batch]
-        command = channel.listen(lib.LG_CMD_LISTEN, rule.protocol, rule.target, slots, ports)
+        command = channel.listen(lib.LG_CMD_LISTEN, rule.protocol, rule.target, slots, ports, outward=rule.outward)
         worker.ask(command, [one.fd for one in batch])
+    device = inside.device
+    if device is None:
+        return
     worker.ask(channel.seen(device.seen))
     worker.ask(channel.value(lib.LG_CMD_TAP_ATTACH, lib.LG_TAP_USO if device.uso else 0), [device.fd])
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of forwards while the helper runs: which ports lead where, in control, in the keeper and in the worker.
 
-Called by control.py, which tells it of new workers, and by forward_server.py, which replaces the table as a whole.
+Called by control.py, which tells it of new workers, by forward_server.py, which replaces the table as a whole, and by
+forward_follow.py, for those ports that follow what listens where they lead. Ports of the host are opened by the keeper,
+those of a namespace, which lead out of it, by the namespace's agent.
 Adversary: the client that made the table, which contracts/pesto.py has checked; nothing else speaks to this.
 
 Invariants: a port that stands in the old table and in the new one is neither closed nor opened, so that nobody who
@@ -17,26 +19,33 @@ import errno
 import heapq
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby
 from typing import Protocol
 
 from lockgate.core._datapath import lib
 from lockgate.plugin import ports
-from lockgate.plugin.contracts.forward_spec import TCP, ForwardRule
-from lockgate.plugin.forwards import BACKLOG, Failure, Listener
+from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forwards import BACKLOG, Failure, Listener, runs
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 
 _SLICE = 1024  # ports between two turns of the loop: a millisecond or so, here and in the worker that closes them
 
-Ask = Callable[[bytes], Awaitable[tuple[list[int], list[int]]]]  # a request to the keeper: results, descriptors
+# ports.OPEN or CLOSE, for that many ports of a rule from a first one on: an errno for each or 0, and the descriptors.
+Ask = Callable[[bytes, ForwardRule, int, int], Awaitable[tuple[list[int], list[int]]]]
 
 
 class Worker(Protocol):
     """What is asked of the worker; each may raise WorkerError or WorkerGone. Descriptors stay the caller's."""
 
     async def listen(
-        self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], fds: Sequence[int]
+        self,
+        protocol: int,
+        target: bytes,
+        slots: Sequence[int],
+        ports: Sequence[int],
+        fds: Sequence[int],
+        outward: bool = False,
     ) -> None: ...
 
     async def listen_target(self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int]) -> None: ...
@@ -48,7 +57,13 @@ class _Nobody:
     """In the place of a worker that is not there yet, or has died: the next one will be told all at once."""
 
     async def listen(
-        self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], fds: Sequence[int]
+        self,
+        protocol: int,
+        target: bytes,
+        slots: Sequence[int],
+        ports: Sequence[int],
+        fds: Sequence[int],
+        outward: bool = False,
     ) -> None:
         pass
 
@@ -100,9 +115,15 @@ class Change:
 class ForwardTable:
     """Each port that is bound, by what its socket is."""
 
-    def __init__(self, rules: Sequence[ForwardRule], listeners: Sequence[Listener], ask: Ask) -> None:
-        self.rules = tuple(rules)
+    def __init__(
+        self, rules: Sequence[ForwardRule], listeners: Sequence[Listener], ask: Ask, room: int = lib.LG_LISTEN_SLOTS
+    ) -> None:
+        """`room`: sockets at once, of both directions."""
+        self.rules = tuple(rule for rule in rules if not rule.outward)  # those of the host's ports
+        self._outward = tuple(rule for rule in rules if rule.outward)
         self._ask = ask
+        self._room = room
+        self._listening: dict[tuple[bool, int], Set[int]] = {}  # by direction and protocol, where rules lead
         self._worker: Worker = _Nobody()
         self._away = False  # the guest has moved to another host
         self._turn = asyncio.Lock()
@@ -145,16 +166,52 @@ class ForwardTable:
         """From now on these lead to the guest and no others. What cannot be bound is left out, and told."""
         async with self._turn:
             change = Change()
-            wanted = {ports.key_of(rule, port): rule async for rule, port in _sliced(rules)}
+            wanted = {ports.key_of(rule, port): rule async for rule, port in self._sliced(rules)}
+            inward = {key: port for key, port in self._ports.items() if not port.rule.outward}
             # What goes comes first: it may stand in the way of what is new.
-            await self._close([port for key, port in self._ports.items() if key not in wanted], change)
+            await self._close([port for key, port in inward.items() if key not in wanted], change)
             await self._lead(wanted)
-            change.kept = len(self._ports)
+            change.kept = len(inward) - change.closed
             for rule in rules:
                 await self._open(rule, change)
             bound = {id(port.rule) for port in self._ports.values()}
-            self.rules = tuple(rule for rule in rules if id(rule) in bound)
+            self.rules = tuple(rule for rule in rules if rule.auto or id(rule) in bound)
             return change
+
+    async def follow(self, outward: bool, listening: Mapping[int, Set[int]]) -> Change:
+        """Where the rules of one direction lead, something listens on these ports, by protocol. Of what follows that,
+        what cannot be bound is told, and tried again the next time."""
+        async with self._turn:
+            change = Change()
+            self._listening |= {(outward, protocol): wanted for protocol, wanted in listening.items()}
+            mine = [port for port in self._ports.values() if port.rule.auto and port.rule.outward == outward]
+            await self._close([one for one in mine if one.guest_port not in listening[one.rule.protocol]], change)
+            for rule in self._outward if outward else self.rules:
+                if rule.auto:
+                    await self._open(rule, change)
+            return change
+
+    async def settled(self) -> None:
+        """Until no change is under way, when what is bound is also what the kernel has."""
+        async with self._turn:
+            pass
+
+    def bound(self, outward: bool) -> dict[int, Set[int]]:
+        """The ports that are open in one direction, by protocol."""
+        mine = [port for port in self._ports.values() if port.rule.outward == outward]
+        return {wanted: {one.port for one in mine if one.rule.protocol == wanted} for wanted in (TCP, UDP)}
+
+    async def _sliced(self, rules: Iterable[ForwardRule]) -> AsyncIterator[tuple[ForwardRule, int]]:
+        """Every port of every rule."""
+        for rule in rules:
+            for port in self._numbers(rule):
+                yield rule, port
+                if not port % _SLICE:
+                    await asyncio.sleep(0)  # others have their turn
+
+    def _numbers(self, rule: ForwardRule) -> Sequence[int]:
+        """The ports of a rule that are to be open now."""
+        return rule.ports_led_to(self._listening.get((rule.outward, rule.protocol), frozenset()))
 
     async def _tell_all(self, worker: Worker) -> None:
         self._worker = worker
@@ -165,10 +222,10 @@ class ForwardTable:
 
     async def _close(self, gone: list[Port], change: Change) -> None:
         """In the worker, in the keeper, and here; the port is free when all three have closed it."""
-        for first, count in _runs(sorted(port.slot for port in gone), _SLICE):
+        for first, count in runs(sorted(port.slot for port in gone), _SLICE):
             await self._tell(self._worker.listen_close(first, count))
         for batch in _batches(sorted(gone, key=lambda port: ports.key_of(port.rule, port.port)), consecutive=True):
-            await self._ask(ports.pack_request(ports.CLOSE, batch[0].rule, batch[0].port, len(batch)))
+            await self._ask(ports.CLOSE, batch[0].rule, batch[0].port, len(batch))
             for port in batch:
                 del self._ports[ports.key_of(port.rule, port.port)]
                 os.close(port.fd)
@@ -179,6 +236,8 @@ class ForwardTable:
         """Ports that stay may lead elsewhere from now on."""
         moved = []
         for key, port in self._ports.items():
+            if key not in wanted:
+                continue  # of the other direction
             before = port.rule.target, port.guest_port
             port.rule = wanted[key]
             if (port.rule.target, port.guest_port) != before:
@@ -188,9 +247,12 @@ class ForwardTable:
             await self._tell(self._worker.listen_target(rule.protocol, rule.target, slots, guest_ports))
 
     async def _open(self, rule: ForwardRule, change: Change) -> None:
-        missing = [port for port in range(rule.first, rule.last + 1) if ports.key_of(rule, port) not in self._ports]
-        for first, count in _runs(missing, ports.BATCH_MAX):
-            results, fds = await self._ask(ports.pack_request(ports.OPEN, rule, first, count))
+        missing = [port for port in self._numbers(rule) if ports.key_of(rule, port) not in self._ports]
+        for first, count in runs(missing, ports.BATCH_MAX):
+            if len(self._ports) + count > self._room:
+                change.failures += [Failure(rule, first + number, errno.EMFILE) for number in range(count)]
+                continue
+            results, fds = await self._ask(ports.OPEN, rule, first, count)
             opened, given = [], iter(fds)
             for number, error in enumerate(results or [errno.EINVAL] * count):
                 if error:
@@ -232,16 +294,8 @@ def _of(batch: Sequence[Port]) -> tuple[ForwardRule, list[int], list[int]]:
 
 async def _listen(worker: Worker, batch: Sequence[Port]) -> None:
     rule, slots, guest_ports = _of(batch)
-    await worker.listen(rule.protocol, rule.target, slots, guest_ports, [port.fd for port in batch])
-
-
-async def _sliced(rules: Iterable[ForwardRule]) -> AsyncIterator[tuple[ForwardRule, int]]:
-    """Every port of every rule."""
-    for rule in rules:
-        for port in range(rule.first, rule.last + 1):
-            yield rule, port
-            if not port % _SLICE:
-                await asyncio.sleep(0)  # others have their turn
+    fds = [port.fd for port in batch]
+    await worker.listen(rule.protocol, rule.target, slots, guest_ports, fds, rule.outward)
 
 
 def _batches(all_ports: Iterable[Port], consecutive: bool = False) -> Iterator[list[Port]]:
@@ -255,17 +309,3 @@ def _batches(all_ports: Iterable[Port], consecutive: bool = False) -> Iterator[l
                 batch = []
             batch.append(port)
         yield batch
-
-
-def _runs(numbers: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """First of consecutive numbers, and how many, in ascending ones."""
-    first, count = 0, 0
-    for number in numbers:
-        if count and (number != first + count or count == most):
-            yield first, count
-            count = 0
-        if not count:
-            first = number
-        count += 1
-    if count:
-        yield first, count

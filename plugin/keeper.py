@@ -28,11 +28,16 @@ from lockgate.plugin.log import DEBUG
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Protocol
 
     from lockgate.plugin.log import Log
     from lockgate.plugin.namespace_watch import NamespaceWatch
     from lockgate.plugin.new_namespace import Command
     from lockgate.plugin.ports import Ports
+
+    class Closable(Protocol):
+        def close(self) -> None: ...
+
 
 # The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success),
 # FAILED, and TOLD (the first worker knows all) with an errno or 0. Keeper to control: START (the helper is ready) and
@@ -117,7 +122,7 @@ class Plan:
         resumable: bool,
         listeners: Sequence[_socket.socket],
         ports: Ports,
-        connections: Sequence[_socket.socket],
+        connections: Sequence[Closable],
         watch: NamespaceWatch | None = None,
         told_early: bool = False,
         command: Command | None = None,

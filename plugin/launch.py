@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lockgate.plugin.hostnet import HostNet
+    from lockgate.plugin.inside import Inside
     from lockgate.plugin.link_namespace import NamespaceLink
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.spec import NetworkSpec
-    from lockgate.plugin.tap_device import Device
 
 LOG_FORMAT_VARIABLE = "LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on stderr
 PEEK_VARIABLE = "LOCKGATE_TCP_PEEK"  # "discard": act as on a kernel without SO_PEEK_OFF for TCP
@@ -173,15 +173,17 @@ class Start:
         self.pid_fd = made.open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
         self.host, self.view = self._read_network()
         descriptors = core_worker.raise_descriptor_limit()
-        self.forwards = self._bind_forwards(descriptors)
-        self.flow_limit = core_worker.flow_limit(descriptors - len(self.forwards))
+        self.room = descriptors - core_worker.FLOW_DESCRIPTORS_SPARED  # for sockets that listen
+        self.forwards = self._bind_forwards()
+        fixed = len(self.forwards) + self._check_outward()
+        self.flow_limit = core_worker.flow_limit(descriptors - fixed)
         if self.flow_limit < FEW_FLOWS:
             self.log.warning(
                 f"The limit of {descriptors} open files allows {self.flow_limit} connections at once; more are refused "
                 "(ulimit -n, or LimitNOFILE= of a systemd unit)"
             )
-        self.port_rights = self._port_rights(descriptors)
-        self.ports = ports.Ports(self.forwards, self.port_rights)
+        self.room_later = max(fixed, self.room - FEW_FLOWS)
+        self.port_rights = self._port_rights()
         self.stuck = ""  # why root cannot become nobody, where that is so
         self.identity = self._choose_identity()
         self.link.open(made, lines)
@@ -214,29 +216,41 @@ class Start:
         except OSError as failure:
             raise vocabulary.StartError(f"The host's network cannot be read (netlink): {failure.strerror}") from None
 
-    def _bind_forwards(self, descriptors: int) -> list[forwards.Listener]:
+    def _bind_forwards(self) -> list[forwards.Listener]:
         """One socket for each port, within what the limit on open files leaves beside everything else."""
         rules = [rule for rule in self.spec.forwards if not rule.auto]
         if not rules:
             return []
-        room = descriptors - core_worker.FLOW_DESCRIPTORS_SPARED
         try:
-            return forwards.bind(rules, room, self.log.warning, forwards.on_host(self.spec.freebind))
+            return forwards.bind(rules, self.room, self.log.warning, forwards.on_host(self.spec.freebind))
         except forwards.ForwardError as fault:
             raise vocabulary.StartError(str(fault)) from None
 
-    def _port_rights(self, descriptors: int) -> ports.Rights | None:
-        """What control may have the keeper bind later: nothing, unless the caller wants forwards to be changed."""
+    def _check_outward(self) -> int:
+        """How many ports lead out of the namespace from the start on. Each will be a socket there."""
+        rules = [] if self.spec.namespace is None else [rule for rule in self.spec.namespace.forwards if not rule.auto]
+        try:
+            forwards.check_room(rules, self.room - len(self.forwards))
+        except forwards.ForwardError as fault:
+            raise vocabulary.StartError(str(fault)) from None
+        return sum(rule.count for rule in rules)
+
+    def _port_rights(self) -> ports.Rights | None:
+        """What control may have the keeper bind later: nothing, unless the caller wants forwards to be changed, or to
+        follow what listens."""
         spec = self.spec
-        if not spec.conf_path:
+        auto = [rule for rule in spec.forwards if rule.auto]
+        if not spec.conf_path and not auto:
             return None
         switched_on = ((_socket.IPPROTO_TCP, not spec.no_tcp), (_socket.IPPROTO_UDP, not spec.no_udp))
         return ports.Rights(
             ipv4=spec.ipv4.enabled,
             ipv6=spec.ipv6.enabled,
             protocols=[protocol for protocol, on in switched_on if on],
-            room=max(len(self.forwards), descriptors - core_worker.FLOW_DESCRIPTORS_SPARED - FEW_FLOWS),
+            room=self.room_later,
             freebind=spec.freebind,
+            auto=spec.namespace is not None,
+            within=None if spec.conf_path else auto,
         )
 
     def _choose_identity(self) -> tuple[int, int] | None:
@@ -298,7 +312,7 @@ class Start:
 
     def _become_keeper(self) -> None:
         """One who may bind any port, as long as there is somebody to ask for it, and end root's command."""
-        keep = lib.LG_KEEP_PORTS if self.conf is not None and os.geteuid() == 0 else 0
+        keep = lib.LG_KEEP_PORTS if self.port_rights is not None and os.geteuid() == 0 else 0
         self._change_identity(keep | (lib.LG_KEEP_KILL if self.link.command and os.geteuid() == 0 else 0))
 
     def _announce_configuration(self) -> None:
@@ -354,6 +368,7 @@ class Start:
     def keep(self) -> int:
         spec = self.spec
         self.link.start(self.name, self.view, self.host, self.log)
+        self.forwards += self.link.open_ports(self.forwards, self.room_later, self.log.warning)
         plan = keeper.Plan(
             name=self.name,
             capture=self.capture_fd >= 0,
@@ -362,7 +377,7 @@ class Start:
             foreground=spec.foreground,
             resumable=self.link.resumable,
             listeners=[*self.link.listeners, *([] if self.conf is None else [self.conf])],
-            ports=self.ports,
+            ports=ports.Ports(self.forwards, self.port_rights),
             connections=self.link.connections,
             watch=self.link.watch,
             told_early=self.told_early,
@@ -407,7 +422,7 @@ class Start:
         lib.lg_close_all_but(keep, len(keep))
         settings = self.link.settings()
         if self.told_early:
-            self._tell_worker(ends, settings["device"])
+            self._tell_worker(ends, settings["inside"])
         if not ends.wait_for_start():
             self.made.take_back()  # still with the caller's rights, which the keeper may have given up
             return 0
@@ -424,12 +439,13 @@ class Start:
             trace=spec.log_level == vocabulary.TRACE,
             capture_fd=self.capture_fd,
             stats_seconds=spec.stats_seconds,
-            forwards=self.forwards,
+            forwards=[*self.forwards, *self.link.outward],
             reassign=self._reassign,
             reach=netview.reach(spec, self.host),
             migrate_exit=spec.migrate_exit,
             migrate_linger=spec.migrate_linger,
-            rules=spec.forwards,
+            rules=spec.forwards if spec.namespace is None else spec.forwards + spec.namespace.forwards,
+            room=self.room_later,
             conf_fd=-1 if self.conf is None else self.conf.detach(),
             port_rights=self.port_rights,
         )
@@ -447,13 +463,15 @@ class Start:
         namespace, looks_on = self.spec.namespace, self.capture_fd >= 0 or self.log.level >= log.DEBUG
         return namespace is not None and namespace.config_net and not looks_on
 
-    def _tell_worker(self, ends: keeper.Ends, device: Device) -> None:
-        from lockgate.plugin import first_words
+    def _tell_worker(self, ends: keeper.Ends, inside: Inside) -> None:
+        from lockgate.plugin import agent_records, first_words
 
         try:
-            first_words.tell(ends.cmd, self.view.pack(1), self.forwards, device)
+            first_words.tell(ends.cmd, self.view.pack(1), [*self.forwards, *self.link.outward], inside)
         except ConnectionError:
             return  # the keeper says how the worker has ended
+        except agent_records.AgentError:
+            ends.say_told(errno.ESRCH)
         except OSError as refusal:
             ends.say_told(refusal.errno or errno.EINVAL)
         else:

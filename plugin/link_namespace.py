@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""link_namespace: the tap device in a network namespace, and the agent that has made it there.
+"""link_namespace: the tap device in a network namespace, the agent that has made it there, and the ports that lead out.
 
 Called by launch.py: start() in the process that stays, with the caller's rights; follow() in control, when the host's
 network has changed. Adversary: nobody here; what the container can do is agent.py's and link_tap.c's matter.
@@ -8,19 +8,24 @@ Invariants: all that can be wrong with the namespace is known, and told in one s
 
 from __future__ import annotations
 
+import _socket
 import resource
 
-from lockgate.plugin import agent, agent_records, hostnet, namespace
+from lockgate.plugin import agent, agent_records, forwards, hostnet, inside, namespace, port_scan
 from lockgate.plugin import spec as vocabulary
+from lockgate.plugin.contracts.forward_spec import TCP, UDP
 from lockgate.plugin.namespace_watch import NamespaceWatch
-from lockgate.plugin.tap_device import Device
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from typing import Any
 
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forwards import Listener, OpenPorts
     from lockgate.plugin.hostnet import HostNet
+    from lockgate.plugin.keeper import Closable
     from lockgate.plugin.log import Log
     from lockgate.plugin.made_files import MadeFiles
     from lockgate.plugin.netview import Assignments
@@ -46,17 +51,13 @@ class NamespaceLink:
         self.command: Command | None = None  # what the namespace is made for
         self._agent: agent_records.Agent | None = None
         self._plan: namespace.Plan | None = None
+        self._tables: tuple[port_scan.Tables, port_scan.Tables] | None = None  # inside, and on the host
+        self.outward: list[Listener] = []  # those that lead out of the namespace
         self.watch: NamespaceWatch | None = None
         self.name = spec.namespace.path or "a new namespace"
 
     def open(self, made: MadeFiles, log: Log) -> None:
         """Nothing that the caller sees, but for the command, which waits."""
-        if any(not rule.auto for rule in self._wanted.forwards):
-            raise vocabulary.StartError("Ports of the namespace that lead to the host (-T, -U) are not built yet")
-        if self._wanted.splice_only:
-            raise vocabulary.StartError("--splice-only is not built yet")
-        if any(rule.auto for rule in (*self._spec.forwards, *self._wanted.forwards)):
-            log.info("Ports that follow what listens (auto) are not built yet: none are forwarded")
         if self._wanted.is_new:
             from lockgate.plugin.new_namespace import Command
 
@@ -68,13 +69,15 @@ class NamespaceLink:
     def start(self, process_name: str, view: Assignments, host: HostNet, log: Log) -> None:
         """Makes the device and gives it addresses and routes. The agent dies with the process that calls this."""
         wanted = self._wanted
+        follows = any(rule.auto for rule in (*self._spec.forwards, *wanted.forwards))
+        paths = port_scan.files_of_host() if follows else []
         try:
-            if wanted.config_net:
-                self._plan = namespace.plan(self._spec, host)
-            name = wanted.ns_ifname or namespace.name(self._spec, host)
-            interface = agent.Interface(name, self._plan, wanted.ns_mac or b"")
-            self._agent = agent.start(self._target, interface, f"{process_name}-agent")
-            self._ready, self._tap, _ = self._agent.wait_ready()
+            interface = self._plan_interface(host)
+            self._agent = agent.start(self._target, interface, f"{process_name}-agent", paths)
+            self._ready, self._tap, files = self._agent.wait_ready()
+            if paths:
+                tables = port_scan.Tables(dict(zip(paths, files, strict=True)))
+                self._tables = tables, port_scan.opened_here(paths)
         except (agent_records.AgentError, hostnet.InterfaceError) as fault:
             raise vocabulary.StartError(str(fault)) from None
         except OSError as failure:
@@ -88,26 +91,66 @@ class NamespaceLink:
         if self._ready.note:
             log.warning(f"In the namespace: {self._ready.note}")
 
+    def _plan_interface(self, host: HostNet) -> agent.Interface:
+        wanted = self._wanted
+        if wanted.splice_only:
+            return agent.Interface("", None)
+        if wanted.config_net:
+            self._plan = namespace.plan(self._spec, host)
+        return agent.Interface(wanted.ns_ifname or namespace.name(self._spec, host), self._plan, wanted.ns_mac or b"")
+
+    def open_ports(self, bound: Sequence[Listener], room: int, warn: Callable[[str], None]) -> list[Listener]:
+        """Those that lead out of the namespace, and those that follow what listens. `bound` are on the host already;
+        returns what is there beside them now. `room`: descriptors for all of these."""
+        inner, left = self._open_inside, room - len(bound)
+        try:
+            rules = [rule for rule in self._wanted.forwards if not rule.auto]
+            self.outward = forwards.bind(rules, left, warn, inner)
+        except forwards.ForwardError as fault:
+            raise vocabulary.StartError(str(fault)) from None
+        if self._tables is None:
+            return []
+        for tables in self._tables:
+            tables.look()
+        outer = forwards.on_host(self._spec.freebind)
+        left -= len(self.outward)
+        more = _follow(self._spec.forwards, self._tables[0], self.outward, left, outer)
+        bound = [*bound, *more]
+        self.outward += _follow(self._wanted.forwards, self._tables[1], bound, left - len(more), inner)
+        return more
+
+    def _open_inside(self, rule: ForwardRule, first: int, count: int) -> list[int]:
+        return inside.open_ports(self._running, rule, first, count)
+
     @property
-    def connections(self) -> list[_socket.socket]:
+    def _running(self) -> agent_records.Agent:
+        assert self._agent is not None, "start() comes first"
+        return self._agent
+
+    @property
+    def connections(self) -> list[Closable]:
         """Control's alone, once it has started."""
-        return [] if self._agent is None else [self._agent.channel]
+        sockets = [_socket.socket(fileno=one.fd) for one in self.outward]
+        return [self._running.channel, *sockets, *(self._tables or ())]
 
     @property
     def descriptors(self) -> list[int]:
         """That control keeps."""
-        assert self._agent is not None, "start() comes first"
-        return [self._tap, self._agent.channel.fileno()]
+        files = [fd for tables in self._tables or () for fd in tables.descriptors]
+        return [self._tap, self._running.channel.fileno(), *files, *(one.fd for one in self.outward)]
 
     def settings(self) -> dict[str, Any]:
         """For control.Start, in control's process."""
         from lockgate.core import channel
 
-        seen = channel.pack_seen(*self._seen)
+        device = None
+        if self._tap >= 0:
+            device = inside.Device(self._tap, self._ready.offloads & _USO == _USO, channel.pack_seen(*self._seen))
+        splices = not self._wanted.no_splice
         return {
             "link_fd": -1,
             "vhost_user": False,
-            "device": Device(self._tap, self._ready.offloads & _USO == _USO, seen),
+            "inside": inside.Inside(self._running, device, splices, self._tables),
         }
 
     def follow(self, host: HostNet, log: Log) -> None:
@@ -124,3 +167,13 @@ class NamespaceLink:
             log.warning("The namespace agent is gone: the namespace keeps the network that it has")
         elif answer[0]:
             log.warning(f"In the namespace: {answer[1]}")
+
+
+def _follow(
+    rules: Iterable[ForwardRule], where: port_scan.Tables, ours: Iterable[Listener], room: int, open_ports: OpenPorts
+) -> list[Listener]:
+    """What can be had of it. What cannot is told by control, which tries again."""
+    own = {wanted: {one.port for one in ours if one.rule.protocol == wanted} for wanted in (TCP, UDP)}
+    others: Mapping[int, AbstractSet[int]] = port_scan.others(where.seen, own)
+    wanted = [(rule, rule.ports_led_to(others[rule.protocol])) for rule in rules if rule.auto]
+    return forwards.bind_some(wanted, room, open_ports)

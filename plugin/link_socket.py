@@ -16,9 +16,10 @@ from lockgate.plugin.made_files import FileError, MadeFiles, in_use
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from lockgate.plugin.forwards import Listener
     from lockgate.plugin.hostnet import HostNet
     from lockgate.plugin.log import Log
     from lockgate.plugin.netview import Assignments
@@ -45,6 +46,7 @@ class SocketLink:
     """Of --vhost-user, a stream, or --fd."""
 
     watch = None  # of a namespace, which there is none
+    outward: list[Listener] = []  # nor ports that lead out of it
     command = None  # in it
 
     def __init__(self, spec: NetworkSpec, refill: Callable[[], None]) -> None:
@@ -120,6 +122,10 @@ class SocketLink:
 
     def start(self, process_name: str, view: Assignments, host: HostNet, log: Log) -> None:
         """Nothing more: whoever connects starts it."""
+
+    def open_ports(self, bound: Sequence[Listener], room: int, warn: Callable[[str], None]) -> list[Listener]:
+        """Those of the host, which are there already, are all."""
+        return []
 
     def follow(self, host: HostNet, log: Log) -> None:
         """The host's network has changed: the guest is told of it over the link."""

@@ -48,6 +48,8 @@ VIEW_MAP_ROUTER = 512
 VIEW_FIXED4 = 1024
 VIEW_FIXED6 = 2048
 VIEW_FREEBIND = 4096
+VIEW_SPLICE = 8192
+VIEW_SPLICE_LOOPBACK = 16384
 
 # datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6,
 # our_link_local, map_host4, map_host6, dns_match4, dns_host4, dns_match6, dns_host6, map_guest4, map_guest6, outbound4,
@@ -310,6 +312,8 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
         (VIEW_FIXED4, ipv4 and spec.ipv4.address != address.UNSET),
         (VIEW_FIXED6, ipv6 and spec.ipv6.address != address.UNSET),
         (VIEW_FREEBIND, spec.freebind),
+        (VIEW_SPLICE, spec.namespace is not None and not spec.namespace.no_splice),
+        (VIEW_SPLICE_LOOPBACK, spec.namespace is not None and spec.namespace.host_lo_to_ns_lo),
     )
     return sum(flag for flag, on in chosen if on)
 

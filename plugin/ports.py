@@ -5,7 +5,8 @@ Called by keeper.py, which kept what a new port needs (the network namespace, pe
 and by control, which knows what is wanted; imported before READY, hence the light imports.
 Adversary: control, once a guest has broken it. It can ask for two things, that a few consecutive ports be opened, and
 that ports which are open be closed; each field is checked here. What it can gain is a port that whoever may write to
---conf-path could have too, and nothing at all where that option was not given: then every request is meaningless.
+--conf-path could have too, or without that option one of those that are to follow what listens in a namespace; and
+nothing at all where there are none: then every request is meaningless.
 
 Invariants: a request costs a bounded piece of work, so that the keeper comes back to its signals; there are never more
 ports than `room`; whatever is held here is shut down first of all on quitting.
@@ -31,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    Key = tuple[int, bytes, bool, str, int]
+    Key = tuple[int, bool, bytes, bool, str, int]
 
 OPEN = b"O"
 CLOSE = b"C"
@@ -43,7 +44,7 @@ _REQUEST = struct.Struct("=cB?xHH16s16s")
 
 def key_of(rule: ForwardRule, port: int) -> Key:
     """What makes a socket another socket. (Where it leads to does not.)"""
-    return rule.protocol, rule.listen, rule.dual_stack, rule.interface, port
+    return rule.protocol, rule.outward, rule.listen, rule.dual_stack, rule.interface, port
 
 
 def pack_request(kind: bytes, rule: ForwardRule, first: int, count: int) -> bytes:
@@ -65,14 +66,32 @@ def _pack_answer(results: Sequence[int]) -> bytes:
 class Rights:
     """What may be opened, and so be asked for; frozen by convention."""
 
-    __slots__ = ("freebind", "ipv4", "ipv6", "protocols", "room")
+    __slots__ = ("auto", "freebind", "ipv4", "ipv6", "protocols", "room", "within")
 
-    def __init__(self, *, ipv4: bool, ipv6: bool, protocols: Sequence[int], room: int, freebind: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        ipv4: bool,
+        ipv6: bool,
+        protocols: Sequence[int],
+        room: int,
+        freebind: bool = False,
+        auto: bool = False,
+        within: Sequence[ForwardRule] | None = None,
+    ) -> None:
         self.ipv4 = ipv4
         self.ipv6 = ipv6
         self.protocols = protocols
         self.room = room  # sockets at once
         self.freebind = freebind  # also at addresses that the host does not have
+        self.auto = auto  # whether ports can follow what listens where they lead
+        self.within = within  # what ports of these rules may be, and nothing else; None: whatever the rest allows
+
+    def allow(self, rule: ForwardRule) -> bool:
+        return self.within is None or any(
+            key_of(rule, 0) == key_of(one, 0) and one.first <= rule.first and rule.last <= one.last
+            for one in self.within
+        )
 
 
 class Ports:
@@ -164,7 +183,7 @@ def _parse_request(record: bytes, rights: Rights) -> tuple[bytes, ForwardRule] |
         target=UNSET,
         best_effort=False,
     )
-    return kind, rule
+    return (kind, rule) if rights.allow(rule) else None
 
 
 def _shut_down(sock: _socket.socket) -> None:

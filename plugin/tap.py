@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """tap: the life of a namespace's link. Its frames are the worker's; each worker gets the device, and its end is told.
+With --splice-only there is none, and nothing to be told of.
 
 Called by control.py: serve() once, link_ended() when the worker says that the device has gone, resume() when there is
 a new worker.
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from lockgate.core import channel
 from lockgate.plugin.clients import Emit
-from lockgate.plugin.tap_device import Device
+from lockgate.plugin.inside import Device
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 
 
@@ -33,7 +34,7 @@ class TapServer:
     Events: link.attach, link.detach (reason).
     """
 
-    def __init__(self, worker: Worker, emit: Emit, device: Device) -> None:
+    def __init__(self, worker: Worker, emit: Emit, device: Device | None) -> None:
         self._worker = worker
         self._emit = emit
         self._device = device
@@ -51,6 +52,8 @@ class TapServer:
     async def resume(self, worker: Worker, memory_lost: bool = False) -> None:
         """There is a worker, the first or another: it gets the device."""
         self._worker = worker
+        if self._device is None:
+            return
         try:
             await worker.seen(self._device.seen)
             await worker.tap_attach(self._device.fd, self._device.uso)

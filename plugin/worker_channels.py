@@ -177,13 +177,24 @@ class WorkerChannels:
         """A tap device becomes the link; `fd` stays the caller's."""
         await self.request(channel.value(lib.LG_CMD_TAP_ATTACH, lib.LG_TAP_USO if uso else 0), [fd])
 
+    async def splice_agent(self, fd: int) -> None:
+        """A channel to whoever makes sockets in the guest's namespace; `fd` stays the caller's."""
+        await self.request(channel.bare(lib.LG_CMD_SPLICE_AGENT), [fd])
+
     # ---- what the table of forwards asks: plugin.forward_table.Worker; LG_LISTEN_MAX of them at a time ----
 
     async def listen(
-        self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], fds: Sequence[int]
+        self,
+        protocol: int,
+        target: bytes,
+        slots: Sequence[int],
+        ports: Sequence[int],
+        fds: Sequence[int],
+        outward: bool = False,
     ) -> None:
-        """What connects to these sockets reaches these ports of the guest; the descriptors stay the caller's."""
-        await self.request(channel.listen(lib.LG_CMD_LISTEN, protocol, target, slots, ports), fds)
+        """What connects to these sockets reaches these ports of the guest, or (outward) of the host's loopback; the
+        descriptors stay the caller's."""
+        await self.request(channel.listen(lib.LG_CMD_LISTEN, protocol, target, slots, ports, outward=outward), fds)
 
     async def listen_target(self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int]) -> None:
         """Sockets that are there lead elsewhere from now on."""

@@ -54,11 +54,11 @@ HOST = 1  # the one table that passt has: ports of the host that lead to the gue
 HOST_NAME = b"HOST"
 END = b"\0"  # in the place of one more table
 
-CAP_IPV4, CAP_IPV6, CAP_TCP, CAP_UDP, CAP_INTERFACE = 1, 2, 4, 8, 32  # 16: ports that are looked for, pasta only
+CAP_IPV4, CAP_IPV6, CAP_TCP, CAP_UDP, CAP_AUTO, CAP_INTERFACE = 1, 2, 4, 8, 16, 32
 
 FLAG_DUAL_STACK = 1
 FLAG_BEST_EFFORT = 2
-_FLAGS = FLAG_DUAL_STACK | FLAG_BEST_EFFORT
+FLAG_AUTO = 4  # of a namespace's ports only
 
 _HELLO = struct.Struct("!8sIII")
 _TABLE = struct.Struct(f"!B{TABLE_NAME_BYTES}sII")
@@ -77,6 +77,7 @@ def capabilities(rights: Rights) -> int:
         (rights.ipv6, CAP_IPV6),
         (TCP in rights.protocols, CAP_TCP),
         (UDP in rights.protocols, CAP_UDP),
+        (rights.auto, CAP_AUTO),
         (True, CAP_INTERFACE),
     )
     return sum(bit for there, bit in offered if there)
@@ -90,7 +91,8 @@ def greeting(rights: Rights, rules: Sequence[ForwardRule]) -> bytes:
 
 
 def pack_rule(rule: ForwardRule) -> bytes:
-    flags = (FLAG_DUAL_STACK if rule.dual_stack else 0) | (FLAG_BEST_EFFORT if rule.best_effort else 0)
+    named = (rule.dual_stack, FLAG_DUAL_STACK), (rule.best_effort, FLAG_BEST_EFFORT), (rule.auto, FLAG_AUTO)
+    flags = sum(flag for on, flag in named if on)
     interface = os.fsencode(rule.interface)
     ports = rule.first, rule.last, rule.to_first
     return _RULE.pack(rule.listen, rule.target, interface, *ports, rule.protocol, flags)
@@ -154,8 +156,9 @@ def _unpack_rule(data: bytes, rights: Rights) -> ForwardRule:
         raise ProtocolError(f"expected the number of TCP or UDP as a rule's protocol, not {protocol}")
     if protocol not in rights.protocols:
         raise ProtocolError(f"{PROTOCOL_NAMES[protocol]} is switched off")
-    if flags & ~_FLAGS:
-        raise ProtocolError(f"expected flags {_FLAGS} at most, not {flags}")
+    known = FLAG_DUAL_STACK | FLAG_BEST_EFFORT | (FLAG_AUTO if rights.auto else 0)
+    if flags & ~known:
+        raise ProtocolError(f"expected flags {known} at most, not {flags}")
     _check_ports(first, last, to_first)
     listen, dual_stack = _where(listen, bool(flags & FLAG_DUAL_STACK), rights)
     _check_target(target, listen, dual_stack)
@@ -169,6 +172,7 @@ def _unpack_rule(data: bytes, rights: Rights) -> ForwardRule:
         to_first=to_first,
         target=target,
         best_effort=bool(flags & FLAG_BEST_EFFORT),
+        auto=bool(flags & FLAG_AUTO),
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import struct
 from collections.abc import Sequence
 
 from lockgate.plugin import forwards, ports
@@ -48,9 +47,10 @@ class Keeper:
         self.ports = ports.Ports(copies, RIGHTS)
         self.asked: list[tuple[bytes, int, int]] = []  # kind, first port, how many
 
-    async def ask(self, request: bytes) -> tuple[list[int], list[int]]:
+    async def ask(self, kind: bytes, rule: ForwardRule, first: int, count: int) -> tuple[list[int], list[int]]:
         await asyncio.sleep(0)  # as of another process: others have their turn before it answers
-        self.asked.append((request[:1], *struct.unpack_from("=HH", request, 4)))
+        self.asked.append((kind, first, count))
+        request = ports.pack_request(kind, rule, first, count)
         answers = []
 
         def send(record: bytes, fds: Sequence[int]) -> bool:
@@ -78,7 +78,13 @@ class Worker:
             self.calls_left -= 1
 
     async def listen(
-        self, protocol: int, target: bytes, slots: Sequence[int], ports: Sequence[int], fds: Sequence[int]
+        self,
+        protocol: int,
+        target: bytes,
+        slots: Sequence[int],
+        ports: Sequence[int],
+        fds: Sequence[int],
+        outward: bool = False,
     ) -> None:
         assert 0 < len(slots) == len(ports) == len(fds) <= 64
         await self._live()

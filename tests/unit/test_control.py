@@ -10,7 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -23,7 +23,19 @@ from scapy.layers.l2 import Ether
 from lockgate.core import channel
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import ffi, lib
-from lockgate.plugin import address, control, hostnet, keeper, log, netview, resolvconf
+from lockgate.plugin import (
+    address,
+    agent_records,
+    control,
+    forwards,
+    hostnet,
+    inside,
+    keeper,
+    log,
+    netview,
+    resolvconf,
+)
+from lockgate.plugin.contracts import forward_spec
 from lockgate.plugin.spec import NetworkSpec
 
 VIEW = netview.assign(NetworkSpec(contract="passt"), hostnet.HostNet([], [], [], resolvconf.parse("")))
@@ -86,6 +98,16 @@ class Scene:
         assert await main == 0
         self.worker.close()
         self.listener.close()
+
+
+    def replace_worker(self) -> None:
+        self.worker.close()
+        channels = core_worker.Channels()
+        cmd, up = map(owned, (channels.cmd, channels.up))
+        socket.send_fds(self.keeper, [keeper.NEW_WORKER], [cmd.fileno(), up.fileno()])
+        cmd.close()
+        up.close()
+        self.worker = Worker(*map(owned, channels.worker_ends))
 
 
 def play(part: Callable[[Scene], Coroutine[Any, Any, None]], **options: Any) -> None:
@@ -254,16 +276,83 @@ def test_a_new_worker_is_told_everything_again() -> None:
 
     async def part(scene: Scene) -> None:
         await scene.worker.answer()
-        scene.worker.close()
-        channels = core_worker.Channels()
-        cmd, up = map(owned, (channels.cmd, channels.up))
-        socket.send_fds(scene.keeper, [keeper.NEW_WORKER], [cmd.fileno(), up.fileno()])
-        cmd.close()
-        up.close()
-        scene.worker = Worker(*map(owned, channels.worker_ends))
+        scene.replace_worker()
         assert (await scene.worker.answer())[0] == lib.LG_CMD_NET_VIEW
 
     play(part)
+
+
+class Agent(agent_records.Agent):
+    """Gives a channel to each worker, whose other end it keeps; or is gone."""
+
+    def __init__(self, there: bool = True) -> None:
+        ours, self._other = socket.socketpair()
+        super().__init__(0, ours)
+        self._there = there
+        self.ends: list[socket.socket] = []
+
+    def open_worker_channel(self) -> socket.socket:
+        if not self._there:
+            raise agent_records.AgentError("The namespace agent is gone")
+        theirs, ours = socket.socketpair()
+        ours.setblocking(False)
+        self.ends.append(ours)
+        return theirs
+
+    def close(self) -> None:
+        for end in (self.channel, self._other, *self.ends):
+            end.close()
+
+
+@pytest.fixture(name="one_port")
+def bound_port() -> Iterator[dict[str, Any]]:
+    """Of control's settings."""
+    rule = forward_spec.ForwardRule(
+        protocol=forward_spec.TCP,
+        listen=address.UNSET,
+        dual_stack=True,
+        interface="",
+        first=80,
+        last=80,
+        to_first=80,
+        target=address.UNSET,
+        best_effort=False,
+    )
+    fd = os.open("/dev/null", os.O_RDONLY)
+    yield {"rules": (rule,), "forwards": [forwards.Listener(fd, rule, 80)]}
+    os.close(fd)
+
+
+def test_each_worker_can_ask_the_agent_before_it_has_ports(one_port: dict[str, Any]) -> None:
+    """Through a channel of its own, which control does not keep. There may be no device."""
+    agent = Agent()
+
+    async def part(scene: Scene) -> None:
+        for workers in (1, 2):
+            assert [(await scene.worker.answer())[0] for _ in range(3)] == [
+                lib.LG_CMD_NET_VIEW,
+                lib.LG_CMD_SPLICE_AGENT,
+                lib.LG_CMD_LISTEN,
+            ]
+            assert len(agent.ends) == workers
+            assert await asyncio.get_running_loop().sock_recv(agent.ends[-1], 1) == b"", "nobody else has it"
+            scene.replace_worker()
+
+    play(part, inside=inside.Inside(agent, None, True, None), **one_port)
+    agent.close()
+
+
+def test_an_agent_that_is_gone_is_told_and_the_rest_goes_on(
+    one_port: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    agent = Agent(there=False)
+
+    async def part(scene: Scene) -> None:
+        assert [(await scene.worker.answer())[0] for _ in range(2)] == [lib.LG_CMD_NET_VIEW, lib.LG_CMD_LISTEN]
+
+    play(part, inside=inside.Inside(agent, None, True, None), **one_port)
+    assert "The namespace agent is gone: nothing reaches the namespace" in capfd.readouterr().err
+    agent.close()
 
 
 def test_one_off_is_reported_to_the_keeper() -> None:

@@ -14,11 +14,11 @@ import pytest
 
 from lockgate.core import channel, worker
 from lockgate.core._datapath import ffi, lib
-from lockgate.plugin import first_words
+from lockgate.plugin import agent_records, first_words
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
 from lockgate.plugin.forwards import Listener
-from lockgate.plugin.tap_device import Device
+from lockgate.plugin.inside import Device, Inside
 
 VIEW = bytes(range(256)) * 2
 
@@ -88,8 +88,20 @@ def rule(protocol: int, first: int, last: int, to_first: int) -> ForwardRule:
     )
 
 
-def device(fd: int) -> Device:
-    return Device(fd, True, channel.pack_seen(b"\2\0\0\0\0\1", UNSET, UNSET, UNSET))
+class Agent(agent_records.Agent):
+    """Gives one channel, of which it keeps the other end."""
+
+    def __init__(self) -> None:
+        self.theirs, self.ours = socket.socketpair()
+
+    def open_worker_channel(self) -> socket.socket:
+        return self.theirs
+
+
+def inside(fd: int, agent: Agent | None = None) -> Inside:
+    """With a tap device, or without one and with an agent that is asked."""
+    device = None if agent else Device(fd, True, channel.pack_seen(b"\2\0\0\0\0\1", UNSET, UNSET, UNSET))
+    return Inside(agent or Agent.__new__(Agent), device, agent is not None, None)
 
 
 def view() -> bytes:
@@ -98,17 +110,30 @@ def view() -> bytes:
 
 def test_the_worker_hears_of_the_network_first_and_of_the_device_last(played: Played, null: int) -> None:
     """Frames wait in the device until all else is known."""
-    first_words.tell(played.cmd, view(), [Listener(null, rule(TCP, 80, 80, 8080), 80)], device(null))
+    first_words.tell(played.cmd, view(), [Listener(null, rule(TCP, 80, 80, 8080), 80)], inside(null))
     kinds = [ffi.cast("struct lg_cmd_header *", ffi.from_buffer(one)).type for one in played.records]
     assert kinds == [lib.LG_CMD_NET_VIEW, lib.LG_CMD_LISTEN, lib.LG_CMD_SEEN, lib.LG_CMD_TAP_ATTACH]
     assert played.descriptors == [0, 1, 0, 1]
     assert played.records[0].endswith(view())
 
 
+def test_the_worker_can_ask_the_agent_before_it_has_ports(played: Played, null: int) -> None:
+    """Whose direction it is told. There may be no device."""
+    agent, out = Agent(), rule(TCP, 80, 80, 8080)
+    out.outward = True
+    first_words.tell(played.cmd, view(), [Listener(null, out, 80)], inside(null, agent))
+    kinds = [ffi.cast("struct lg_cmd_header *", ffi.from_buffer(one)).type for one in played.records]
+    assert kinds == [lib.LG_CMD_NET_VIEW, lib.LG_CMD_SPLICE_AGENT, lib.LG_CMD_LISTEN]
+    assert played.descriptors == [0, 1, 1]
+    assert [one.outward for one in played.parsed("lg_cmd_listen", lib.LG_CMD_LISTEN)] == [1]
+    assert agent.ours.recv(1) == b"", "nobody else has the channel"
+    agent.ours.close()
+
+
 def test_each_port_has_the_slot_that_the_table_of_forwards_counts_for_it(played: Played, null: int) -> None:
     many, other = rule(TCP, 1000, 1000 + lib.LG_LISTEN_MAX, 2000), rule(UDP, 53, 53, 5353)
     listeners = [Listener(null, many, port) for port in range(many.first, many.last + 1)] + [Listener(null, other, 53)]
-    first_words.tell(played.cmd, view(), listeners, device(null))
+    first_words.tell(played.cmd, view(), listeners, inside(null))
     told = played.parsed("lg_cmd_listen", lib.LG_CMD_LISTEN)
     assert [(one.protocol, one.count, one.slot[0], one.guest_port[0]) for one in told] == [
         (TCP, lib.LG_LISTEN_MAX, 0, 2000),
@@ -120,7 +145,7 @@ def test_each_port_has_the_slot_that_the_table_of_forwards_counts_for_it(played:
 def test_what_the_worker_refuses_is_told_by_its_errno(played: Played, null: int) -> None:
     played.result = -errno.EBUSY
     with pytest.raises(OSError) as refusal:
-        first_words.tell(played.cmd, view(), [], device(null))
+        first_words.tell(played.cmd, view(), [], inside(null))
     assert refusal.value.errno == errno.EBUSY
     assert len(played.records) == 1
 
@@ -129,4 +154,4 @@ def test_a_worker_that_dies_is_no_refusal(played: Played, null: int) -> None:
     """Of its end, the keeper tells."""
     played.result = -errno.EPIPE
     with pytest.raises(ConnectionError):
-        first_words.tell(played.cmd, view(), [], device(null))
+        first_words.tell(played.cmd, view(), [], inside(null))

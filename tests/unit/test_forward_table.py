@@ -138,7 +138,7 @@ def test_a_request_that_the_keeper_refuses_is_a_failure() -> None:
     """Which does not happen while both check the same things."""
 
     async def part(scene: Scene) -> None:
-        async def refuse(request: bytes) -> tuple[list[int], list[int]]:
+        async def refuse(*_: object) -> tuple[list[int], list[int]]:
             return [], []
 
         scene.table._ask = refuse

@@ -12,6 +12,7 @@ import pytest
 from host_samples import ETH0, ORDINARY, RESOLV_CONF, WG0, WLAN0, assignments, host, ip, own, route
 
 from lockgate.plugin import address, hostnet, netlink, netview
+from lockgate.plugin.contracts import pasta
 from lockgate.plugin.spec import NetworkSpec
 
 DATAPATH = Path(__file__).resolve().parents[2] / "core" / "datapath"
@@ -222,6 +223,23 @@ def test_what_the_caller_fixes_is_fixed(options: dict[str, object], added: int) 
     assert netview.assign(passt(**options), host(*ORDINARY)).flags & fixed == added
 
 
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ("", netview.VIEW_SPLICE),
+        ("--no-splice", 0),
+        ("--host-lo-to-ns-lo", netview.VIEW_SPLICE | netview.VIEW_SPLICE_LOOPBACK),
+        ("--splice-only", netview.VIEW_SPLICE | netview.VIEW_SPLICE_LOOPBACK),
+    ],
+)
+def test_the_hosts_loopback_leads_into_a_namespace(options: str, flags: int) -> None:
+    """Of a machine, there is nobody who could make sockets."""
+    both = netview.VIEW_SPLICE | netview.VIEW_SPLICE_LOOPBACK
+    spec = pasta.parse(["--netns", "blue", *options.split()], "pasta")
+    assert netview.assign(spec, host(*ORDINARY)).flags & both == flags
+    assert netview.assign(passt(), host(*ORDINARY)).flags & both == 0
+
+
 def test_dhcpv6_needs_an_address_to_hand_out() -> None:
     """On in local mode too, once --address gives one."""
     assert not netview.assign(passt(), host()).dhcpv6
@@ -378,10 +396,10 @@ int main(void)
     FIELD(gateway6); FIELD(our_link_local); FIELD(map_host4); FIELD(map_host6); FIELD(map_guest4); FIELD(map_guest6);
     FIELD(outbound4); FIELD(outbound6); FIELD(outbound_if4); FIELD(outbound_if6);
     printf("%zu ", sizeof(struct lg_net_view));
-    printf("%d %d %d %d %d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6,
+    printf("%d %d %d %d %d %d %d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6,
            LG_VIEW_TCP, LG_VIEW_UDP, LG_VIEW_ICMP,
            LG_VIEW_NDP, LG_VIEW_DHCP, LG_VIEW_RA, LG_VIEW_DHCPV6, LG_VIEW_MAP_ROUTER, LG_VIEW_FIXED4, LG_VIEW_FIXED6,
-           LG_VIEW_FREEBIND);
+           LG_VIEW_FREEBIND, LG_VIEW_SPLICE, LG_VIEW_SPLICE_LOOPBACK);
 }
 """
 
@@ -408,7 +426,7 @@ def test_the_packed_view_has_the_layout_of_the_header(tmp_path: Path) -> None:
     assert [packed[offset : offset + size] for offset, size in fields] == expected
     assert len(packed) == numbers[count]
     flags = ["IPV4", "IPV6", "TCP", "UDP", "ICMP", "NDP", "DHCP", "RA", "DHCPV6"]
-    flags += ["MAP_ROUTER", "FIXED4", "FIXED6", "FREEBIND"]
+    flags += ["MAP_ROUTER", "FIXED4", "FIXED6", "FREEBIND", "SPLICE", "SPLICE_LOOPBACK"]
     assert [getattr(netview, f"VIEW_{name}") for name in flags] == numbers[count + 1 :]
 
 

@@ -283,3 +283,14 @@ def test_whatever_comes_is_a_table_or_a_sentence(parts: list[bytes]) -> None:
     rules = message.rules
     assert not any(one.conflicts(other) for at, one in enumerate(rules) for other in rules[:at])
     assert all(0 < each.first <= each.last and each.to_first + each.count - 1 <= 65535 for each in rules)
+
+
+def test_ports_that_follow_what_listens_are_there_where_there_is_a_namespace() -> None:
+    """As `auto` of a command line means them; and they come out as they went in."""
+    following = Rights(ipv4=True, ipv6=True, protocols=[TCP, UDP], room=1000, auto=True)
+    assert pesto.capabilities(following) == pesto.capabilities(EVERYTHING) | pesto.CAP_AUTO
+    (got,) = read(table(rule(flags=4)) + b"\0", following).rules
+    assert got.auto and not got.best_effort
+    assert pesto.pack_rule(got) == rule(flags=4)
+    with pytest.raises(pesto.ProtocolError, match="flags 7 at most, not 8"):
+        read(table(rule(flags=8)) + b"\0", following)

@@ -226,3 +226,23 @@ def test_whatever_is_asked_the_keeper_lives_and_keeps_its_room(records: list[byt
         for fd in asks.fds:
             os.close(fd)
         asks.fds.clear()
+
+
+def test_without_a_table_to_be_changed_only_ports_that_follow_may_be_asked_for(
+    control: Callable[..., Control], port: int
+) -> None:
+    """Of one of their rules, as it listens, and within its ports."""
+    wanted = rule(f"127.0.0.1/{port}-{port + 9}")
+    within = Rights(ipv4=True, ipv6=True, protocols=[TCP, UDP], room=ROOM, within=[wanted])
+    asks = control(within)
+    for refused in (
+        rule(f"127.0.0.1/{port - 1}-{port}"),
+        rule(f"127.0.0.1/{port + 9}-{port + 10}"),
+        rule(f"127.0.0.1/{port}", UDP),
+        rule(f"127.0.0.1%lo/{port}"),
+        rule(f"127.0.0.2/{port}"),
+        rule(f"{port}"),
+    ):
+        assert asks.ask(OPEN, refused) == asks.ask(CLOSE, refused) == []
+    assert asks.ask(OPEN, rule(f"127.0.0.1/{port}")) == asks.ask(CLOSE, rule(f"127.0.0.1/{port}")) == [0]
+    assert control(Rights(ipv4=True, ipv6=True, protocols=[TCP], room=ROOM, within=[])).ask(OPEN, wanted) == []

@@ -250,3 +250,27 @@ def test_frames_for_a_worker_that_does_not_read_are_lost_and_counted() -> None:
         assert channel.parse_up(peer.up.recv(70000)) is not None
 
     scene(play)
+
+
+def test_a_worker_is_given_an_agent_and_ports_that_lead_out() -> None:
+    """Each with its descriptors; of ports that lead in, the byte is zero."""
+
+    async def play(peer: Peer) -> None:
+        fd = os.open("/dev/null", os.O_RDONLY)
+        for outward in (True, False):
+            listening = peer.channels.listen(6, bytes(16), [3], [80], [fd], outward)
+            asking = asyncio.create_task(listening)
+            kind, seq, body, fds = await peer.command()
+            assert (kind, body[:8], len(fds)) == (lib.LG_CMD_LISTEN, struct.pack("=IBBxx", 1, 6, outward), 1)
+            await peer.reply(kind, seq)
+            await asking
+            os.close(fds[0])
+        asking = asyncio.create_task(peer.channels.splice_agent(fd))
+        kind, seq, body, fds = await peer.command()
+        assert (kind, body, len(fds)) == (lib.LG_CMD_SPLICE_AGENT, b"", 1)
+        await peer.reply(kind, seq)
+        await asking
+        os.close(fds[0])
+        os.close(fd)
+
+    scene(play)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What control holds of a namespace: its tap device, its agent, and the lists of who listens there.
+
+Made by link_namespace.py, which knows how all this was opened; used by control. Adversary: nobody here, what the
+container can do is agent.py's matter.
+"""
+
+from __future__ import annotations
+
+import _socket
+
+from lockgate.plugin import address, agent_records, ports
+from lockgate.plugin.contracts.forward_spec import TCP
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lockgate.plugin.agent_records import Agent
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.port_scan import Tables
+
+
+class Device:
+    """A tap device that is set up: its descriptor, and what its namespace is seen by, before it has sent anything."""
+
+    __slots__ = ("fd", "seen", "uso")
+
+    def __init__(self, fd: int, uso: bool, seen: bytes) -> None:
+        self.fd = fd
+        self.uso = uso  # it takes and gives several datagrams in one frame
+        self.seen = seen  # a whole lg_seen
+
+
+class Inside:
+    """Frozen by convention."""
+
+    __slots__ = ("_agent", "_splices", "device", "tables")
+
+    def __init__(
+        self, agent: Agent, device: Device | None, splices: bool, tables: tuple[Tables, Tables] | None
+    ) -> None:
+        self._agent = agent
+        self._splices = splices  # whether workers ask for sockets that are made there
+        self.device = device  # None: there is loopback only
+        self.tables = tables  # who listens there, and on the host; None: no ports follow that
+
+    def open_worker_channel(self) -> _socket.socket | None:
+        """To the agent, for the next worker; None: it is to have none. Raises AgentError."""
+        return self._agent.open_worker_channel() if self._splices else None
+
+    def ask_ports(self, kind: bytes, rule: ForwardRule, first: int, count: int) -> tuple[list[int], list[int]]:
+        """forward_table.Ask, answered at once. We alone hold what leads out of the namespace: to close it, nobody has
+        to be asked."""
+        if kind != ports.OPEN:
+            return [0] * count, []
+        opened = open_ports(self._agent, rule, first, count)
+        return [max(0, -fd) for fd in opened], [fd for fd in opened if fd >= 0]
+
+
+def open_ports(agent: Agent, rule: ForwardRule, first: int, count: int) -> list[int]:
+    """forwards.OpenPorts, for ports that lead out of a namespace."""
+    ipv4 = address.is_ipv4(rule.listen)
+    flags = agent_records.BIND | agent_records.LOOPBACK
+    flags |= agent_records.LISTEN if rule.protocol == TCP else 0
+    flags |= agent_records.DUAL_STACK if rule.dual_stack else 0
+    family = _socket.AF_INET if ipv4 else _socket.AF_INET6
+    return agent.open_sockets(agent_records.SocketsWanted(family, rule.protocol, count, flags=flags, first=first))

@@ -11,117 +11,28 @@ import hashlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import host_namespace
+import pasta_caller
 import pytest
 from host_namespace import Namespace
+from pasta_caller import ASK, BYTES, CLIENT, ECHO, SERVER, Pasta, digest, runs, serves
 from running import PATIENCE, name, tree
-
-PASTA = str(Path(sys.executable).with_name("pasta"))
-# What Podman adds to every `podman run --network pasta`.
-PODMAN = "--dns-forward 169.254.1.1 -T none -U none --no-map-gw --quiet"
-BYTES = 10_000_000
-
-# One connection: says whom it sees, and the digest of what came until the end.
-SERVER = """
-import hashlib, socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-listener = socket.socket(family)
-listener.bind((sys.argv[1], int(sys.argv[2])))
-listener.listen()
-print(listener.getsockname()[1], flush=True)
-end, peer = listener.accept()
-seen = hashlib.sha256()
-while data := end.recv(1 << 20):
-    seen.update(data)
-end.sendall(f"{peer[0]} {seen.hexdigest()}".encode())
-"""
-CLIENT = """
-import hashlib, socket, sys
-end = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
-end.sendall(b"0123456789" * (int(sys.argv[3]) // 10))
-end.shutdown(socket.SHUT_WR)
-print(end.recv(1000).decode())
-"""
-ECHO = """
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-end = socket.socket(family, socket.SOCK_DGRAM)
-end.bind((sys.argv[1], int(sys.argv[2])))
-print(end.getsockname()[1], flush=True)
-data, peer = end.recvfrom(65536)
-end.sendto(peer[0].encode() + b" " + data, peer)
-"""
-ASK = """
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-end = socket.socket(family, socket.SOCK_DGRAM)
-end.settimeout(20)
-end.connect((sys.argv[1], int(sys.argv[2])))
-end.send(b"question")
-print(end.recv(1000).decode())
-"""
-
-
-def runs(namespace: Namespace, code: str, *words: object) -> str:
-    """What a program of Python says there."""
-    return namespace.does(f"exec {sys.executable} -Ic '{code}' {' '.join(map(str, words))}")
-
-
-def serves(namespace: Namespace, code: str, address: str, port: int = 0) -> tuple[subprocess.Popen[str], int]:
-    """In the background; its port."""
-    command = [*namespace.prefix, sys.executable, "-Ic", code, address, str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    return server, int(server.stdout.readline())
 
 
 @pytest.fixture(name="host")
 def made_host() -> Iterator[Namespace]:
-    host = host_namespace.host()
-    if host.does("test -w /dev/net/tun && echo yes || echo no") != "yes":
-        host.close()
-        pytest.skip("/dev/net/tun is not there for everybody: no tap devices without root here")
+    host = pasta_caller.host()
     yield host
     host.close()
 
 
 @pytest.fixture(name="container")
 def made_container(host: Namespace) -> Iterator[Namespace]:
-    container = Namespace(*host.prefix, "unshare", "--net", "--mount")
+    container = pasta_caller.container(host)
     yield container
     container.close()
-
-
-class Pasta:
-    """One that has been started, and stays; by its PID file."""
-
-    def __init__(self, host: Namespace, folder: Path, netns: str, options: str) -> None:
-        self.pid_file = folder / "pid"
-        words = f"--config-net {options} {PODMAN} --pid {self.pid_file} --netns {netns} --map-guest-addr 169.254.1.2"
-        # The end of both pipes is waited for, as Podman does: nobody may hold them any more.
-        done = subprocess.run([*host.prefix, PASTA, *words.split()], capture_output=True, text=True, timeout=PATIENCE)
-        self.status, self.told = done.returncode, done.stdout + done.stderr
-        self.pid = int(self.pid_file.read_text()) if self.status == 0 else 0
-        self._end = os.pidfd_open(self.pid) if self.pid else -1
-
-    def wait_end(self) -> None:
-        import select
-
-        waiting = select.poll()
-        waiting.register(self._end, select.POLLIN)
-        assert waiting.poll(PATIENCE * 1000), "it stays"
-
-    def close(self) -> None:
-        if self.pid:
-            try:
-                signal.pidfd_send_signal(self._end, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            os.close(self._end)
 
 
 @pytest.fixture(name="start")
@@ -137,10 +48,6 @@ def started_pasta(host: Namespace, container: Namespace, start: list[Pasta], tmp
     start.append(Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", "-t 5555:80 -u 5556:81"))
     assert (start[0].status, start[0].told) == (0, ""), "nothing is said under --quiet"
     return start[0]
-
-
-def digest() -> str:
-    return hashlib.sha256(b"0123456789" * (BYTES // 10)).hexdigest()
 
 
 def test_the_container_gets_what_the_host_has(pasta: Pasta, container: Namespace) -> None:
@@ -165,7 +72,7 @@ def test_the_container_reaches_the_host(pasta: Pasta, host: Namespace, container
 
 @pytest.mark.parametrize(
     ("to", "seen"),
-    [("10.5.0.2", "169.254.1.2"), ("127.0.0.1", "10.5.0.1"), ("fd05::2", "fe80::"), ("::1", "fe80::")],
+    [("10.5.0.2", "169.254.1.2"), ("127.0.0.1", "10.5.0.2"), ("fd05::2", "fe80::"), ("::1", "fd05::2")],
     ids=["address", "loopback", "address6", "loopback6"],
 )
 def test_published_ports_lead_into_the_container(

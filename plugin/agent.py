@@ -27,7 +27,7 @@ import struct
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import address, agent_records, forwards, netlink, netlink_change
+from lockgate.plugin import address, agent_records, forwards, netlink, netlink_change, port_scan
 from lockgate.plugin.address import UNSET
 
 TYPE_CHECKING = False
@@ -72,8 +72,8 @@ class Interface:
 
 
 def start(target: Target, interface: Interface, process_name: str, files: Sequence[str] = ()) -> Agent:
-    """Forks the agent. Whether it has got anywhere is what Agent.wait_ready says. `files` are opened inside, to be
-    handed out. Raises OSError."""
+    """Forks the agent. Whether it has got anywhere is what Agent.wait_ready says. `files`, those of port_scan.py, are
+    opened inside and handed out. Raises OSError."""
     ours, theirs = core_worker.channel()
     ours.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, 2 * agent_records.RECORD_MAX)
     pid = os.fork()
@@ -92,7 +92,7 @@ def _live(
     try:
         _keep_only(end, target)
         _join(target)
-        opened = [_open(path, "file") for path in files]
+        opened = [_open_list(name) for name in files]
         life = _Life(interface, len(opened))
         _confine(process_name)
     except (agent_records.AgentError, OSError) as failure:
@@ -182,21 +182,28 @@ def _keep_only(end: _socket.socket, target: Target) -> None:
 
 def _join(target: Target) -> None:
     if target.user:
-        fd = _open(target.user, "user namespace")
+        fd = _open(target.user, "user")
         if not os.path.samestat(os.fstat(fd), os.stat("/proc/self/ns/user")):  # nobody may join where they are
             _enter(fd, network=False)
         os.close(fd)
-    fd = target.network if isinstance(target.network, int) else _open(target.network, "network namespace")
+    fd = target.network if isinstance(target.network, int) else _open(target.network, "network")
     _enter(fd, network=True)
     os.close(fd)
 
 
-def _open(path: str, what: str) -> int:
+def _open(path: str, kind: str) -> int:
     """A FIFO would hold us up for ever."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as failure:
-        raise agent_records.AgentError(f"Couldn't open {what} {path}: {failure.strerror}") from None
+        raise agent_records.AgentError(f"Couldn't open {kind} namespace {path}: {failure.strerror}") from None
+
+
+def _open_list(name: str) -> int:
+    try:
+        return port_scan.open_one(name)
+    except OSError as failure:
+        raise agent_records.AgentError(f"Couldn't open {name} in the namespace: {failure.strerror}") from None
 
 
 def _enter(fd: int, network: bool) -> None:

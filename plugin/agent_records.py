@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 READY, FAILED, ANSWER = b"R", b"F", b"A"
 CONFIGURE, SOCKETS, WORKER = b"C", b"S", b"W"
 
+SOCK_DIAG = "sock_diag"  # among the files that an agent is to open: the socket that lists others
+
 RECORD_MAX = 131072
 SOCKETS_MAX = 64  # of a request: the kernel hands over 253 descriptors at once
 _TEXT_MAX = 1000

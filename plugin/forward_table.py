@@ -249,12 +249,10 @@ class ForwardTable:
     async def _open(self, rule: ForwardRule, change: Change) -> None:
         missing = [port for port in self._numbers(rule) if ports.key_of(rule, port) not in self._ports]
         for first, count in runs(missing, ports.BATCH_MAX):
-            if len(self._ports) + count > self._room:
-                change.failures += [Failure(rule, first + number, errno.EMFILE) for number in range(count)]
-                continue
-            results, fds = await self._ask(ports.OPEN, rule, first, count)
+            allowed = min(count, max(0, self._room - len(self._ports)))
+            results, fds = await self._ask(ports.OPEN, rule, first, allowed) if allowed else ([], [])
             opened, given = [], iter(fds)
-            for number, error in enumerate(results or [errno.EINVAL] * count):
+            for number, error in enumerate((results or [errno.EINVAL] * allowed) + [errno.EMFILE] * (count - allowed)):
                 if error:
                     change.failures.append(Failure(rule, first + number, error))
                 else:

@@ -240,6 +240,7 @@ class Start:
         follow what listens."""
         spec = self.spec
         auto = [rule for rule in spec.forwards if rule.auto]
+        follows = bool(auto) or (spec.namespace is not None and any(rule.auto for rule in spec.namespace.forwards))
         if not spec.conf_path and not auto:
             return None
         switched_on = ((_socket.IPPROTO_TCP, not spec.no_tcp), (_socket.IPPROTO_UDP, not spec.no_udp))
@@ -249,7 +250,7 @@ class Start:
             protocols=[protocol for protocol, on in switched_on if on],
             room=self.room_later,
             freebind=spec.freebind,
-            auto=spec.namespace is not None,
+            auto=follows,
             within=None if spec.conf_path else auto,
         )
 
@@ -322,6 +323,21 @@ class Start:
             self.log.warning(_sentence(warning))
         if self.log.level < log.INFO:
             return
+        if self.spec.namespace is not None and self.spec.namespace.splice_only:
+            self.log.info(f"Link: loopback alone, {self.link.name}")
+        else:
+            self._announce_link()
+        for rule in self.spec.forwards:
+            self.log.info(f"Forward: {rule}")
+        for rule in self.spec.namespace.forwards if self.spec.namespace else ():
+            self.log.info(f"Forward, out of the namespace: {rule}")
+        for note in view.notes:
+            self.log.info(_sentence(note))
+        if self.link.hint:
+            self.log.info(self.link.hint)
+
+    def _announce_link(self) -> None:
+        view = self.view
         self.log.info(f"Link: {self.spec.link}, {self.link.name}")
         self.log.info(f"Modelled on: {_families(view.interface4 or 'local', view.interface6 or 'local', self.spec)}")
         self.log.info(f"MAC address of the gateway: {view.our_mac.hex(':')}")
@@ -330,13 +346,7 @@ class Start:
         self.log.info(f"Gateway: {_families(_shown(view.gateway4), _shown(view.our_link_local), self.spec)}")
         self.log.info(f"Host loopback as: {_families(_shown(view.map_host4), _shown(view.map_host6), self.spec)}")
         self.log.info(f"MTU: {view.advertised_mtu or 'not advertised'}")
-        for rule in self.spec.forwards:
-            self.log.info(f"Forward: {rule}")
         self._announce_names()
-        for note in view.notes:
-            self.log.info(_sentence(note))
-        if self.link.hint:
-            self.log.info(self.link.hint)
 
     def _announce_names(self) -> None:
         view, kept_back = self.view, ", not handed out"

@@ -70,14 +70,13 @@ class NamespaceLink:
         """Makes the device and gives it addresses and routes. The agent dies with the process that calls this."""
         wanted = self._wanted
         follows = any(rule.auto for rule in (*self._spec.forwards, *wanted.forwards))
-        paths = port_scan.files_of_host() if follows else []
+        lists = port_scan.ways() if follows else []
         try:
             interface = self._plan_interface(host)
-            self._agent = agent.start(self._target, interface, f"{process_name}-agent", paths)
+            self._agent = agent.start(self._target, interface, f"{process_name}-agent", lists)
             self._ready, self._tap, files = self._agent.wait_ready()
-            if paths:
-                tables = port_scan.Tables(dict(zip(paths, files, strict=True)))
-                self._tables = tables, port_scan.opened_here(paths)
+            if lists:
+                self._tables = port_scan.opened(lists, files), port_scan.opened_here(lists)
         except (agent_records.AgentError, hostnet.InterfaceError) as fault:
             raise vocabulary.StartError(str(fault)) from None
         except OSError as failure:

@@ -264,14 +264,15 @@ def assign(
     notes: list[str] = []
     warnings: list[str] = []
     family4, family6, our_link_local = _Family(), _Family(), address.UNSET
-    if spec.ipv4.enabled:
+    linked = spec.namespace is None or not spec.namespace.splice_only  # else nobody reaches it, nor gets anything
+    if spec.ipv4.enabled and linked:
         family4 = _assign4(spec, host, keep4, notes)
         _take_choices(family4, spec.ipv4)
         _assign_dns(family4, spec.ipv4, host.resolvers.servers4, warnings)
         missing = _missing4(family4)
         if missing and not spec.no_dhcp:
             warnings.append(f"no DHCP for the guest: {missing}")
-    if spec.ipv6.enabled:
+    if spec.ipv6.enabled and linked:
         family6, our_link_local = _assign6(spec, host, keep6, notes)
         _take_choices(family6, spec.ipv6)
         _assign_dns(family6, spec.ipv6, _reachable6(family6, host.resolvers), warnings)

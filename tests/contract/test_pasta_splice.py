@@ -372,6 +372,7 @@ def test_there_may_be_loopback_and_nothing_else(ready: Start, host: Namespace, c
     ready("--splice-only -t 5555:80 -u 5556:81 -T 8081:8080")
     assert container.does("ip -br link").split()[:2] == ["lo", "UNKNOWN"]
     assert container.does("ip -o link | wc -l") == "1"
+    assert runs(host, IS_RESET, "10.5.0.2", 5555) == "reset", "whoever comes from elsewhere"
     server, _ = serves(container, SERVER, "127.0.0.1", 80)
     assert runs(host, CLIENT, "127.0.0.1", 5555, BYTES) == f"127.0.0.1 {digest()}"
     finishes(server)

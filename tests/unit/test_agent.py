@@ -19,7 +19,7 @@ import pytest
 from host_samples import ORDINARY, host, ip, own, route
 from namespaces import Namespace
 
-from lockgate.plugin import agent, agent_records, namespace, netlink
+from lockgate.plugin import agent, agent_records, namespace, netlink, port_scan
 from lockgate.plugin.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 from lockgate.plugin.spec import NetworkSpec
 
@@ -384,9 +384,26 @@ def test_files_are_those_of_the_namespace(begin: Callable[..., Running]) -> None
     assert os.pread(running.files[0], 4096, 0) == head
 
 
+def test_the_list_of_sockets_is_that_of_the_namespace(begin: Callable[..., Running]) -> None:
+    """Through a socket that was made there, and is used here."""
+    ways = port_scan.ways()
+    running = begin(name="", files=ways)
+    running.ready()
+    tables, running.files = port_scan.opened(ways, running.files), []
+    assert not tables.look() and tables.seen == {TCP: set(), UDP: set()}
+    _, (listener,) = running.sockets(SocketsWanted(socket.AF_INET6, TCP, flags=BIND | LISTEN, first=8080))
+    _, (bound,) = running.sockets(SocketsWanted(socket.AF_INET, UDP, flags=BIND, first=53))
+    assert tables.look() and tables.seen == {TCP: {8080}, UDP: {53}}
+    listener.close()
+    assert tables.look() and tables.seen == {TCP: set(), UDP: {53}}
+    bound.close()
+    tables.close()
+
+
 def test_a_file_that_is_not_there_is_one_sentence(begin: Callable[..., Running]) -> None:
     """As with everything that is opened at the start."""
-    assert failure(begin(files=["/proc/net/none"])) == "Couldn't open file /proc/net/none: No such file or directory"
+    said = failure(begin(files=["/proc/net/none"]))
+    assert said == "Couldn't open /proc/net/none in the namespace: No such file or directory"
 
 
 def ask(channel: socket.socket, request: bytes) -> tuple[bytes, list[int]]:

@@ -240,6 +240,15 @@ def test_the_hosts_loopback_leads_into_a_namespace(options: str, flags: int) -> 
     assert netview.assign(passt(), host(*ORDINARY)).flags & both == 0
 
 
+def test_a_namespace_with_loopback_alone_is_given_nothing() -> None:
+    """So that whoever comes from elsewhere is refused at once."""
+    spec = pasta.parse("--netns blue --splice-only --dns-forward 192.0.2.53".split(), "pasta")
+    given = netview.assign(spec, host(*ORDINARY))
+    addresses = ("guest4", "guest6", "gateway4", "gateway6", "our_link_local", "map_host4", "map_host6", "dns_match4")
+    assert {getattr(given, name) for name in addresses} == {bytes(16)}
+    assert not (given.dns4 or given.dns6 or given.warnings or given.dhcp or given.dhcpv6 or given.ra)
+
+
 def test_dhcpv6_needs_an_address_to_hand_out() -> None:
     """On in local mode too, once --address gives one."""
     assert not netview.assign(passt(), host()).dhcpv6

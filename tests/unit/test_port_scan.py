@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +31,35 @@ def tables_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     for name in ("tcp", "udp"):
         (tmp_path / name).write_text(HEAD4)
     monkeypatch.setattr(port_scan, "_FILES", {str(tmp_path / "tcp"): TCP, str(tmp_path / "udp"): UDP})
-    made = port_scan.opened_here(port_scan.files_of_host())
+    made = port_scan.opened_here([str(tmp_path / name) for name in ("tcp", "udp")])
     yield made
     made.close()
+
+
+def message(port: int, kind: int = 20, attributes: bytes = b"") -> bytes:
+    body = struct.pack("!BBBBHH64x", 2, 10, 0, 0, port, 0) + attributes
+    return struct.pack("=IHHII", 16 + len(body), kind, 2, 0, 0) + body + bytes(-len(body) % 4)
+
+
+DONE = struct.pack("=IHHIIi", 20, 3, 2, 0, 0, 0)
+
+
+def test_what_netlink_says_is_put_together_of_its_pieces() -> None:
+    """Records may have something behind them that is not looked into."""
+    piece = message(80) + message(65535, attributes=b"\5\0\1\0\1") + message(22)
+    heard = port_scan.heard(piece)
+    assert (heard.ports, heard.over, heard.error) == ({80, 65535, 22}, False, 0)
+    heard = port_scan.heard(message(81) + DONE)
+    assert (heard.ports, heard.over, heard.error) == ({81}, True, 0)
+    for kind in (2, 3):  # an error that comes at once, and one that comes as the end
+        heard = port_scan.heard(struct.pack("=IHHIIi", 20, kind, 0, 0, 0, -errno.ENOENT) + bytes(72))
+        assert (heard.ports, heard.over, heard.error) == (set(), True, errno.ENOENT)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_of_netlink_are_more_than_the_end(noise: bytes) -> None:
+    port_scan.heard(noise)
+    port_scan.heard(message(80) + noise)
 
 
 def test_what_listens_is_found_whatever_its_address() -> None:
@@ -83,10 +111,14 @@ def test_no_more_is_read_than_is_of_use(tables: port_scan.Tables, tmp_path: Path
     assert tables.look() and tables.seen[UDP] == {53}
 
 
-def test_the_kernels_own_tables_are_read_anew() -> None:
-    """Of this machine, through files that stay open."""
-    tables = port_scan.opened_here(port_scan.files_of_host())
-    assert len(tables.descriptors) in (2, 4)
+FILES = ["/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp", "/proc/net/udp6"]
+
+
+@pytest.mark.parametrize("names", [FILES, port_scan.ways()], ids=["files", "what this machine has"])
+def test_the_kernels_own_lists_are_read_anew(names: list[str]) -> None:
+    """Through what stays open."""
+    tables = port_scan.opened_here(names)
+    assert len(tables.descriptors) == len(names)
     tables.look()
     before = tables.seen
     listener, bound = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM)
@@ -98,4 +130,39 @@ def test_the_kernels_own_tables_are_read_anew() -> None:
     bound.close()
     assert tables.look()
     assert all(port not in tables.seen[protocol] for protocol, port in ports.items())
+    tables.close()
+
+
+def test_a_kernel_without_netlinks_list_has_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there is no such socket, or no answer for a protocol."""
+    monkeypatch.setattr(port_scan, "_QUERIES", [(socket.AF_INET, TCP), (socket.AF_INET, 254)])
+    monkeypatch.setitem(port_scan._STATES, 254, b"07")
+    assert port_scan.ways() == FILES
+    monkeypatch.setattr(port_scan, "_NETLINK_SOCK_DIAG", 31)
+    assert port_scan.ways() == FILES
+
+
+def test_a_list_that_is_too_long_for_one_look_goes_on_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it has come to its end, what was seen before is what is there."""
+    if port_scan.ways() == FILES:
+        pytest.skip("this kernel has no sock_diag for both protocols")
+    monkeypatch.setattr(port_scan, "_PIECES_MAX", 1)
+    many = []
+    for _ in range(600):
+        many.append(socket.socket(type=socket.SOCK_DGRAM))
+        many[-1].bind(("127.0.0.1", 0))
+    ports = {one.getsockname()[1] for one in many}
+    tables = port_scan.opened_here(port_scan.ways())
+    looks = 0
+    while not ports <= tables.seen[UDP]:
+        tables.look()
+        assert not ports & tables.seen[UDP] or ports <= tables.seen[UDP]
+        looks += 1
+        assert looks < 1000
+    assert looks > 4
+    for one in many:
+        one.close()
+    for _ in range(looks + 5):
+        tables.look()
+    assert not ports & tables.seen[UDP]
     tables.close()

@@ -150,3 +150,16 @@ def test_ports_that_are_left_out_do_not_follow(
     for server in (first, second):
         server.kill()
         server.communicate()
+
+
+def test_rootlesskit_gets_ports_that_follow(host: Namespace, container: Namespace, tmp_path: Path) -> None:
+    """As it starts its helper: an address of its own choice, both kinds of ports, and a process to follow."""
+    words = f"""--stderr --ns-ifname=tap0 --mtu=65520 --config-net --address=10.0.2.100 --netmask=24 --gateway=10.0.2.2
+        --dns-forward=10.0.2.3 --no-map-gw --ipv4-only --tcp-ports=auto --udp-ports=auto --pid={tmp_path}/pid
+        --userns=/proc/{container.pid}/ns/user --netns=/proc/{container.pid}/ns/net"""
+    server, _ = serves(container, SERVER, "0.0.0.0", 8080)
+    done = subprocess.run([*host.prefix, PASTA, *words.split()], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert runs(host, CLIENT, "127.0.0.1", 8080, BYTES) == f"10.0.2.100 {digest()}"
+    assert server.wait(PATIENCE) == 0
+    host.does(f"kill $(cat {tmp_path}/pid)")

@@ -48,6 +48,7 @@ _OFFLOADS = (_CSUM | _TSO4 | _TSO6 | _USO4 | _USO6, _CSUM | _TSO4 | _TSO6, 0)
 _LOOPBACK_INDEX = 1  # in every namespace
 _SO_BINDTOIFINDEX = 62
 _NAME_MAX = 15
+_WORKER_BUFFER = 4096  # a few answers, as the kernel counts
 
 
 class Target:
@@ -139,6 +140,9 @@ class _Desk:
         self._let_worker_go()
         self._worker = _socket.socket(fileno=fd)
         self._worker.setblocking(False)
+        # It asks for one thing at a time. What it leaves in the channel counts against the limit on open files of all
+        # that its user runs.
+        self._worker.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _WORKER_BUFFER)
         self._waiting.register(fd, select.POLLIN)
 
     def _let_worker_go(self) -> None:

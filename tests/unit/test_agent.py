@@ -451,7 +451,13 @@ def test_a_worker_that_takes_no_answers_holds_up_nobody(begin: Callable[..., Run
         worker.settimeout(PATIENCE)
         with pytest.raises(OSError):
             while True:
-                worker.send(SocketsWanted(socket.AF_INET, TCP).pack())
+                worker.send(SocketsWanted(socket.AF_INET, TCP, 64).pack())
+        left = 0
+        while answer := socket.recv_fds(worker, 1000, 64)[1]:
+            left += len(answer)
+            for fd in answer:
+                os.close(fd)
+        assert 64 <= left < 2000, "few descriptors lie in the channel"
         errors, (made,) = running.sockets(SocketsWanted(socket.AF_INET, TCP))
         assert errors == [0]
         made.close()

@@ -141,6 +141,30 @@ def test_a_container_sees_the_address_of_who_connects_from_afar(host: PodmanHost
             exchange(end, accepted)
 
 
+@pytest.mark.parametrize("network", ["pasta", "pasta:--host-lo-to-ns-lo"])
+def test_whoever_comes_from_localhost_is_seen_by_the_containers_own_address(host: PodmanHost, network: str) -> None:
+    """Or, if that is asked for, by the same loopback address."""
+    with host.container("--network", network, "-p", "8080:80") as container:
+        for version, address in ((4, "127.0.0.1"), (6, "::1")):
+            seen = ADDRESSES[version] if network == "pasta" else address
+            assert takes(host, container, (address, 8080), 80) == seen
+
+
+@each_version
+def test_a_port_of_the_hosts_localhost_may_be_one_of_the_containers(host: PodmanHost, version: int) -> None:
+    address = {4: "127.0.0.1", 6: "::1"}[version]
+    with host.container("--network", "pasta:-T,5432,-U,5353") as container, container.sockets() as inside:
+        listener, _ = host.sockets.bound(STREAM, address, 5432)
+        with listener:
+            end = inside.connected(STREAM, address, 5432)
+            accepted, peer = listener.accept()
+            assert peer[0] == address
+            exchange(end, accepted)
+        server, _ = host.sockets.bound(DATAGRAM, address, 5353)
+        with server:
+            asks(inside.connected(DATAGRAM, address, 5353), server)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "[::1]"])
 def test_a_port_published_at_one_address_is_at_no_other(host: PodmanHost, address: str) -> None:
     with host.container("-p", f"{address}:8080:80") as container:

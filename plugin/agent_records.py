@@ -291,12 +291,17 @@ class Agent:
         """For each its descriptor, or an errno below zero."""
         record, fds = self.ask(wanted.pack())
         errors = parse_results(record, len(fds))
-        if not errors:
-            for fd in fds:
-                os.close(fd)
+        if errors is None or len(errors) != wanted.count:
+            _close(fds)
             return [-errno.EPIPE] * wanted.count  # the agent is gone, or will have none of it
         given = iter(fds)
         return [-error if error else next(given) for error in errors]
+
+    def ask_for_answer(self, request: bytes, fds: Sequence[int] = ()) -> tuple[int, str] | None:
+        """An errno, or 0, and what it is about; None: the agent is gone."""
+        record, given = self.ask(request, fds)
+        _close(given)
+        return parse_answer(record)
 
     def open_worker_channel(self) -> _socket.socket:
         """The end of a worker, the first or the next. It asks there by itself, so that no connection waits for whoever
@@ -304,7 +309,7 @@ class Agent:
         AgentError."""
         kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
-        answer = parse_answer(self.ask(WORKER, [theirs.fileno()])[0])
+        answer = self.ask_for_answer(WORKER, [theirs.fileno()])
         theirs.close()
         if answer is None or answer[0]:
             ours.close()
@@ -325,3 +330,8 @@ class Agent:
             if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
                 fds += struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
         return record, fds
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -161,7 +161,7 @@ class NamespaceLink:
         if request == agent_records.pack_plan(self._plan):
             return
         self._plan = plan
-        answer = agent_records.parse_answer(self._agent.ask(request)[0])
+        answer = self._agent.ask_for_answer(request)
         if answer is None:
             log.warning("The namespace agent is gone: the namespace keeps the network that it has")
         elif answer[0]:

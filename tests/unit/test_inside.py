@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from lockgate.plugin import agent_records, inside, ports
+from lockgate.plugin import agent_records, forwards, inside, ports
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 from lockgate.plugin.contracts import forward_spec
@@ -89,3 +89,30 @@ def test_an_agent_that_is_gone_gives_nothing() -> None:
         agent.open_worker_channel()
     assert len(os.listdir("/proc/self/fd")) == before - 1
     ours.close()
+
+
+@pytest.mark.parametrize(
+    ("record", "descriptors"),
+    [(b"", 0), (agent_records.pack_results([0]), 1), (agent_records.pack_results([0, 0]), 1), (b"A\0", 2), (b"A", 1)],
+    ids=["nothing", "too few", "a descriptor that did not come", "half a number", "a refusal"],
+)
+def test_an_agent_that_answers_something_else_gives_nothing(record: bytes, descriptors: int) -> None:
+    """Whatever a container has made of it: its descriptors are not kept."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    agent = agent_records.Agent(0, ours)
+    before = len(os.listdir("/proc/self/fd"))
+    null = [os.open("/dev/null", os.O_RDONLY) for _ in range(descriptors)]
+    socket.send_fds(theirs, [record or b"?"], null)
+    for fd in null:
+        os.close(fd)
+    assert agent.open_sockets(SocketsWanted(socket.AF_INET, TCP, 2)) == [-errno.EPIPE] * 2
+    socket.send_fds(theirs, [agent_records.pack_answer(errno.EINVAL)], [ours.fileno()])
+    with pytest.raises(agent_records.AgentError):
+        agent.open_worker_channel()
+    assert len(os.listdir("/proc/self/fd")) == before
+    ours.close()
+    theirs.close()
+
+
+def test_an_agent_opens_as_many_ports_at_a_time_as_it_is_asked_for() -> None:
+    assert max(forwards.BATCH_MAX, ports.BATCH_MAX) <= agent_records.SOCKETS_MAX

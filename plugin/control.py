@@ -42,6 +42,7 @@ from lockgate.plugin.migration import stream as migration_stream  # noqa: E402
 from lockgate.plugin.migration.move import Mover  # noqa: E402
 from lockgate.plugin.migration.repair import RepairHelper  # noqa: E402
 from lockgate.plugin.neighbours import Mirror, Neighbours  # noqa: E402
+from lockgate.plugin.sentences import SENTENCES, LineLimit  # noqa: E402
 from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
 from lockgate.plugin.stream import StreamServer  # noqa: E402
@@ -65,9 +66,6 @@ if TYPE_CHECKING:
     from lockgate.plugin.services.frame import Answer
 
 EVENTS, EVENTS_AND_FRAMES = 1, 2  # of LG_CMD_EVENTS
-
-# Lines of one kind within a second, so that no front end or guest can fill a disk; what is left out is counted.
-_LINES_A_SECOND = 5
 
 _ETHERTYPE = slice(12, 14)
 _IPV4 = b"\x08\x00"
@@ -285,9 +283,9 @@ class Control:
             self._spawn(self._follow_guest(event == "migration.resumed"))
         if event == "migration.left" and self._start.migrate_exit:
             self._tell_keeper(keeper_records.CONTROL_DONE)
-        if self._events.on or event not in _SENTENCES:
+        if self._events.on or event not in SENTENCES:
             return
-        level, sentence = _SENTENCES[event]
+        level, sentence = SENTENCES[event]
         if self._lines.allows(event, time.monotonic()):
             getattr(self._log, level)(sentence.format(**fields))
 
@@ -554,57 +552,6 @@ def _shown(value: object) -> object:
     if isinstance(value, bytes):
         return "none" if value == UNSET else to_text(value) if len(value) == len(UNSET) else mac_text(value)
     return value
-
-
-# What is said of events to those who do not debug: level and sentence.
-_SENTENCES = {
-    "link.attach": ("info", "The guest's network is up"),
-    "link.detach": ("info", "The guest's network is down: {reason}"),
-    "link.refused": ("warning", "Monitor: {request} refused: {reason}"),
-    "link.failed": ("warning", "Monitor: {reason}"),
-    "network.change": ("info", "The host's network has changed, and the guest's assignments with it"),
-    "network.failed": ("warning", "The host's network cannot be followed: {reason}; the guest keeps what it has"),
-    "network.lost": ("info", "The host has lost its network ({reason}); the guest keeps what it has"),
-    "network.found": ("info", "The host has a network again"),
-    "ring.stopped": ("warning", "The guest broke ring {ring} ({reason}): no network until it resets the device"),
-    "ping.refused": (
-        "warning",
-        "Pings of the guest cannot leave: {error}; the group of this process must be within net.ipv4.ping_group_range "
-        '(sysctl -w net.ipv4.ping_group_range="0 2147483647"). The gateway itself answers',
-    ),
-    "flows.full": (
-        "warning",
-        "The guest has {limit} connections at once, all that the limit on open files allows: new ones are refused "
-        "(ulimit -n, or LimitNOFILE= of a systemd unit)",
-    ),
-    "migration.saved": ("info", "The guest moves to another host with {flows} connections; {left} cannot move"),
-    "migration.loaded": (
-        "info",
-        "The guest comes from another host with {flows} connections; {lost} are lost {reason}",
-    ),
-    "migration.resumed": ("info", "The guest has not moved: {flows} connections go on here"),
-    "migration.failed": ("warning", "Migration: {reason}"),
-    "forwards.replaced": ("info", "Forwards of the host's ports, by process {client}: {table}"),
-    "forwards.refused": ("warning", "Forwards stay as they are: the table of process {client} is refused: {reason}"),
-    "forwards.failed": ("warning", "{reason}"),
-    "forwards.followed": ("info", "Ports of the {side} follow what listens: {opened} opened, {closed} closed"),
-    "forwards.missed": ("info", "Ports of the {side} cannot follow what listens: {ports}"),
-    "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),
-}
-
-
-class LineLimit:
-    """At most so many lines of a kind a second; a pure object, the clock comes with the question."""
-
-    def __init__(self) -> None:
-        self._spent: dict[str, tuple[float, int]] = {}
-
-    def allows(self, kind: str, now: float) -> bool:
-        since, count = self._spent.get(kind, (now, 0))
-        if now - since >= 1.0:
-            since, count = now, 0
-        self._spent[kind] = (since, count + 1)
-        return count < _LINES_A_SECOND
 
 
 def _owned(raw: Any) -> socket.socket:

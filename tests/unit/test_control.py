@@ -34,6 +34,7 @@ from lockgate.plugin import (
     log,
     netview,
     resolvconf,
+    sentences,
 )
 from lockgate.plugin.contracts import forward_spec
 from lockgate.plugin.spec import NetworkSpec
@@ -387,7 +388,7 @@ def test_a_ring_that_the_guest_broke_is_a_warning(capfd: Any) -> None:
 
 def test_lines_of_a_kind_are_limited_each_second() -> None:
     """Five, and five more a second later; other kinds have their own count."""
-    lines = control.LineLimit()
+    lines = sentences.LineLimit()
     assert [lines.allows("a", 0.5) for _ in range(7)] == [True] * 5 + [False] * 2
     assert lines.allows("b", 0.5)
     assert not lines.allows("a", 1.4)

@@ -7,6 +7,8 @@ Adversary: nobody; namespaces as in test_pasta.py.
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +110,29 @@ end.connect((sys.argv[1], int(sys.argv[2])))
 for size in (0, 1, 1472, 65000):
     end.send(bytes(size))
     print(end.recv(1000).decode(), end="; ")
+"""
+
+# More connections, one after the other, than anybody would have sockets for in advance.
+ANSWERS_MANY = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+listener = socket.socket(family)
+listener.bind((sys.argv[1], int(sys.argv[2])))
+listener.listen()
+print(listener.getsockname()[1], flush=True)
+for _ in range(300):
+    end, peer = listener.accept()
+    end.sendall(end.recv(100))
+    end.close()
+"""
+ASKS_MANY = """
+import socket, sys
+for number in range(300):
+    end = socket.create_connection((sys.argv[1], int(sys.argv[2])), 20)
+    end.sendall(b"%d" % number)
+    assert end.recv(100) == b"%d" % number
+    end.close()
+print("answered")
 """
 
 DIGESTS = " ".join(hashlib.sha256(unit * (BYTES // 10)).hexdigest() for unit in (b"0123456789", b"9876543210"))
@@ -349,6 +374,24 @@ def test_a_server_that_is_not_there_is_the_end_of_a_connection(both: tuple[Names
     """It was accepted before anybody could know."""
     here, _, port, _ = both
     assert runs(here, IS_RESET, "127.0.0.1", port) in ("reset", "end")
+
+
+def test_a_control_that_hangs_costs_no_connection(
+    ready: Start, host: Namespace, container: Namespace
+) -> None:
+    """Once the worker has been told all. It asks for sockets by itself."""
+    pasta = ready("--host-lo-to-ns-lo -t 5555:80 -u none -T 8081:8080")
+    both = (host, container, 5555, 80), (container, host, 8081, 8080)
+    for here, there, port, target in both:
+        server, _ = serves(there, SERVER, "127.0.0.1", target)
+        assert runs(here, CLIENT, "127.0.0.1", port, BYTES) == f"127.0.0.1 {digest()}"
+        finishes(server)
+    (control,) = [member for member in running.tree(pasta.pid) if running.name(member) == "pasta-control"]
+    os.kill(control, signal.SIGSTOP)
+    for here, there, port, target in both:
+        server, _ = serves(there, ANSWERS_MANY, "127.0.0.1", target)
+        assert runs(here, ASKS_MANY, "127.0.0.1", port) == "answered"
+        finishes(server)
 
 
 def test_another_worker_goes_on(ready: Start, host: Namespace, container: Namespace) -> None:

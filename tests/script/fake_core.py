@@ -53,6 +53,7 @@ SYSTEM_CALLS = """
     int sys_setsockopt(int fd, int level, int name, const void *value, uint32_t length);
     int sys_getsockopt(int fd, int level, int name, void *value, uint32_t *length);
     int64_t sys_discard(int fd, size_t length);
+    int64_t sys_splice(int from, int to, size_t length);
     int sys_shutdown(int fd, int how);
     int sys_close(int fd);
     int sys_epoll_ctl(int epoll_fd, int op, int fd, uint32_t events, uint64_t data);

@@ -20,6 +20,7 @@
 #include <string.h>
 
 #include "fake_kernel.h"
+#include "host_address.h"
 #include "list.h"
 #include "sys.h"
 
@@ -109,6 +110,17 @@ static bool identifier_taken(const struct fake_socket *socket, uint16_t identifi
     return false;
 }
 
+int sys_getsockname(int fd, struct sockaddr *addr, socklen_t *length)
+{
+    int err = fake_called(CALL_getsockname);
+    const struct fake_socket *socket = fake_socket_of(fd, "getsockname");
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    fake_socket_shown(socket->local, socket->own_port, socket->family, addr, length);
+    return 0;
+}
+
 int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
 {
     int err = fake_called(CALL_bind);
@@ -122,6 +134,8 @@ int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
     uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
     if (socket->protocol && identifier_taken(socket, port))
         return -EADDRINUSE;
+    address local = address_from_host(addr);
+    memcpy(socket->local, local.byte, sizeof(socket->local));
     socket->own_port = port;
     socket->bound_shared = socket->reuse_address;
     return 0;
@@ -395,7 +409,8 @@ int fake_datagram_error(int fd, const struct fake_path_error *error, const void 
 
     if (!socket)
         return -EBADF;
-    keep(&socket->datagrams->errors, bytes, length)->error = *error;
+    if (socket->receive_errors) /* else [__udp4_lib_err] leaves but the number, which the next call meets */
+        keep(&socket->datagrams->errors, bytes, length)->error = *error;
     socket->error = error->error;
     fake_wake(fd, EPOLLERR);
     return 0;

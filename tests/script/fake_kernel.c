@@ -24,6 +24,8 @@ enum file_kind {
     FILE_SOCKET,
     FILE_EVENT,
     FILE_EPOLL,
+    FILE_PIPE_READ,
+    FILE_PIPE_WRITE,
 };
 
 struct file {
@@ -31,6 +33,7 @@ struct file {
     unsigned descriptors;
     uint64_t event_count;
     struct fake_socket socket;
+    struct fake_pipe *pipe;
 };
 
 struct watch {
@@ -67,8 +70,11 @@ static void patterns_make(void);
 
 void fake_kernel_reset(void)
 {
-    for (unsigned i = 0; i < kernel.files; i++)
+    for (unsigned i = 0; i < kernel.files; i++) {
         fake_datagrams_free(kernel.file[i].socket.datagrams);
+        if (kernel.file[i].descriptors && kernel.file[i].pipe)
+            fake_pipe_closed(kernel.file[i].pipe);
+    }
     memset(kernel.calls, 0, sizeof(kernel.calls));
     memset(kernel.failure, 0, sizeof(kernel.failure));
     memset(kernel.file, 0, kernel.files * sizeof(kernel.file[0]));
@@ -252,13 +258,42 @@ const struct fake_socket *fake_socket_at(int fd)
     return file && file->kind == FILE_SOCKET ? &file->socket : NULL;
 }
 
-unsigned fake_sockets_open(void)
+static unsigned files_open(enum file_kind kind)
 {
     unsigned open = 0;
 
     for (unsigned i = 0; i < kernel.files; i++)
-        open += kernel.file[i].kind == FILE_SOCKET && kernel.file[i].descriptors;
+        open += kernel.file[i].kind == kind && kernel.file[i].descriptors;
     return open;
+}
+
+unsigned fake_sockets_open(void)
+{
+    return files_open(FILE_SOCKET);
+}
+
+unsigned fake_pipes_open(void)
+{
+    unsigned readers = files_open(FILE_PIPE_READ), writers = files_open(FILE_PIPE_WRITE);
+
+    return readers > writers ? readers : writers;
+}
+
+int fake_pipe_descriptors(struct fake_pipe *pipe, int fd[2])
+{
+    fd[0] = descriptor_new(FILE_PIPE_READ);
+    fd[1] = descriptor_new(FILE_PIPE_WRITE);
+    if (fd[1] < 0)
+        return -EMFILE;
+    file_ever(fd[0])->pipe = file_ever(fd[1])->pipe = pipe;
+    return 0;
+}
+
+struct fake_pipe *fake_pipe_of(int fd, bool write_end)
+{
+    struct file *file = file_of(fd, "pipe");
+
+    return file && file->kind == (write_end ? FILE_PIPE_WRITE : FILE_PIPE_READ) ? file->pipe : NULL;
 }
 
 int fake_eventfd(void)
@@ -307,6 +342,8 @@ int sys_close(int fd)
     watches_drop((int)(file - kernel.file));
     if (file->kind == FILE_SOCKET)
         fake_socket_closed(&file->socket);
+    if (file->pipe)
+        fake_pipe_closed(file->pipe);
     return 0;
 }
 

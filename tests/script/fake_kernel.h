@@ -88,6 +88,9 @@ struct fake_socket {
     bool no_segments;                 /* refuses UDP_SEGMENT */
     unsigned out_count;               /* datagrams that the core sent */
     struct fake_datagrams *datagrams; /* what is queued; NULL: TCP */
+
+    uint8_t local[16];      /* that it was bound to, or accepted at */
+    uint32_t joined_stream; /* whose bytes are spliced into it; 0 nobody's */
 };
 
 /* What ip(7) calls an extended error; the offender as ::ffff:a.b.c.d or an IPv6 address. */
@@ -100,6 +103,7 @@ struct fake_path_error {
 
 /* A listening socket, and a peer that connects to it: the descriptor that accept() will return. */
 int fake_listen(void);
+int fake_listen_at(const uint8_t address[16], uint16_t port);
 int fake_peer_connect(int listener, const uint8_t address[16], uint16_t port);
 
 /* The same on a socket that is connected to nobody: from an address and port, to what its header says, which is the host's
@@ -124,7 +128,14 @@ void fake_defaults(uint32_t send_limit, uint32_t receive_limit, uint32_t send_ov
 int fake_last_socket(void); /* the newest descriptor of a socket, also when it was closed since; -1 none */
 const struct fake_socket *fake_socket_at(int fd); /* NULL: no socket ever had this descriptor */
 unsigned fake_sockets_open(void);
+int fake_socket_made(int family, bool datagram); /* by somebody else, who hands it over */
 void fake_send_limit(int fd, uint32_t bytes);
+
+/* What F_SETPIPE_SZ grants at most, in slots of FAKE_SLOT_BYTES, and how many pipes there may be before pipe() is EMFILE. */
+#define FAKE_SLOT_BYTES 4096
+void fake_pipe_limits(unsigned slots, unsigned pipes);
+unsigned fake_pipes_open(void);
+int fake_pipe(int *read_fd, int *write_fd, unsigned bytes); /* for the facts */
 
 /* What the peer does. 0, or a negative errno where it cannot. */
 int fake_peer_accept(int fd);
@@ -161,7 +172,7 @@ int fake_bind(int fd, uint16_t port);
 
 /* cdef: end */
 
-/* ---- between the fake kernel's two files ---- */
+/* ---- between the fake kernel's files ---- */
 
 enum {
     FAKE_DESCRIPTORS = 8192, /* of one conversation, since none is used twice */
@@ -180,6 +191,10 @@ enum {
     apply(recvmmsg)                                                                                                    \
     apply(sendmmsg)                                                                                                    \
     apply(discard)                                                                                                     \
+    apply(getsockname)                                                                                                 \
+    apply(pipe)                                                                                                        \
+    apply(splice)                                                                                                      \
+    apply(write)                                                                                                       \
     apply(shutdown)                                                                                                    \
     apply(close)                                                                                                       \
     apply(epoll_ctl)                                                                                                   \
@@ -193,6 +208,8 @@ enum fake_call {
     CALL_COUNT
 };
 
+struct fake_pipe;
+
 /* Counts a call; a negative errno if it was told to fail. */
 int fake_called(enum fake_call call);
 void fake_violate(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -200,6 +217,10 @@ void fake_violate(const char *format, ...) __attribute__((format(printf, 1, 2)))
 /* A new descriptor of a socket. -EMFILE: none is left. */
 int fake_socket_descriptor(void);
 struct fake_socket *fake_socket_of(int fd, const char *call); /* open ones only; NULL: the violation is noted */
+
+/* The two descriptors of a pipe, and the pipe of one; NULL: it is none, or the other end. */
+int fake_pipe_descriptors(struct fake_pipe *pipe, int fd[2]);
+struct fake_pipe *fake_pipe_of(int fd, bool write_end);
 
 /* Wakes all that wait for the socket: mask as the kernel's wake functions have it, 0 for a change of state. */
 void fake_wake(int fd, uint32_t mask);
@@ -209,6 +230,17 @@ bool fake_has_peek_off(void);
 void fake_socket_init(struct fake_socket *socket, int fd);
 uint32_t fake_socket_poll(struct fake_socket *socket);
 void fake_socket_closed(struct fake_socket *socket); /* the last descriptor has gone */
+void fake_socket_shown(const uint8_t address[16], uint16_t port, int family, struct sockaddr *addr, socklen_t *length);
+ssize_t fake_socket_nothing(struct fake_socket *socket); /* what reading says where there is nothing to be read */
+void fake_socket_take(struct fake_socket *socket, uint64_t length); /* so much is read */
+bool fake_socket_writable(const struct fake_socket *socket);
+void fake_socket_fin(struct fake_socket *socket);       /* its FIN is acknowledged when all before it is */
+int fake_socket_send_error(struct fake_socket *socket); /* negative, or 0: it is open to bytes */
+uint64_t fake_socket_room(const struct fake_socket *socket);
+void fake_last_read(uint32_t *ret_stream, uint64_t *ret_position, uint64_t *ret_length); /* by recvmsg(), not a peek */
+
+/* fake_splice.c */
+void fake_pipe_closed(struct fake_pipe *pipe); /* one of its two ends */
 
 /* fake_datagram.c */
 struct fake_datagrams *fake_datagrams_make(void);

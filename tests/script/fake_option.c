@@ -27,6 +27,7 @@ static const struct number_option options[] = {
     {0, IPPROTO_TCP, TCP_NODELAY, KEPT(nodelay)},
     {0, SOL_SOCKET, SO_OOBINLINE, KEPT(oob_inline)},
     {0, SOL_SOCKET, SO_KEEPALIVE, KEPT(keepalive)},
+    {AF_INET, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0, 0},
     {AF_INET, IPPROTO_IP, IP_TTL, KEPT(hops)},
     {AF_INET6, IPPROTO_IPV6, IPV6_UNICAST_HOPS, KEPT(hops)},
     {AF_INET, IPPROTO_IP, IP_TOS, KEPT(traffic_class)},

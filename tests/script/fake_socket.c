@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * fake_socket.c: the TCP of the fake kernel, and the peers at its other end. Names in brackets are Linux's own.
+ * fake_socket.c: the TCP of the fake kernel; the peers at its other end are in fake_peer.c. Names in brackets are Linux's own.
  *
  * Which wake-up carries which mask decides what an edge-triggered watch sees:
  *   a segment with data    IN|PRI    [sock_def_readable]
@@ -21,6 +21,12 @@
 
 #include "fake_kernel.h"
 #include "sys.h"
+
+/* Of the core's, by recvmsg(). */
+static struct {
+    uint32_t stream;
+    uint64_t position, length;
+} last_read;
 
 static struct {
     uint32_t send_limit, receive_limit, send_overhead;
@@ -69,7 +75,7 @@ static uint64_t queued(const struct fake_socket *socket)
     return queue_memory(socket, socket->sent - socket->drained);
 }
 
-static uint64_t queue_room(const struct fake_socket *socket)
+uint64_t fake_socket_room(const struct fake_socket *socket)
 {
     uint64_t used = queued(socket);
 
@@ -77,7 +83,7 @@ static uint64_t queue_room(const struct fake_socket *socket)
 }
 
 /* [sk_stream_is_writeable]: what is free is half of what is used, a third of the whole. */
-static bool writable(const struct fake_socket *socket)
+bool fake_socket_writable(const struct fake_socket *socket)
 {
     uint64_t used = queued(socket);
 
@@ -103,7 +109,7 @@ uint32_t fake_socket_poll(struct fake_socket *socket)
         mask |= EPOLLIN;
     if (socket->has_urgent)
         mask |= EPOLLPRI;
-    if (socket->write_shut || writable(socket))
+    if (socket->write_shut || fake_socket_writable(socket))
         mask |= EPOLLOUT;
     else
         socket->no_space = true;
@@ -122,7 +128,7 @@ static void wake(const struct fake_socket *socket, uint32_t mask)
 }
 
 /* Our FIN is acknowledged at once when all before it is. */
-static void fin_progress(struct fake_socket *socket)
+void fake_socket_fin(struct fake_socket *socket)
 {
     if (!socket->write_shut || socket->fin_acked || socket->drained < socket->sent || socket->state != FAKE_CONNECTED)
         return;
@@ -131,6 +137,18 @@ static void fin_progress(struct fake_socket *socket)
 }
 
 /* ---- the core's calls ---- */
+
+int fake_socket_made(int family, bool datagram)
+{
+    int fd = fake_socket_descriptor();
+
+    if (fd < 0)
+        return fd;
+    struct fake_socket *socket = fake_socket_of(fd, "socket");
+    socket->family = family;
+    socket->datagrams = datagram ? fake_datagrams_make() : NULL;
+    return fd;
+}
 
 int sys_socket(int family, int type, int protocol)
 {
@@ -142,14 +160,12 @@ int sys_socket(int family, int type, int protocol)
     bool datagram = type == (SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (!datagram && (type != (SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC) || protocol))
         fake_violate("socket(): type %#x, protocol %d", (unsigned)type, protocol);
-    fd = fake_socket_descriptor();
+    fd = fake_socket_made(family, datagram);
     if (fd < 0)
         return fd;
     struct fake_socket *socket = fake_socket_of(fd, "socket");
-    socket->family = family;
     socket->protocol = protocol;
     socket->reuse_address = protocol != 0; /* [INET_PROTOSW_REUSE] of ping sockets */
-    socket->datagrams = datagram ? fake_datagrams_make() : NULL;
     return fd;
 }
 
@@ -201,6 +217,19 @@ int sys_connect(int fd, const struct sockaddr *addr, socklen_t length)
     return socket->datagrams ? 0 : -EINPROGRESS;
 }
 
+/* An address as a socket of that family tells it. */
+void fake_socket_shown(const uint8_t address[16], uint16_t port, int family, struct sockaddr *addr, socklen_t *length)
+{
+    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(port)};
+    socklen_t there = family == AF_INET ? sizeof(in) : sizeof(in6);
+
+    memcpy(&in6.sin6_addr, address, sizeof(in6.sin6_addr));
+    memcpy(&in.sin_addr, address + 12, sizeof(in.sin_addr));
+    memcpy(addr, family == AF_INET ? (const void *)&in : (const void *)&in6, *length < there ? *length : there);
+    *length = there;
+}
+
 int sys_accept(int fd, struct sockaddr *addr, socklen_t *length)
 {
     int err = fake_called(CALL_accept);
@@ -213,10 +242,7 @@ int sys_accept(int fd, struct sockaddr *addr, socklen_t *length)
     int accepted = listener->backlog[0];
     memmove(listener->backlog, listener->backlog + 1, --listener->backlog_count * sizeof(listener->backlog[0]));
     const struct fake_socket *socket = fake_socket_of(accepted, "accept");
-    struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(socket->port)};
-    memcpy(&in6.sin6_addr, socket->address, sizeof(in6.sin6_addr));
-    memcpy(addr, &in6, *length < sizeof(in6) ? *length : sizeof(in6));
-    *length = sizeof(in6);
+    fake_socket_shown(socket->address, socket->port, AF_INET6, addr, length);
     return accepted;
 }
 
@@ -255,7 +281,7 @@ int sys_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
 }
 
 /* The answer when no byte is there [the end of tcp_recvmsg_locked's loop]: a FIN hides an error that came after it. */
-static ssize_t nothing_there(struct fake_socket *socket)
+ssize_t fake_socket_nothing(struct fake_socket *socket)
 {
     int error = socket->error;
 
@@ -280,7 +306,7 @@ static uint64_t readable(const struct fake_socket *socket, uint64_t start)
 }
 
 /* A read that takes: the peek offset moves back, and urgent data that was passed is urgent no more. */
-static void take(struct fake_socket *socket, uint64_t length)
+void fake_socket_take(struct fake_socket *socket, uint64_t length)
 {
     socket->taken += length;
     if (socket->peek_offset >= 0)
@@ -308,16 +334,20 @@ ssize_t sys_recvmsg(int fd, struct msghdr *msg, int flags)
     uint64_t there = readable(socket, start);
 
     if (!there)
-        return nothing_there(socket);
+        return fake_socket_nothing(socket);
     for (size_t i = 0; i < msg->msg_iovlen && done < there; i++) {
         size_t part = msg->msg_iov[i].iov_len < there - done ? msg->msg_iov[i].iov_len : (size_t)(there - done);
         fake_pattern_fill(socket->stream_in, start + done, msg->msg_iov[i].iov_base, part);
         done += part;
     }
-    if (at_offset)
+    if (at_offset) {
         socket->peek_offset += (int64_t)done;
-    else if (!(flags & MSG_PEEK))
-        take(socket, done);
+    } else if (!(flags & MSG_PEEK)) {
+        last_read.stream = socket->stream_in;
+        last_read.position = start;
+        last_read.length = done;
+        fake_socket_take(socket, done);
+    }
     return (ssize_t)done;
 }
 
@@ -330,11 +360,18 @@ ssize_t sys_discard(int fd, size_t length)
         return err ? err : -EBADF;
     uint64_t there = readable(socket, socket->taken);
     if (!there)
-        return nothing_there(socket);
+        return fake_socket_nothing(socket);
     if (there > length)
         there = length;
-    take(socket, there);
+    fake_socket_take(socket, there);
     return (ssize_t)there;
+}
+
+void fake_last_read(uint32_t *ret_stream, uint64_t *ret_position, uint64_t *ret_length)
+{
+    *ret_stream = last_read.stream;
+    *ret_position = last_read.position;
+    *ret_length = last_read.length;
 }
 
 static void compare(const struct fake_socket *socket, const struct iovec *iov, uint64_t position, size_t length)
@@ -344,6 +381,16 @@ static void compare(const struct fake_socket *socket, const struct iovec *iov, u
     if (match < length)
         fake_violate("sendmsg() on descriptor %d: byte %llu of the stream is not the guest's", descriptor(socket),
                      (unsigned long long)(position + match));
+}
+
+int fake_socket_send_error(struct fake_socket *socket)
+{
+    int error = socket->error ? socket->error : EPIPE;
+
+    if (!socket->error && !socket->write_shut && socket->state == FAKE_CONNECTED)
+        return 0;
+    socket->error = 0; /* whoever meets the error first takes it with him [sk_stream_error] */
+    return -error;
 }
 
 ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags)
@@ -358,12 +405,9 @@ ssize_t sys_sendmsg(int fd, const struct msghdr *msg, int flags)
         fake_violate("sendmsg(): flags %#x are not modelled", (unsigned)flags);
     if (msg->msg_iovlen > UIO_MAXIOV)
         return -EMSGSIZE;
-    if (socket->error || socket->write_shut || socket->state != FAKE_CONNECTED) {
-        int error = socket->error ? socket->error : EPIPE;
-        socket->error = 0; /* whoever meets the error first takes it with him [sk_stream_error] */
-        return -error;
-    }
-    uint64_t room = queue_room(socket);
+    if ((err = fake_socket_send_error(socket)))
+        return err;
+    uint64_t room = fake_socket_room(socket);
     for (size_t i = 0; i < msg->msg_iovlen; i++) {
         size_t part = msg->msg_iov[i].iov_len < room - done ? msg->msg_iov[i].iov_len : (size_t)(room - done);
         compare(socket, &msg->msg_iov[i], socket->sent + done, part);
@@ -390,7 +434,7 @@ int sys_shutdown(int fd, int how)
         fake_violate("shutdown(): %d is not modelled", how);
     socket->write_shut = true;
     wake(socket, 0);
-    fin_progress(socket);
+    fake_socket_fin(socket);
     return 0;
 }
 
@@ -398,148 +442,6 @@ void fake_socket_closed(struct fake_socket *socket)
 {
     socket->closed = true;
     socket->aborted = socket->state == FAKE_CONNECTED && (socket->linger_hard || socket->arrived > socket->taken);
-}
-
-/* ---- what the peer does ---- */
-
-/* NULL when the core has closed its end: that peer's acts concern nobody any more. */
-static struct fake_socket *peer_of(int fd)
-{
-    const struct fake_socket *socket = fake_socket_at(fd);
-
-    return socket && !socket->closed ? fake_socket_of(fd, "peer") : NULL;
-}
-
-int fake_peer_accept(int fd)
-{
-    struct fake_socket *socket = peer_of(fd);
-
-    if (!socket || socket->state != FAKE_CONNECTING)
-        return -EINVAL;
-    socket->state = FAKE_CONNECTED;
-    wake(socket, 0);
-    return 0;
-}
-
-int fake_listen(void)
-{
-    int fd = fake_socket_descriptor();
-
-    if (fd >= 0)
-        fake_socket_of(fd, "listen")->listening = true;
-    return fd;
-}
-
-int fake_peer_connect(int listener, const uint8_t address[16], uint16_t port)
-{
-    struct fake_socket *listening = fake_socket_of(listener, "peer_connect");
-    int fd = fake_socket_descriptor();
-
-    if (!listening || fd < 0 || listening->backlog_count == sizeof(listening->backlog) / sizeof(listening->backlog[0]))
-        return -ECONNREFUSED;
-    struct fake_socket *socket = fake_socket_of(fd, "peer_connect");
-    socket->family = AF_INET6;
-    socket->state = FAKE_CONNECTED;
-    socket->port = port;
-    memcpy(socket->address, address, sizeof(socket->address));
-    listening->backlog[listening->backlog_count++] = fd;
-    fake_wake(listener, EPOLLIN);
-    return fd;
-}
-
-static void end(struct fake_socket *socket, int error)
-{
-    socket->state = FAKE_CLOSED;
-    socket->error = error;
-    socket->read_shut = socket->write_shut = true;
-    socket->drained = socket->sent; /* nobody will take it any more */
-    wake(socket, 0);
-    wake(socket, EPOLLERR);
-}
-
-int fake_peer_refuse(int fd, int error)
-{
-    struct fake_socket *socket = peer_of(fd);
-
-    if (!socket || socket->state != FAKE_CONNECTING)
-        return -EINVAL;
-    end(socket, error);
-    return 0;
-}
-
-int64_t fake_peer_send(int fd, uint64_t length)
-{
-    struct fake_socket *socket = peer_of(fd);
-
-    if (!socket || socket->state != FAKE_CONNECTED || socket->read_shut)
-        return -EPIPE;
-    uint64_t room = socket->receive_limit - (socket->arrived - socket->taken);
-    if (length > room)
-        length = room;
-    if (!length)
-        return 0;
-    socket->arrived += length;
-    wake(socket, EPOLLIN | EPOLLPRI);
-    return (int64_t)length;
-}
-
-int64_t fake_peer_send_urgent(int fd, uint64_t length)
-{
-    int64_t sent = fake_peer_send(fd, length);
-    struct fake_socket *socket = peer_of(fd);
-
-    if (sent > 0) {
-        socket->has_urgent = true;
-        socket->urgent = socket->arrived - 1;
-    }
-    return sent;
-}
-
-int fake_peer_fin(int fd)
-{
-    struct fake_socket *socket = peer_of(fd);
-
-    if (!socket || socket->state != FAKE_CONNECTED || socket->read_shut)
-        return -EPIPE;
-    socket->fin_received = socket->read_shut = true;
-    wake(socket, 0);
-    return 0;
-}
-
-int fake_peer_reset(int fd)
-{
-    struct fake_socket *socket = peer_of(fd);
-
-    if (!socket || socket->state != FAKE_CONNECTED)
-        return -EPIPE;
-    end(socket, socket->fin_received ? EPIPE : ECONNRESET); /* [tcp_reset] */
-    return 0;
-}
-
-int64_t fake_peer_take(int fd, uint64_t length)
-{
-    struct fake_socket *socket = peer_of(fd);
-
-    if (!socket || socket->state != FAKE_CONNECTED)
-        return -EPIPE;
-    uint64_t there = socket->sent - socket->drained;
-    if (length > there)
-        length = there;
-    socket->drained += length;
-    if (socket->no_space && writable(socket)) {
-        socket->no_space = false;
-        wake(socket, EPOLLOUT);
-    }
-    fin_progress(socket);
-    return (int64_t)length;
-}
-
-void fake_send_limit(int fd, uint32_t bytes)
-{
-    struct fake_socket *socket = peer_of(fd);
-
-    if (socket)
-        socket->send_limit = bytes;
 }
 
 /* ---- for the facts ---- */

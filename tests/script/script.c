@@ -5,6 +5,7 @@
 #include "script.h"
 
 #include <assert.h>
+#include <netinet/in.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,11 +13,11 @@
 #include "engine.h"
 #include "fake_kernel.h"
 #include "link_memory.h"
+#include "script_parts.h"
 #include "sys.h"
 #include "tcp.h"
 
 enum {
-    WAKEUPS_KEPT = 1 << 16,
     EVENTS_KEPT = 1 << 12,
 };
 
@@ -27,8 +28,7 @@ static struct {
     struct memory_frame *taken; /* what Python looks at */
     uint64_t counters[C_COUNT];
     bool open, guest_ready;
-    unsigned wakeups, events, punts;
-    struct script_wakeup wakeup[WAKEUPS_KEPT];
+    unsigned events, punts;
     struct lg_event event[EVENTS_KEPT];
     char left[512];
 } world;
@@ -124,7 +124,8 @@ int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reor
 
     watch_for_faults();
     fault[0] = '\0';
-    world.wakeups = world.events = world.punts = 0;
+    world.events = world.punts = 0;
+    wakeups_forget();
     world.guest_ready = false;
     memset(world.counters, 0, sizeof(world.counters));
     fake_clock_set(start_ms * 1000000);
@@ -138,6 +139,7 @@ int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reor
     world.engine.link = &world.link.link;
     world.engine.events = &world.sink;
     world.engine.punt = note_punt;
+    script_agent_init(&world.engine);
     world.engine.epoll_fd = fake_epoll();
     world.open = true;
     return 0;
@@ -154,6 +156,11 @@ void script_close(void)
     if (world.taken)
         memory_frame_free(world.taken);
     world.taken = NULL;
+}
+
+struct engine *script_engine(void)
+{
+    return &world.engine;
 }
 
 struct lg_net_view *script_view(void)
@@ -183,70 +190,17 @@ void script_set_time(uint64_t ms)
     fake_clock_set(ms * 1000000);
 }
 
-/* What a wake-up has to change to be worth its cost. That the socket is now known to be readable, or is not watched any
- * more, does not count: nothing that anybody waits for follows from it. */
-struct signature {
-    uint32_t snd_una, snd_nxt, resend_at, rcv_nxt, rcv_edge;
-    uint8_t to_guest, to_host, stall;
-    bool there, peer_hup, urgent, send_blocked, done;
-};
-
-static struct signature signature(uint64_t handle)
-{
-    const struct flow *flow = flow_from_handle(&world.engine.flows, handle);
-    struct signature s;
-
-    memset(&s, 0, sizeof(s)); /* it is compared as bytes */
-    if (!flow)
-        return s;
-    const struct tcp *tcp = &flow->tcp;
-    s.there = true;
-    s.snd_una = tcp->snd_una;
-    s.snd_nxt = tcp->snd_nxt;
-    s.resend_at = tcp->resend_at;
-    s.rcv_nxt = tcp->rcv_nxt;
-    s.rcv_edge = tcp->rcv_edge;
-    s.to_guest = tcp->to_guest;
-    s.to_host = tcp->to_host;
-    s.stall = tcp->stall;
-    s.peer_hup = tcp->peer_hup;
-    s.urgent = tcp->urgent;
-    s.send_blocked = tcp->send_blocked;
-    s.done = flow->done;
-    return s;
-}
-
-static void note_wakeup(const struct epoll_event *event)
-{
-    const struct flow *flow = flow_from_handle(&world.engine.flows, event->data.u64);
-
-    if (world.wakeups == WAKEUPS_KEPT)
-        return;
-    world.wakeup[world.wakeups++] = (struct script_wakeup){
-        .time_ms = world.engine.now_ms,
-        .fd = flow ? flow->fd : -1,
-        .events = event->events,
-        .stall = flow ? flow->tcp.stall : STALL_none,
-        .stalls = world.counters[C_stall_window] + world.counters[C_stall_link],
-        .changes = world.counters[C_interest_changes],
-        .shutdowns = fake_call_count(CALL_shutdown),
-    };
-}
-
 static int step(void)
 {
     struct epoll_event events[EVENTS_PER_WAIT];
-    struct signature before[EVENTS_PER_WAIT], after;
     struct engine *engine = &world.engine;
     int n = sys_epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, 0);
     bool due;
-    unsigned first = world.wakeups;
 
     engine_set_time(engine, sys_monotonic_ns());
     due = engine_next_ms(engine) <= engine->now_ms;
     for (int i = 0; i < n; i++) {
-        before[i] = signature(events[i].data.u64);
-        note_wakeup(&events[i]);
+        wakeup_begins(engine, &events[i]);
         if (events[i].data.u64 >> 32)
             engine_socket_event(engine, events[i].data.u64, events[i].events);
         else
@@ -260,10 +214,7 @@ static int step(void)
     if (!list_empty(&world.link.queued) || world.guest_ready)
         world.guest_ready = engine_from_guest(engine);
     engine_settle(engine);
-    for (unsigned i = first; i < world.wakeups; i++) {
-        after = signature(events[i - first].data.u64);
-        world.wakeup[i].idle = !memcmp(&before[i - first], &after, sizeof(after));
-    }
+    wakeups_end(engine);
     if (!list_empty(&world.link.committed) && !world.link.violation)
         world.link.violation = "a frame was committed and never flushed";
     if (!list_empty(&world.link.lent) && !world.link.violation)
@@ -284,15 +235,6 @@ void script_listen_close(uint32_t first, uint32_t count)
     engine_listen_close(&world.engine, first, count);
 }
 
-static int listening(void)
-{
-    int count = 0;
-
-    for (uint32_t slot = 0; slot < world.engine.listeners.used; slot++)
-        count += listener_at(&world.engine.listeners, slot) != NULL;
-    return count;
-}
-
 int script_step(void)
 {
     if (fault[0] || setjmp(escape))
@@ -307,16 +249,6 @@ int script_settle(unsigned steps_max)
             return (int)steps;
     }
     return -1;
-}
-
-unsigned script_wakeups(void)
-{
-    return world.wakeups;
-}
-
-const struct script_wakeup *script_wakeup(unsigned index)
-{
-    return index < world.wakeups ? &world.wakeup[index] : NULL;
 }
 
 /* ---- the guest's side ---- */
@@ -445,10 +377,13 @@ bool script_flow(uint32_t *cursor, struct script_flow *ret_flow)
 
     if (!flow)
         return false;
-    const struct tcp *tcp = &flow->tcp;
+    static const struct tcp none;
+    const struct tcp *tcp = flow->key.protocol == IPPROTO_TCP && flow->key.port == PORT_LINK ? &flow->tcp : &none;
     *ret_flow = (struct script_flow){
         .id = flow_handle(flow),
         .fd = flow->fd,
+        .port = flow->key.port,
+        .protocol = flow->key.protocol,
         .to_guest = tcp->to_guest,
         .to_host = tcp->to_host,
         .stall = tcp->stall,
@@ -556,6 +491,18 @@ static void add(unsigned count, const char *what)
         snprintf(world.left + used, sizeof(world.left) - used, "%s%u %s", used ? ", " : "", count, what);
 }
 
+/* Sockets that are there for whoever comes: ports, and those of the pool. */
+static unsigned sockets_kept(const struct engine *engine)
+{
+    unsigned kept = 0;
+
+    for (uint32_t slot = 0; slot < engine->listeners.used; slot++)
+        kept += listener_at(&engine->listeners, slot) != NULL;
+    for (unsigned kind = 0; kind < SPLICE_KINDS; kind++)
+        kept += engine->splice.kind[kind].count;
+    return kept;
+}
+
 static unsigned timers_armed(const struct wheel *wheel)
 {
     unsigned armed = wheel->expired != NULL;
@@ -579,7 +526,12 @@ const char *script_left(void)
     add(!list_empty(&engine->waiting), "list of waiting flows");
     add(link->reserved_end - link->reserved_first, "reservations");
     add(!list_empty(&link->lent), "batch of the guest's frames");
-    add((unsigned)(fake_sockets_open() - listening()), "sockets");
+    add(fake_sockets_open() - sockets_kept(engine), "sockets");
+    add(fake_pipes_open() - engine->splice.pipes, "pipes");
+    add(engine->splice.pipes_lent, "pipes lent");
+    add(!list_empty(&engine->splice.waiting_pipe), "list of flows that wait for a pipe");
+    for (unsigned kind = 0; kind < SPLICE_KINDS; kind++)
+        add(!list_empty(&engine->splice.kind[kind].waiting), "list of flows that wait for a socket");
     add(world.counters[C_flows] != engine->flows.count, "wrong count of flows");
     if (link->violation)
         add(1, link->violation);

@@ -86,9 +86,10 @@ int script_to_guest(struct script_frame *ret_frame); /* 1, or 0: there is none *
 struct script_flow {
     uint64_t id;
     int fd;
-    int to_guest, to_host; /* enum half_state */
-    int stall;             /* enum stall */
-    uint32_t interest;     /* EPOLL* */
+    uint8_t port, protocol; /* the port is 0 on a link, and only then of TCP there is what follows */
+    int to_guest, to_host;  /* enum half_state */
+    int stall;              /* enum stall */
+    uint32_t interest;      /* EPOLL* */
     uint32_t iss, snd_una, snd_nxt, snd_window;
     uint32_t rcv_nxt, rcv_taken, rcv_edge;
     uint32_t held; /* bytes that the peer's kernel did not take, or that lie behind a gap */
@@ -104,6 +105,28 @@ void script_thaw(void);
 void script_forget(void);
 int script_take(uint64_t id); /* the socket of a frozen flow, which is forgotten without it */
 int script_adopt(const struct lg_tcp_flow *state, int fd);
+
+/* ---- two sockets joined, and the namespace's agent: kinds are 0 TCP4, 1 TCP6, 2 UDP4, 3 UDP6 ---- */
+
+int script_listen_outward(uint32_t slot, int fd, uint8_t protocol, uint16_t port); /* it leads to the host's port */
+unsigned script_asked(unsigned kind); /* how often sockets were asked for since the last answer */
+void script_agent_fails(int error);   /* to be asked, from now on, with a positive errno; 0: it can be */
+int script_agent_gives(unsigned kind, unsigned count); /* the first of so many descriptors */
+void script_agent_refuses(unsigned kind, int error);
+unsigned script_pooled(unsigned kind); /* sockets that nobody has needed yet */
+
+struct script_splice {
+    int state;            /* enum splice_state */
+    int fd[2];            /* near and far; -1 */
+    uint32_t held[2];     /* what came from it, in a pipe */
+    uint32_t interest[2]; /* EPOLL* */
+    bool readable[2], muted[2];
+    bool waits, done; /* for a socket or a pipe */
+    uint8_t guest[16], remote[16];
+    uint16_t guest_port, remote_port;
+};
+bool script_splice(uint32_t *cursor,
+                   struct script_splice *ret_splice); /* the next of all that are joined; false: none */
 
 uint64_t script_counter(unsigned counter);
 unsigned script_events(void);

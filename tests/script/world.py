@@ -80,6 +80,8 @@ class WorldOptions:
     send_limit: int = 1 << 20  # of a new socket's send queue
     receive_limit: int = 6 << 20  # of its receive queue: the third number of tcp_rmem
     send_overhead: int = 0  # of the send queue's memory, in per cent
+    pipe_slots: int = 256  # that a pipe may be made to have
+    pipes: int = 1000  # that there may be
 
 
 DATAGRAM_FLOW_SECONDS = 121
@@ -93,6 +95,7 @@ class World:
         chosen = self.options
         lib.fake_kernel_reset()
         lib.fake_defaults(chosen.send_limit, chosen.receive_limit, chosen.send_overhead, chosen.peek_off)
+        lib.fake_pipe_limits(chosen.pipe_slots, chosen.pipes)
         switches = chosen.peek_off, chosen.reorder, chosen.ack_delay_ms
         assert lib.script_open(chosen.start_ms, chosen.flow_limit, *switches) == 0
         self.calls_known = [ffi.string(lib.fake_call_name(i)).decode() for i in range(lib.fake_call_kinds())]

@@ -35,6 +35,10 @@ class Kernel(ABC):
     def connect_refused(self) -> None:
         """The same to where nobody listens; the refusal has come."""
 
+    @abstractmethod
+    def connect_to_silence(self) -> None:
+        """The same to where nobody answers at all."""
+
     # ours
     @abstractmethod
     def peek(self, length: int) -> int: ...
@@ -55,6 +59,14 @@ class Kernel(ABC):
     @abstractmethod
     def send_memory(self) -> tuple[int, int]:
         """What is queued, and the limit: two words of SO_MEMINFO."""
+
+    # a pipe of ours; splice() between it and our socket
+    @abstractmethod
+    def pipe(self, length: int) -> None: ...
+    @abstractmethod
+    def splice_in(self, length: int) -> int: ...
+    @abstractmethod
+    def splice_out(self, length: int) -> int: ...
 
     # the peer's; all of these return when what was done has arrived
     @abstractmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fact of kernel_facts.py, against the real kernel (TCP over loopback) and against the fake one.
+"""Every fact of kernel_facts.py and splice_facts.py, against the real kernel (TCP over loopback) and against the fake one.
 
 Adversary: nobody. Invariant: both kernels answer the same assertions; where a fact is asked of the real kernel, what
 the peer did has arrived before (poll() and SIOCINQ say so), so that nothing is timed.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 import kernel_facts
 import pytest
+import splice_facts  # noqa: F401 - further rows of the same table
 from fake_core import ffi, lib
 from kernel_facts import ET, FACTS, LOOKS, NEEDS_PEEK_OFF, Kernel
 
@@ -52,6 +53,8 @@ class RealKernel(Kernel):
         self.epoll = select.epoll()
         self.ours = socket.socket()
         self.peer = socket.socket()
+        self.more: list[socket.socket] = []
+        self.pipe_ends: tuple[int, ...] = ()
         self.has_peek_off = not _result(lambda: self.peer.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0) or 0)
 
     def _socket(self) -> None:
@@ -85,6 +88,23 @@ class RealKernel(Kernel):
         self._socket()  # the listener does not listen yet, and its port is nobody else's
         assert self.ours.connect_ex(self.listener.getsockname()) == errno.EINPROGRESS
         self._until_polled(0)
+
+    def connect_to_silence(self) -> None:
+        """To a listener whose backlog is full, which drops the SYN."""
+        self._socket()
+        self.listener.listen(0)
+        self.more = [socket.create_connection(self.listener.getsockname(), PATIENCE)]
+        assert self.ours.connect_ex(self.listener.getsockname()) == errno.EINPROGRESS
+
+    def pipe(self, length: int) -> None:
+        self.pipe_ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.fcntl(self.pipe_ends[1], fcntl.F_SETPIPE_SZ, length)
+
+    def splice_in(self, length: int) -> int:
+        return _result(lambda: os.splice(self.ours.fileno(), self.pipe_ends[1], length, flags=os.SPLICE_F_NONBLOCK))
+
+    def splice_out(self, length: int) -> int:
+        return _result(lambda: os.splice(self.pipe_ends[0], self.ours.fileno(), length, flags=os.SPLICE_F_NONBLOCK))
 
     def peek(self, length: int) -> int:
         return _result(lambda: len(self.ours.recv(length, socket.MSG_PEEK | socket.MSG_DONTWAIT)))
@@ -169,8 +189,10 @@ class RealKernel(Kernel):
         return events == [(first, select.EPOLLIN)]
 
     def end(self) -> None:
-        for thing in (self.listener, self.epoll, self.ours, self.peer):
+        for thing in (self.listener, self.epoll, self.ours, self.peer, *self.more):
             thing.close()
+        for end in self.pipe_ends:
+            os.close(end)
 
 
 class FakeKernel(Kernel):
@@ -181,6 +203,7 @@ class FakeKernel(Kernel):
     def __init__(self) -> None:
         lib.fake_kernel_reset()
         lib.fake_defaults(262144, 1 << 20, 0, True)
+        lib.fake_pipe_limits(256, 1)
         self.epoll = lib.fake_epoll()
         self.fd = -1
 
@@ -193,6 +216,20 @@ class FakeKernel(Kernel):
 
     def accepted(self) -> None:
         assert lib.fake_peer_accept(self.fd) == 0
+
+    def connect_to_silence(self) -> None:
+        self.connect()
+
+    def pipe(self, length: int) -> None:
+        ends = ffi.new("int *"), ffi.new("int *")
+        assert lib.fake_pipe(*ends, length) == 0
+        self.pipe_ends = [int(end[0]) for end in ends]
+
+    def splice_in(self, length: int) -> int:
+        return int(lib.sys_splice(self.fd, self.pipe_ends[1], length))
+
+    def splice_out(self, length: int) -> int:
+        return int(lib.sys_splice(self.pipe_ends[0], self.fd, length))
 
     def connect_refused(self) -> None:
         self.connect()

@@ -22,7 +22,7 @@ bool splice_takes(const struct engine *engine, const struct listener *listener, 
 
 /* splice_tcp.c: of what splice_takes() took; the socket is ours. */
 void splice_accept(struct engine *engine, const struct listener *listener, int fd, const struct sockaddr_storage *peer);
-void splice_event(struct engine *engine, struct flow *flow, unsigned side, uint32_t events);
+void splice_event(struct engine *engine, struct flow *flow, unsigned which, uint32_t events);
 void splice_settle(struct engine *engine, struct flow *flow);
 void splice_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 void splice_abort(struct engine *engine, struct flow *flow, enum close_reason reason, int error); /* RST to both */
@@ -60,5 +60,7 @@ void splice_sockets_refused(struct engine *engine, enum splice_kind kind, int er
 bool splice_pipe_take(struct splice_pool *pool, struct splice_pipe *ret_pipe);
 void splice_pipe_give(struct engine *engine, const struct splice_pipe *pipe);
 void splice_pipe_discard(struct engine *engine, const struct splice_pipe *pipe);
+/* One is free, or may be made: whoever has waited longest is settled, and uses it or offers it to the next. */
+void splice_pipe_offer(struct engine *engine);
 
 #endif

@@ -19,22 +19,55 @@
 /* Until a pipe is given back. Nobody has one who could give it back: there will never be one. */
 static void await_pipe(struct engine *engine, struct flow *flow)
 {
+    flow->splice.offered = false;
     if (engine->splice.pipes_lent)
         list_append(&engine->splice.waiting_pipe, &flow->waiting);
     else
         splice_abort(engine, flow, CLOSE_no_descriptor, EMFILE);
 }
 
+static void note_error(struct splice_side *side, ssize_t result)
+{
+    if (result < 0 && result != -EAGAIN && result != -EINTR)
+        side->error = (int)-result;
+}
+
+/* splice() stops before an urgent byte, and says what it would say if nothing was behind it. A read goes over it. */
+static ssize_t read_urgent(struct splice_side *side)
+{
+    uint8_t byte;
+    struct iovec iov = {&byte, sizeof(byte)};
+    struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+    ssize_t n = sys_recvmsg(side->fd, &msg, MSG_DONTWAIT);
+
+    if (n <= 0)
+        return n;
+    side->urgent = true;
+    return sys_write(side->pipe.write_fd, &byte, sizeof(byte));
+}
+
+/* What the end is, is asked twice: the event that tells of an urgent byte may be still to come. */
+static ssize_t read_some(struct splice_side *side)
+{
+    ssize_t n = sys_splice(side->fd, side->pipe.write_fd, SPLICE_PIPE_BYTES);
+
+    if (n > 0 || (n == -EAGAIN && !side->urgent))
+        return n;
+    note_error(side, n);
+    return read_urgent(side);
+}
+
 /* Into an empty pipe. False: there is nothing. */
 static bool fill(struct engine *engine, struct flow *flow, struct splice_side *side)
 {
-    if (!side->readable || side->ended || side->error)
+    if (!side->readable || side->ended)
         return false;
     if (!splice_pipe_take(&engine->splice, &side->pipe)) {
         await_pipe(engine, flow);
         return false;
     }
-    ssize_t n = sys_splice(side->fd, side->pipe.write_fd, SPLICE_PIPE_BYTES);
+    flow->splice.offered = false;
+    ssize_t n = read_some(side);
     if (n > 0) {
         side->held = (uint32_t)n;
         return true;
@@ -43,11 +76,17 @@ static bool fill(struct engine *engine, struct flow *flow, struct splice_side *s
     if (n == -EINTR)
         return true;
     side->readable = false;
-    if (!n)
-        side->ended = true;
-    else if (n != -EAGAIN)
-        side->error = (int)-n;
+    side->ended = !n;
+    note_error(side, n);
     return false;
+}
+
+/* Nobody takes what came from this side any more. */
+static void give_up(struct engine *engine, struct splice_side *side)
+{
+    if (side->held)
+        splice_pipe_discard(engine, &side->pipe);
+    side->held = 0;
 }
 
 /* Out of the pipe. False: the other side takes no more. */
@@ -62,11 +101,17 @@ static bool drain(struct engine *engine, struct flow *flow, struct splice_side *
             splice_pipe_give(engine, &from->pipe);
         return true;
     }
-    if (n == -EAGAIN)
+    if (n == -EINTR)
+        return true;
+    if (n == -EAGAIN) {
         to->writable = false;
-    else if (n != -EINTR)
-        splice_abort(engine, flow, CLOSE_peer_reset, (int)-n);
-    return n == -EINTR;
+        return false;
+    }
+    /* It was reset. What it had said by then can be read all the same, and is the other's due. */
+    note_error(to, n);
+    to->readable = true;
+    flow_touch(engine, flow);
+    return false;
 }
 
 bool splice_move(struct engine *engine, struct flow *flow, unsigned from)
@@ -75,20 +120,24 @@ bool splice_move(struct engine *engine, struct flow *flow, unsigned from)
     struct splice_side *in = &splice->side[from], *out = &splice->side[!from];
     bool to_guest = (from == SPLICE_NEAR) == (flow->key.port == PORT_INWARD);
     uint64_t moved = 0;
+    bool filled = false;
 
-    while (!flow->done && moved < SPLICE_TURN_BYTES) {
+    while (!flow->done && !out->error && moved < SPLICE_TURN_BYTES) {
         if (!in->held && !fill(engine, flow, in))
             break;
         uint32_t before = in->held;
+        filled |= before;
         if (before && !drain(engine, flow, in, out))
             break;
         moved += before - in->held;
     }
+    if (!flow->done && out->error)
+        give_up(engine, in);
     *(to_guest ? &flow->bytes_to_guest : &flow->bytes_from_guest) += moved;
     engine->counters[to_guest ? C_splice_bytes_to_guest : C_splice_bytes_from_guest] += moved;
     if (moved)
         flow->active_ms = engine->now_ms;
     if (moved >= SPLICE_TURN_BYTES)
         flow_touch(engine, flow);
-    return moved;
+    return filled;
 }

@@ -111,12 +111,12 @@ void splice_sockets_refused(struct engine *engine, enum splice_kind kind, int er
     struct node *node;
 
     sockets->asked = false;
-    if (list_empty(&sockets->waiting) && !sockets->count)
-        sockets->refusal = -error; /* a datagram waits, which is not on the list */
     list_move(&sockets->waiting, &refused);
     while ((node = list_pop(&refused)))
         splice_socket_ready(engine, container_of(node, struct flow, waiting), -error);
+    sockets->refusal = -error; /* for the datagram that waits, which is not on the list */
     datagram_accept_room(engine);
+    sockets->refusal = 0; /* it was not for whoever comes later */
 }
 
 /* ---- pipes ---- */
@@ -136,14 +136,21 @@ bool splice_pipe_take(struct splice_pool *pool, struct splice_pipe *ret_pipe)
     return true;
 }
 
-/* One is free, or may be made. */
-static void pipe_returned(struct engine *engine)
+void splice_pipe_offer(struct engine *engine)
 {
     struct node *node = list_pop(&engine->splice.waiting_pipe);
 
+    if (!node)
+        return;
+    struct flow *flow = container_of(node, struct flow, waiting);
+    flow->splice.offered = true;
+    flow_touch(engine, flow);
+}
+
+static void pipe_returned(struct engine *engine)
+{
     engine->splice.pipes_lent--;
-    if (node)
-        flow_touch(engine, container_of(node, struct flow, waiting));
+    splice_pipe_offer(engine);
 }
 
 void splice_pipe_give(struct engine *engine, const struct splice_pipe *pipe)

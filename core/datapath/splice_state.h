@@ -63,12 +63,13 @@ struct splice_side {
     uint32_t interest;       /* what epoll was last told */
     struct splice_pipe pipe; /* while something is in it */
     uint32_t held;           /* bytes in the pipe: read here, and not taken by the other side */
-    int error;               /* what reading met, positive; 0 none */
-    bool readable;           /* an edge told of bytes that have not been read up to EAGAIN */
-    bool writable;           /* nothing was refused since an edge told of room */
-    bool muted;              /* an edge came while the other side took nothing: no more of them until it does */
-    bool ended;              /* it said FIN */
-    bool shut;               /* the other side's FIN was passed on to it */
+    int error;     /* of a reset, or what a write met, positive; 0 none. What it has said before is passed on */
+    bool readable; /* an edge told of bytes that have not been read up to EAGAIN */
+    bool writable; /* nothing was refused since an edge told of room */
+    bool urgent;   /* it may have sent bytes that splice() stops before */
+    bool muted;    /* an edge came while its bytes could not move: no more of them until they can */
+    bool ended;    /* it said FIN */
+    bool shut;     /* the other side's FIN was passed on to it */
 };
 
 struct splice {
@@ -78,6 +79,7 @@ struct splice {
     uint8_t state;  /* enum splice_state */
     bool other;     /* if it is refused, that of the other family may be tried */
     bool woken;     /* by an event of a socket, in this step */
+    bool offered;   /* it waited for a pipe, and one was given back: if not by it, it is to be used by the next */
 };
 
 /* Sockets of one kind, not yet of use. */
@@ -85,7 +87,7 @@ struct splice_sockets {
     int fd[SPLICE_SOCKETS_MAX];
     unsigned count;
     bool asked;          /* for more, and there was no answer yet */
-    int refusal;         /* for whoever takes next, negative; 0 none */
+    int refusal;         /* for the datagram that waits, negative; 0 none */
     struct list waiting; /* flows */
 };
 

@@ -76,13 +76,17 @@ static int bind_source(int fd, const address *source)
  * an event of which the other half is gone already when we look is told all the same if the rest of it is true. */
 static uint32_t interest_of(const struct splice_side *side)
 {
-    return (side->muted ? 0 : (uint32_t)EPOLLIN) | (side->writable ? 0 : (uint32_t)EPOLLOUT) | EPOLLET;
+    uint32_t in = side->muted ? 0 : EPOLLIN | EPOLLPRI, out = side->writable ? 0 : EPOLLOUT;
+
+    return in | out | EPOLLET;
 }
 
 static int watch(struct engine *engine, struct flow *flow, unsigned which)
 {
     struct splice_side *side = &flow->splice.side[which];
 
+    sys_setsockopt(side->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    sys_setsockopt(side->fd, SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one)); /* urgent bytes are as others to us */
     side->interest = interest_of(side);
     return sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, side->fd, side->interest,
                          flow_handle(flow) | (which ? FLOW_FAR : 0));
@@ -100,7 +104,6 @@ static int connect_far(struct engine *engine, struct flow *flow, int fd)
     splice->state = SPLICE_CONNECTING;
     if (err)
         return err;
-    sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     err = sys_connect(fd, (const struct sockaddr *)&to, length);
     return err && err != -EINPROGRESS ? err : watch(engine, flow, SPLICE_FAR);
 }
@@ -124,7 +127,7 @@ static void try_other_family(struct engine *engine, struct flow *flow, int error
         refuse(engine, flow, error);
         return;
     }
-    sys_close(far->fd);
+    sys_close(far->fd); /* also takes it out of epoll */
     *far = (struct splice_side){.fd = -1};
     splice->other = false;
     splice->target = other;
@@ -133,10 +136,12 @@ static void try_other_family(struct engine *engine, struct flow *flow, int error
 
 void splice_socket_ready(struct engine *engine, struct flow *flow, int fd)
 {
-    int err = fd < 0 ? fd : connect_far(engine, flow, fd);
+    int err;
 
-    if (err)
-        refuse(engine, flow, -err);
+    if (fd < 0)
+        refuse(engine, flow, -fd);
+    else if ((err = connect_far(engine, flow, fd)))
+        try_other_family(engine, flow, -err);
 }
 
 static void open_far(struct engine *engine, struct flow *flow)
@@ -158,13 +163,19 @@ static void open_far(struct engine *engine, struct flow *flow)
     splice_socket_ready(engine, flow, fd);
 }
 
-static void end_connect(struct engine *engine, struct flow *flow)
+static int take_error(int fd)
 {
-    struct splice_side *far = &flow->splice.side[SPLICE_FAR];
     int error = 0;
     socklen_t length = sizeof(error);
 
-    sys_getsockopt(far->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    sys_getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    return error;
+}
+
+static void end_connect(struct engine *engine, struct flow *flow)
+{
+    int error = take_error(flow->splice.side[SPLICE_FAR].fd);
+
     if (error) {
         try_other_family(engine, flow, error);
         return;
@@ -227,7 +238,6 @@ void splice_accept(struct engine *engine, const struct listener *listener, int f
     flow->active_ms = engine->now_ms;
     count(engine, C_splice_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
-    sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
     open_far(engine, flow);
 }
 
@@ -263,18 +273,35 @@ void splice_abort(struct engine *engine, struct flow *flow, enum close_reason re
     splice_close(engine, flow, reason, error);
 }
 
-void splice_event(struct engine *engine, struct flow *flow, unsigned side, uint32_t events)
+/* Bytes from this side cannot move on: the other side does not take them, or never will, or there is no pipe. */
+static bool is_stuck(const struct flow *flow, unsigned which)
 {
-    struct splice_side *one_side = &flow->splice.side[side];
+    return flow->splice.side[which].held || flow->splice.side[!which].error || node_listed(&flow->waiting);
+}
+
+void splice_event(struct engine *engine, struct flow *flow, unsigned which, uint32_t events)
+{
+    struct splice_side *side = &flow->splice.side[which];
 
     if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
-        one_side->readable = true;
-        one_side->muted = one_side->held;
+        side->readable = true;
+        side->muted = is_stuck(flow, which);
     }
     if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
-        one_side->writable = true;
+        side->writable = true;
+    if (events & EPOLLPRI)
+        side->urgent = true;
+    /* Behind a FIN a reset is only the end to whoever reads. What a connect() has met is end_connect()'s. */
+    if (events & EPOLLERR && flow->splice.state == SPLICE_JOINED && !side->error)
+        side->error = take_error(side->fd);
     flow->splice.woken = true;
     flow_touch(engine, flow);
+}
+
+/* It was reset, and of what it had said before nothing is left, or nobody who would hear it. */
+static bool is_over(const struct splice_side *in, const struct splice_side *out)
+{
+    return in->error && (out->error || (!in->held && (in->ended || !in->readable)));
 }
 
 /* What has come to an end on one side, passed on to the other behind the last byte. */
@@ -282,13 +309,13 @@ static bool pass_end(struct engine *engine, struct flow *flow, unsigned from)
 {
     struct splice_side *in = &flow->splice.side[from], *out = &flow->splice.side[!from];
 
-    if (flow->done || in->held)
+    if (flow->done)
         return false;
-    if (in->error) {
+    if (is_over(in, out)) {
         splice_abort(engine, flow, CLOSE_peer_reset, in->error);
         return true;
     }
-    if (!in->ended || out->shut)
+    if (in->held || !in->ended || out->shut)
         return false;
     out->shut = true;
     sys_shutdown(out->fd, SHUT_WR);
@@ -299,7 +326,7 @@ static void apply_interest(struct engine *engine, struct flow *flow, unsigned wh
 {
     struct splice_side *side = &flow->splice.side[which];
 
-    if (!side->held)
+    if (!is_stuck(flow, which))
         side->muted = false;
     uint32_t interest = interest_of(side);
     if (side->fd < 0 || !side->interest || interest == side->interest)
@@ -326,13 +353,12 @@ static bool progress(struct engine *engine, struct flow *flow)
 {
     struct splice *splice = &flow->splice;
     const struct splice_side *far = &splice->side[SPLICE_FAR];
-    uint8_t state = splice->state;
+    bool moved = splice->state == SPLICE_CONNECTING && far->writable;
 
-    if (state == SPLICE_CONNECTING && far->writable)
+    if (moved)
         end_connect(engine, flow);
     if (flow->done || splice->state != SPLICE_JOINED)
-        return splice->state != state;
-    bool moved = splice->state != state;
+        return moved;
     for (unsigned from = 0; from < SPLICE_SIDES && !flow->done; from++) {
         moved |= splice_move(engine, flow, from);
         moved |= pass_end(engine, flow, from);
@@ -349,6 +375,10 @@ void splice_settle(struct engine *engine, struct flow *flow)
     flow->splice.woken = false;
     if (!flow->done && !progress(engine, flow) && woken)
         count(engine, C_wakeups_idle);
+    if (flow->splice.offered) { /* it has found no use for a pipe any more */
+        flow->splice.offered = false;
+        splice_pipe_offer(engine);
+    }
     if (flow->done) {
         flow_remove(&engine->flows, flow);
         engine->counters[C_flows] = engine->flows.count;

@@ -330,7 +330,8 @@ def test_a_guest_that_does_not_read_costs_no_wakeups(worker: Worker) -> None:
         with pytest.raises(TimeoutError):
             while True:
                 client.send(b"x" * 65536)
-        # Until it is accepted, the connection may be heard of once; and once for each time that its bytes could not move.
+        # Until it is accepted, the connection may be heard of once; and once for each time that its bytes could not
+        # move.
         assert worker.count("wakeups_idle") <= 1 + worker.count("interest_changes")
         client.close()  # with a FIN behind what is on its way
         heard = len(read_all(guest))
@@ -343,8 +344,8 @@ def test_a_guest_that_does_not_read_costs_no_wakeups(worker: Worker) -> None:
 
 @pytest.mark.usefixtures("agent")
 def test_datagrams_go_both_ways_with_their_bounds(worker: Worker) -> None:
-    """Empty ones too. The answer comes from the address that was asked. The peer's port would be kept if it were not the
-    peer's own here, where both sides are one namespace."""
+    """Empty ones too. The answer comes from the address that was asked. The peer's port would be kept if it were not
+    the peer's own here, where both sides are one namespace."""
     with server_at(GUEST, UDP) as server, socket.socket(type=socket.SOCK_DGRAM) as client:
         client.settimeout(PATIENCE)
         client.bind(("127.0.0.3", 0))

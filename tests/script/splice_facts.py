@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the short way between two loopbacks believes of splice(2), and of epoll where both IN and OUT are watched: further
-rows of the table of kernel_facts.py.
+"""What the short way between two loopbacks believes of splice(2), and of epoll where both IN and OUT are watched:
+further rows of the table of kernel_facts.py.
 
 Read by test_kernel_facts.py. Adversary: nobody. Invariant: as in kernel_facts.py.
 """

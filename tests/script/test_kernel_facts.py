@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every fact of kernel_facts.py and splice_facts.py, against the real kernel (TCP over loopback) and against the fake one.
+"""Every fact of kernel_facts.py and splice_facts.py, against the real kernel (TCP over loopback) and the fake one.
 
 Adversary: nobody. Invariant: both kernels answer the same assertions; where a fact is asked of the real kernel, what
 the peer did has arrived before (poll() and SIOCINQ say so), so that nothing is timed.
@@ -189,7 +189,8 @@ class RealKernel(Kernel):
         return events == [(first, select.EPOLLIN)]
 
     def end(self) -> None:
-        for thing in (self.listener, self.epoll, self.ours, self.peer, *self.more):
+        self.epoll.close()
+        for thing in (self.listener, self.ours, self.peer, *self.more):
             thing.close()
         for end in self.pipe_ends:
             os.close(end)

@@ -50,7 +50,7 @@ def is_question(frame: bytes) -> bool:
     return kind == ETHERTYPE_IPV6 and frame[20] == PROTOCOL_ICMPV6 and frame[54] == NEIGHBOUR_SOLICITATION
 
 
-def _enum_names(file: str, macro: str) -> list[str]:
+def enum_names(file: str, macro: str) -> list[str]:
     """The names of an X-macro list, in order: tests name things as the sources do."""
     text = (DATAPATH / file).read_text()
     body = re.search(rf"#define {macro}\(apply\)((?:.*\\\n)+.*)", text)
@@ -58,10 +58,10 @@ def _enum_names(file: str, macro: str) -> list[str]:
     return re.findall(r"apply\((\w+)\)", body.group(1))
 
 
-COUNTERS = _enum_names("counters.h", "COUNTERS")
-HALVES = _enum_names("tcp_state.h", "HALF_STATES")
-STALLS = _enum_names("tcp_state.h", "STALLS")
-CLOSES = _enum_names("tcp_state.h", "CLOSE_REASONS")
+COUNTERS = enum_names("counters.h", "COUNTERS")
+HALVES = enum_names("tcp_state.h", "HALF_STATES")
+STALLS = enum_names("tcp_state.h", "STALLS")
+CLOSES = enum_names("tcp_state.h", "CLOSE_REASONS")
 EVENT_BITS = {"IN": 0x1, "PRI": 0x2, "OUT": 0x4, "ERR": 0x8, "HUP": 0x10, "RDHUP": 0x2000, "ET": 1 << 31}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from conversation import Conversation
 from fake_core import HOW_BUILT
+from splice_world import SpliceWorld
 from world import World, WorldOptions
 
 
@@ -53,6 +54,15 @@ def world(request: pytest.FixtureRequest, peek_off: bool) -> Iterator[World]:
     marker = request.node.get_closest_marker("world")
     options = replace(WorldOptions(peek_off=peek_off), **(marker.kwargs if marker else {}))
     world = World(options)
+    yield world
+    world.close(failed=request.node.stash.get(FAILED, True))
+
+
+@pytest.fixture
+def loopbacks(request: pytest.FixtureRequest) -> Iterator[SpliceWorld]:
+    """One whose ports lead to a namespace by the short way."""
+    marker = request.node.get_closest_marker("world")
+    world = SpliceWorld(replace(WorldOptions(), **(marker.kwargs if marker else {})))
     yield world
     world.close(failed=request.node.stash.get(FAILED, True))
 

@@ -178,8 +178,9 @@ class SpliceWorld(World):
 
     # ---- pipes ----
 
-    def pipes_at_most(self, count: int, slots: int = 256) -> None:
-        lib.fake_pipe_limits(slots, count)
+    def pipes_at_most(self, count: int, slots: int = 0) -> None:
+        """0 slots: as many as before."""
+        lib.fake_pipe_limits(slots or self.options.pipe_slots, count)
 
     # ---- the end ----
 
@@ -198,3 +199,11 @@ class SpliceWorld(World):
         assert not self.splices(), "a connection whose peers have gone does not end"
         super().hang_up()
         assert self.next_ms == NEVER_MS
+
+
+def stuck(world: SpliceWorld, port: int) -> Joint:
+    """Its far end does not read: it has a pipe for itself."""
+    joint = world.joined(port)
+    joint.far.queue(100)
+    joint.near.says(1000)
+    return joint

@@ -236,30 +236,53 @@ void datagram_send_batch(struct engine *engine, struct flow *flow)
     }
 }
 
+/* Appends bytes that lie in one piece as a message, of one datagram or of several of one size. */
+static void add_message(struct outgoing *out, const struct flow *flow, int fd, struct iovec bytes, uint16_t each)
+{
+    unsigned at = out->count;
+
+    out->iov[at] = bytes;
+    out->message[at] = (struct mmsghdr){.msg_hdr = {.msg_iov = &out->iov[at], .msg_iovlen = 1}};
+    out->datagrams[at] = bytes.iov_len > each ? ((unsigned)bytes.iov_len + each - 1) / each : 1;
+    if (fd != flow->fd)
+        address_peer(out, &flow->datagram.peer);
+    if (out->datagrams[at] > 1)
+        add_control(out, IPPROTO_UDP, UDP_SEGMENT, &each, sizeof(each));
+    out->count++;
+}
+
+/* The datagrams of a message that was not to be cut up, each by itself: the MTU may be smaller than they are. */
+static void relay_apart(struct engine *engine, struct flow *flow, int fd, struct iovec joined, uint16_t each)
+{
+    struct outgoing out;
+
+    while (joined.iov_len) {
+        for (out.count = 0; joined.iov_len && out.count < DATAGRAM_SEND_MAX;) {
+            size_t part = joined.iov_len < each ? joined.iov_len : each;
+            add_message(&out, flow, fd, (struct iovec){joined.iov_base, part}, each);
+            joined = (struct iovec){(uint8_t *)joined.iov_base + part, joined.iov_len - part};
+        }
+        send_messages(engine, flow, fd, &out, 0, C_splice_datagrams);
+    }
+}
+
 uint64_t datagram_relay(struct engine *engine, struct flow *flow, int fd, struct datagram_inbox *inbox,
                         unsigned messages)
 {
+    uint16_t each[DATAGRAM_RECEIVE_MAX];
     struct outgoing out;
     uint64_t bytes = 0;
 
     for (out.count = 0; out.count < messages;) {
         uint32_t length = inbox->length[inbox->next];
-        uint16_t each = (uint16_t)inbox->each[inbox->next];
-        unsigned at = out.count, datagrams = length > each ? (length + each - 1) / each : 1;
 
-        out.iov[at] = (struct iovec){inbox_bytes(inbox, inbox->next), length};
-        out.message[at] = (struct mmsghdr){.msg_hdr = {.msg_iov = &out.iov[at], .msg_iovlen = 1}};
-        out.datagrams[at] = datagrams;
-        if (fd != flow->fd)
-            address_peer(&out, &flow->datagram.peer);
-        if (datagrams > 1)
-            add_control(&out, IPPROTO_UDP, UDP_SEGMENT, &each, sizeof(each));
-        out.count++;
+        each[out.count] = (uint16_t)inbox->each[inbox->next];
+        add_message(&out, flow, fd, (struct iovec){inbox_bytes(inbox, inbox->next), length}, each[out.count]);
         bytes += length;
         inbox_advance(inbox, length);
     }
     for (unsigned at = 0; (at = send_messages(engine, flow, fd, &out, at, C_splice_datagrams)) < out.count; at++)
-        engine->counters[C_datagrams_unsent] += out.datagrams[at];
+        relay_apart(engine, flow, fd, out.iov[at], each[at]);
     flow->active_ms = engine->now_ms;
     return bytes;
 }

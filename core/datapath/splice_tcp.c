@@ -175,11 +175,13 @@ static int take_error(int fd)
 static void end_connect(struct engine *engine, struct flow *flow)
 {
     int error = take_error(flow->splice.side[SPLICE_FAR].fd);
+    bool was_there = error == ECONNRESET || error == EPIPE; /* accepted, and reset since: what it said can be read */
 
-    if (error) {
+    if (error && !was_there) {
         try_other_family(engine, flow, error);
         return;
     }
+    flow->splice.side[SPLICE_FAR].error = error;
     flow->splice.state = SPLICE_JOINED;
     flow_emit(engine, flow, LG_EVENT_FLOW_CONNECT, 0, 0, 0);
     error = -watch(engine, flow, SPLICE_NEAR); /* not before: nobody had any use for what came */

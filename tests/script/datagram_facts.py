@@ -54,7 +54,8 @@ class Datagrams(ABC):
     def open(self, connected: bool = True, both_families: bool = False) -> None: ...
     @abstractmethod
     def set(self, option: str) -> None:
-        """'joined': UDP_GRO; 'where': IP_PKTINFO, and IPV6_RECVPKTINFO on a socket of IPv6; 'broadcast'."""
+        """'joined': UDP_GRO; 'where': IP_PKTINFO, and IPV6_RECVPKTINFO on a socket of IPv6; 'broadcast'; 'quiet': no
+        RECVERR."""
 
     @abstractmethod
     def connect_to_broadcast(self) -> int: ...
@@ -224,6 +225,19 @@ def _(kernel: Datagrams) -> None:
         100,
         300,
     ]
+
+
+@fact("without RECVERR a refusal wakes ERR and is met once by the next call, and nothing is kept of it")
+def _(kernel: Datagrams) -> None:
+    kernel.open()
+    kernel.set("quiet")
+    kernel.watch(IN | ET)
+    kernel.peer_leaves()
+    assert kernel.send(100) == 100
+    assert kernel.woken() & ERR
+    assert [kernel.hear().length for _ in range(2)] == [-errno.ECONNREFUSED, -errno.EAGAIN]
+    assert kernel.hear_error() == -errno.EAGAIN
+    assert kernel.woken() == 0
 
 
 @fact("the last error that is read from the queue takes the one with it that the next call would have met")

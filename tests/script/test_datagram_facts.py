@@ -23,7 +23,8 @@ from datagram_facts import FACTS, Datagrams, Heard, PathError
 from fake_core import ffi, lib
 
 UDP_SEGMENT, UDP_GRO = 103, 104  # linux/udp.h
-IP_PKTINFO, IP_RECVERR, IPV6_RECVERR = 8, 11, 25
+IP_PKTINFO = 8
+RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
 IP_MULTICAST_ALL = 49
 SOCKET_TYPE = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 EPOLL_CTL_ADD = 1
@@ -68,8 +69,7 @@ class RealDatagrams(Datagrams):
     def open(self, connected: bool = True, both_families: bool = False) -> None:
         if both_families:
             self.ours.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        level, name = (socket.IPPROTO_IP, IP_RECVERR) if self.family == 4 else (socket.IPPROTO_IPV6, IPV6_RECVERR)
-        self.ours.setsockopt(level, name, 1)
+        self.ours.setsockopt(*RECVERR[self.family], 1)
         self.ours.bind(("", 0))
         self.peer = self._bound(self.peer_address)
         if connected:
@@ -78,6 +78,8 @@ class RealDatagrams(Datagrams):
     def set(self, option: str) -> None:
         if option == "joined":
             self.ours.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        elif option == "quiet":
+            self.ours.setsockopt(*RECVERR[self.family], 0)
         elif option == "broadcast":
             self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         else:
@@ -191,17 +193,19 @@ class FakeDatagrams(Datagrams):
             where = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", 80, socket.inet_aton(host))
         return int(lib.sys_connect(self.fd, where, len(where)))
 
-    def _set(self, level: int, name: int) -> None:
-        assert lib.sys_setsockopt(self.fd, level, name, ffi.new("int *", 1), 4) == 0
+    def _set(self, level: int, name: int, value: int = 1) -> None:
+        assert lib.sys_setsockopt(self.fd, level, name, ffi.new("int *", value), 4) == 0
 
     def open(self, connected: bool = True, both_families: bool = False) -> None:
-        self._set(*((socket.IPPROTO_IP, IP_RECVERR) if self.family == 4 else (socket.IPPROTO_IPV6, IPV6_RECVERR)))
+        self._set(*RECVERR[self.family])
         assert lib.fake_bind(self.fd, 40000) == 0
         assert not connected or self._connect(self.peer_address) == 0
 
     def set(self, option: str) -> None:
         if option == "joined":
             self._set(socket.IPPROTO_UDP, UDP_GRO)
+        elif option == "quiet":
+            self._set(*RECVERR[self.family], 0)
         elif option == "broadcast":
             self._set(socket.SOL_SOCKET, socket.SO_BROADCAST)
         else:

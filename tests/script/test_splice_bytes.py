@@ -9,7 +9,7 @@ import errno
 
 import pytest
 from fake_core import lib
-from splice_world import FAR, NEAR, SpliceWorld, stuck
+from splice_world import FAR, NEAR, TCP6, SpliceWorld, stuck
 
 SLOT = 4096
 EACH_SIDE = pytest.mark.parametrize("first", [NEAR, FAR], ids=["near", "far"])
@@ -117,6 +117,17 @@ def test_a_write_that_meets_a_reset_ends_both_though_the_other_does_not_read(wor
     other.takes()
     other.takes()
     assert (other.got, other.sees) == (3000, "RST")
+
+
+def test_what_came_with_a_reset_before_anybody_looked_arrives(world: SpliceWorld) -> None:
+    """connect() has succeeded all the same, and the other family is none of its business."""
+    joint = world.connect(world.port())
+    world.agent_gives()
+    far = joint.far
+    for act in (lib.fake_peer_accept, lambda fd: lib.fake_peer_send(fd, 100) - 100, lib.fake_peer_reset):
+        assert act(far.fd) == 0
+    world.settle()
+    assert (joint.near.got, joint.near.sees) == (100, "RST") and not lib.script_asked(TCP6)
 
 
 @EACH_SIDE

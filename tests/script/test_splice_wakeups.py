@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The properties of test_wakeups.py for two joined sockets, over random sequences of everything that can happen to them:
-wake-ups are bounded by progress, and every byte arrives exactly once and in order, in both directions.
+"""The properties of test_wakeups.py for two joined sockets, over random sequences of everything that can happen to
+them: wake-ups are bounded by progress, and every byte arrives exactly once and in order, in both directions.
 
 Adversary: chance. The fake kernel's edges and its splice() are held to the real ones by test_kernel_facts.py.
 

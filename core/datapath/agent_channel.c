@@ -104,6 +104,15 @@ static unsigned take_sockets(struct msghdr *msg, int fd[SPLICE_SOCKETS_MAX], enu
     return count;
 }
 
+/* Nothing came, or what was asked for; else it is the answer to a worker that was before us, and ours is to come. */
+static bool answers(unsigned asked, const enum splice_kind *kind, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (kind[i] == asked)
+            return true;
+    return !count;
+}
+
 /* Why nothing came. */
 static int refusal(const uint8_t *record, size_t length)
 {
@@ -135,7 +144,8 @@ void agent_receive(struct worker *worker)
         return;
     }
     unsigned asked = worker->agent_asking, count = take_sockets(&msg, fd, kind);
-    worker->agent_asking = NOBODY;
+    if (answers(asked, kind, count))
+        worker->agent_asking = NOBODY;
     if (count)
         splice_sockets_given(&worker->engine, fd, kind, count);
     else if (asked != NOBODY)

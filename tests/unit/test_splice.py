@@ -291,6 +291,22 @@ def test_an_agent_that_talks_nonsense_does_no_harm(worker: Worker, record: bytes
     ours.close()
 
 
+def test_an_answer_to_another_question_leaves_ours_open(worker: Worker) -> None:
+    """It is one to the worker before; the refusal that comes next is for who waits."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    assert worker.result(lib.LG_CMD_SPLICE_AGENT, [theirs.fileno()]) == 0
+    theirs.close()
+    client = connect(forward(worker, 9))
+    assert ours.recv(100)
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
+        socket.send_fds(ours, [b"A" + bytes(2)], [other.fileno()])
+    ours.send(b"A" + struct.pack("=H", errno.EMFILE) * 32)
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
+    client.close()
+    ours.close()
+
+
 def test_many_connections_at_once_share_few_questions(worker: Worker, agent: Agent) -> None:
     with server_at(GUEST) as server:
         server.listen(200)

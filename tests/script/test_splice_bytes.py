@@ -119,6 +119,42 @@ def test_a_write_that_meets_a_reset_ends_both_though_the_other_does_not_read(wor
     assert (other.got, other.sees) == (3000, "RST")
 
 
+@EACH_SIDE
+def test_a_write_may_meet_a_reset_of_which_epoll_has_not_told(world: SpliceWorld, first: int) -> None:
+    one, other = world.joined().ends(first)
+    one.queue(64 << 20)
+    assert lib.fake_peer_send(other.fd, 6 << 20) == 6 << 20
+    assert lib.script_step()
+    assert one.got == 4 << 20, "there is more, in the next step"
+    lib.fake_peer_send(one.fd, 100)
+    lib.fake_peer_reset(one.fd)
+    world.fail_next("epoll_wait", errno.EINTR)
+    world.settle()
+    assert (other.got, other.sees) == (100, "RST")
+
+
+@EACH_SIDE
+def test_a_reset_behind_more_than_one_turns_bytes_waits_for_them(world: SpliceWorld, first: int) -> None:
+    one, other = world.joined().ends(first)
+    other.queue(64 << 20)
+    assert lib.fake_peer_send(one.fd, 6 << 20) == 6 << 20
+    one.resets()
+    assert (other.got, other.sees) == (6 << 20, "RST")
+
+
+@EACH_SIDE
+def test_of_who_talks_to_one_that_was_reset_little_is_heard(world: SpliceWorld, first: int) -> None:
+    """While it does not read what that one had said: nobody will ever take its own bytes."""
+    one, other = world.joined().ends(first)
+    other.queue(1000)
+    one.says(3000)
+    one.resets()
+    before = world.counter("wakeups_idle")
+    for _ in range(50):
+        other.says(100)
+    assert other.sees == "nothing" and world.counter("wakeups_idle") - before <= 1
+
+
 def test_what_came_with_a_reset_before_anybody_looked_arrives(world: SpliceWorld) -> None:
     """connect() has succeeded all the same, and the other family is none of its business."""
     joint = world.connect(world.port())
@@ -310,6 +346,19 @@ def test_a_pipe_that_comes_while_others_wait_reaches_all_of_them(world: SpliceWo
     world.pipes_at_most(2)
     first.near.says(1)
     assert (first.far.got, second.far.got) == (501, 500) and holder.now.held[NEAR]
+
+
+@pytest.mark.world(pipes=1)
+def test_a_reset_of_who_waits_for_a_pipe_waits_with_it(world: SpliceWorld) -> None:
+    port = world.port(outward=True)
+    joint = world.joined(port)
+    holder = stuck(world, port)
+    joint.near.says(500)
+    joint.near.resets()
+    assert joint.far.sees == "nothing"
+    holder.far.queue(1 << 20)
+    holder.far.takes()
+    assert (joint.far.got, joint.far.sees) == (500, "RST")
 
 
 @pytest.mark.world(pipes=1)

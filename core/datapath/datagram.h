@@ -5,6 +5,7 @@
  *   udp.c             a UDP datagram of the guest's, and one for it
  *   ping.c            an echo request of the guest's, and its reply
  *   datagram_flow.c   the life of such a flow: its socket, its timeout, its settling
+ *   datagram_port.c   the port of the host that a flow goes out from
  *   datagram_inbox.c  what one recvmmsg() brings
  *   datagram_accept.c what comes on a socket that is connected to nobody: to a port of the host that leads to the guest,
  *                     or in answer to what the guest asked a group
@@ -45,6 +46,15 @@ void datagram_settle(struct engine *engine, struct flow *flow);
 /* The last of any settling: a flow that is done goes, another's time is watched. */
 void datagram_rest(struct engine *engine, struct flow *flow);
 void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
+
+/* datagram_port.c */
+int datagram_ports_init(struct engine *engine); /* 0 or -ENOMEM */
+void datagram_ports_free(struct engine *engine);
+/* The socket of a flow to this address gets the guest's own port, or identifier. Ports below 1024 are not for an
+ * unprivileged worker, and others may be taken: the kernel then chooses one, which only programs that insist on their port
+ * will mind. */
+int datagram_bind(struct engine *engine, struct flow *flow, const struct sockaddr_storage *to);
+void datagram_close_socket(struct engine *engine, struct flow *flow); /* if it has one */
 
 /* datagram_inbox.c */
 /* One recvmmsg() into an inbox, which is empty; the senders' addresses and where they sent it, if `from` is not NULL. How

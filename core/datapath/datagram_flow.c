@@ -67,26 +67,13 @@ static void set_options(const struct engine *engine, const struct flow *flow, bo
         sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &zero, sizeof(zero));
         return;
     }
+    if (ipv6) /* the same port of IPv4 is another's */
+        sys_setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
     if (flow->datagram.group) {
         set_group_options(fd, ipv6);
         return;
     }
-    /* The guest may use one port towards many peers. */
-    sys_setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     sys_setsockopt(fd, IPPROTO_UDP, UDP_GRO, &one, sizeof(one));
-}
-
-/* From the guest's own port, or identifier. Ports below 1024 are not for an unprivileged worker, and others may be taken: the
- * kernel then chooses one, which only programs that insist on their port will mind. */
-static int bind_own_port(struct engine *engine, int fd, const struct flow_key *key, const struct sockaddr_storage *to)
-{
-    int err = outbound_bind(&engine->view, fd, to, key->guest_port);
-
-    if (!err || err == -ENETUNREACH)
-        return err;
-    if (!is_ping(key))
-        count(engine, C_udp_port_taken);
-    return outbound_bind(&engine->view, fd, to, 0);
 }
 
 /* Anybody's datagrams may have come between bind() and connect(). */
@@ -105,7 +92,7 @@ static int connect_socket(struct engine *engine, struct flow *flow)
 {
     struct sockaddr_storage to;
     socklen_t length = host_address(&engine->view, &flow->key.remote, flow->key.remote_port, &to);
-    int err = bind_own_port(engine, flow->fd, &flow->key, &to);
+    int err = datagram_bind(engine, flow, &to);
 
     if (err)
         return err;
@@ -158,11 +145,9 @@ static int open_to_group(struct engine *engine, struct flow *flow, bool ipv6)
     socklen_t length = host_address(&engine->view, &flow->key.remote, flow->key.remote_port, &to);
     int err;
 
-    sys_close(flow->fd);
-    flow->fd = -1;
-    if ((err = make_socket(engine, flow, ipv6)) || (err = bind_own_port(engine, flow->fd, &flow->key, &to)))
+    datagram_close_socket(engine, flow);
+    if ((err = make_socket(engine, flow, ipv6)) || (err = datagram_bind(engine, flow, &to)))
         return err;
-    sys_setsockopt(flow->fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     peer->fd = flow->fd;
     peer->addr_length = length;
     memcpy(&peer->addr, &to, length);
@@ -216,9 +201,7 @@ void datagram_close(struct engine *engine, struct flow *flow, enum close_reason 
     if (flow->done)
         return;
     flow->done = true;
-    if (flow->fd >= 0)
-        sys_close(flow->fd);
-    flow->fd = -1;
+    datagram_close_socket(engine, flow);
     if (engine->inbox.handle == flow_handle(flow))
         engine->inbox.count = 0;
     wheel_cancel(&engine->wheel, &flow->timer);

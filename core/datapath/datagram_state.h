@@ -64,7 +64,14 @@ struct datagram {
     bool stream : 1;                  /* and more than a question and its answer went: it lives longer */
     bool no_segments : 1;             /* UDP_SEGMENT was refused on its path */
     bool group : 1;                   /* whoever hears the guest there may answer */
+    bool keeps_port : 1;              /* its socket has the guest's own port */
     bool woken : 1;
+};
+
+/* A port of the host that flows of the guest's have, for each family: all of one address. */
+struct datagram_port {
+    address guest; /* whose */
+    uint32_t flows;
 };
 
 /* Datagrams that were taken from a socket's queue for the guest. While the link is full the rest waits here, and with it

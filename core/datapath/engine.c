@@ -53,8 +53,9 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->arrivals.inbox.bytes = pages_reserve(INBOX_BYTES);
     engine->relayed.bytes = pages_reserve(INBOX_BYTES);
     if (listener_table_init(&engine->listeners, ENGINE_LISTENER_FIRST) || hold_pool_init(&engine->holds) ||
-        fragments_init(&engine->fragments, counters) || (!options->peek_off && !engine->discard) ||
-        !engine->inbox.bytes || !engine->arrivals.inbox.bytes || !engine->relayed.bytes)
+        fragments_init(&engine->fragments, counters) || datagram_ports_init(engine) ||
+        (!options->peek_off && !engine->discard) || !engine->inbox.bytes || !engine->arrivals.inbox.bytes ||
+        !engine->relayed.bytes)
         return -ENOMEM;
     return flow_table_init(&engine->flows, options->flow_limit < FLOWS_MAX ? options->flow_limit : FLOWS_MAX,
                            table_key);
@@ -73,6 +74,7 @@ void engine_free(struct engine *engine)
     hold_pool_free(&engine->holds);
     fragments_free(&engine->fragments);
     splice_pool_free(&engine->splice);
+    datagram_ports_free(engine);
     pages_free(engine->inbox.bytes, INBOX_BYTES);
     pages_free(engine->arrivals.inbox.bytes, INBOX_BYTES);
     pages_free(engine->relayed.bytes, INBOX_BYTES);

@@ -84,7 +84,8 @@ struct engine {
     struct splice_pool splice;
     /* More sockets of this kind, of the guest's namespace: 0, and the pool will get them or hear of their refusal. */
     int (*ask_sockets)(struct engine *engine, enum splice_kind kind);
-    uint32_t identification; /* of the last packet that was cut for the guest */
+    uint32_t identification;     /* of the last packet that was cut for the guest */
+    struct datagram_port *ports; /* of IPv4, then of IPv6 (datagram_port.c) */
     struct datagram_inbox inbox;
     struct datagram_arrivals arrivals;
     struct datagram_inbox relayed; /* empty between two steps: what is joined waits for nobody */

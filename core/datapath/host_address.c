@@ -36,6 +36,28 @@ static address translated(const struct lg_net_view *view, const address *remote,
     return *remote;
 }
 
+unsigned host_address_names(const struct lg_net_view *view, const address *remote, uint16_t port,
+                            address ret_name[HOST_ADDRESS_NAMES])
+{
+    bool ipv4 = address_is_ipv4(remote);
+    address to = translated(view, remote, port);
+    const address candidate[HOST_ADDRESS_NAMES] = {
+        to,
+        address_from(ipv4 ? view->dns_match4 : view->dns_match6),
+        address_from(ipv4 ? view->map_host4 : view->map_host6),
+        address_from(ipv4 ? view->map_guest4 : view->map_guest6),
+        address_from(view->our_link_local),
+    };
+    unsigned names = 0;
+
+    for (unsigned i = 0; i < HOST_ADDRESS_NAMES; i++) {
+        address leads_to = translated(view, &candidate[i], port);
+        if (address_equal(&leads_to, &to))
+            ret_name[names++] = candidate[i];
+    }
+    return names;
+}
+
 socklen_t address_to_host(const address *a, uint16_t port, uint32_t scope_id, struct sockaddr_storage *ret_addr)
 {
     memset(ret_addr, 0, sizeof(*ret_addr));

@@ -15,6 +15,13 @@
 socklen_t host_address(const struct lg_net_view *view, const address *remote, uint16_t port,
                        struct sockaddr_storage *ret_addr);
 
+/* Every address that leads where this one does, itself among them; how many there are. */
+enum {
+    HOST_ADDRESS_NAMES = 5
+};
+unsigned host_address_names(const struct lg_net_view *view, const address *remote, uint16_t port,
+                            address ret_name[HOST_ADDRESS_NAMES]);
+
 /* An address and port as a socket's; scope_id is for those that mean nothing without their link. Returns its length. */
 socklen_t address_to_host(const address *a, uint16_t port, uint32_t scope_id, struct sockaddr_storage *ret_addr);
 

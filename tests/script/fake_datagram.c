@@ -98,13 +98,19 @@ uint32_t fake_datagram_poll(const struct fake_socket *socket)
 
 /* ---- the core's calls ---- */
 
-/* [ping_get_port] */
-static bool identifier_taken(const struct fake_socket *socket, uint16_t identifier)
+/* [ipv6_rcv_saddr_equal] No socket has an address of its own. */
+static bool families_meet(const struct fake_socket *a, const struct fake_socket *b)
+{
+    return a->family == b->family || (!a->ipv6_only && !b->ipv6_only);
+}
+
+/* [udp_lib_lport_inuse; of echo requests, ping_get_port] */
+static bool port_taken(const struct fake_socket *socket, uint16_t port)
 {
     for (int fd = FAKE_DESCRIPTOR_FIRST; fd <= fake_last_socket(); fd++) {
         const struct fake_socket *other = fake_socket_at(fd);
-        if (other && other != socket && !other->closed && other->protocol == socket->protocol &&
-            other->own_port == identifier && !(other->reuse_address && socket->reuse_address))
+        if (other && other != socket && !other->closed && other->datagrams && other->protocol == socket->protocol &&
+            families_meet(other, socket) && other->own_port == port && !(other->reuse_address && socket->reuse_address))
             return true;
     }
     return false;
@@ -132,7 +138,7 @@ int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
         return -EINVAL;
     /* sin_port and sin6_port lie at the same place. */
     uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port);
-    if (socket->protocol && identifier_taken(socket, port))
+    if (socket->datagrams && port && port_taken(socket, port))
         return -EADDRINUSE;
     address local = address_from_host(addr);
     memcpy(socket->local, local.byte, sizeof(socket->local));

@@ -81,6 +81,7 @@ struct fake_socket {
     /* of datagrams: UDP, or with a protocol, of echo requests */
     int protocol;
     uint16_t own_port; /* that it was bound to */
+    bool ipv6_only;
     bool receive_errors, reuse_address, broadcast, receive_segments, freebind;
     bool packet_info4, packet_info6;  /* tells where each datagram was sent to */
     bool all_groups;                  /* hears what others on the host have joined a group for */

@@ -36,6 +36,7 @@ static const struct number_option options[] = {
     {AF_INET6, IPPROTO_IPV6, IPV6_RECVERR, KEPT(receive_errors)},
     {0, SOL_SOCKET, SO_REUSEADDR, KEPT(reuse_address)},
     {0, SOL_SOCKET, SO_BROADCAST, KEPT(broadcast)},
+    {AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, KEPT(ipv6_only)},
     {0, IPPROTO_UDP, UDP_GRO, KEPT(receive_segments)},
     {AF_INET, IPPROTO_IP, IP_FREEBIND, KEPT(freebind)},
     {AF_INET6, IPPROTO_IPV6, IPV6_FREEBIND, KEPT(freebind)},

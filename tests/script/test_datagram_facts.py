@@ -366,6 +366,17 @@ def test_a_socket_that_shares_its_port_only_later_takes_none(port: int) -> None:
         other.close()
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["both families", "IPV6_V6ONLY"])
+def test_a_port_of_one_family_is_the_others_too_unless_the_socket_says(alone: bool, port: int) -> None:
+    with socket.socket(socket.AF_INET6, SOCKET_TYPE) as six:
+        six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
+        six.bind(("", port))
+        four = bound(port, share=False)
+        assert (four is not None) == alone
+        if four:
+            four.close()
+
+
 @pytest.mark.parametrize(
     ("version", "option", "hears"),
     [(4, None, True), (4, 0, False), (6, None, False), (6, 1, True)],

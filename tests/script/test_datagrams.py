@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from collections.abc import Iterator
 
@@ -201,6 +202,75 @@ def test_a_port_that_cannot_be_kept_costs_no_datagram(world: World, family: int)
     world.fail_next("bind", errno.EACCES)
     talk.sends(b"x")
     assert talk.sent() == [b"x"] and world.counter("udp_port_taken") == 1
+
+
+def test_one_port_towards_many_peers_is_kept(world: World, family: int) -> None:
+    """The first has it alone, before it lets the others in."""
+    talks = [Datagrams(world, family, port=port) for port in (53, 54, 55)]
+    for talk in talks:
+        talk.sends(b"x")
+        assert talk.socket.own_port == GUEST_PORT and talk.socket.reuse_address
+        assert talk.socket.bound_shared == (talk is not talks[0])
+    assert world.counter("udp_port_taken") == 0
+
+
+def test_two_addresses_of_the_guest_share_no_port(world: World, family: int) -> None:
+    """Of two sockets with one port and one peer, the kernel would give one the answers to both."""
+    one, other = Datagrams(world, family), Datagrams(world, family)
+    other.guest = OTHER_PEER[family]
+    one.sends(b"x")
+    first = one.fd
+    other.sends(b"y")
+    assert other.socket.own_port == 0 and not other.socket.reuse_address and world.counter("udp_port_taken") == 1
+    other.peer_sends(b"for the other")
+    assert other.gets() == [b"for the other"]
+    assert lib.fake_datagram_arrive(first, b"for the one", 11, 0) == 0
+    world.settle()
+    assert one.gets() == [b"for the one"]
+
+
+def test_two_names_of_one_peer_share_no_port(world: World, family: int) -> None:
+    """The resolver under the address of --dns-forward, and under its own; other peers share on."""
+    server, name = bytes((192, 0, 2, 53)) if family == 4 else b"\x20\x01" + bytes(13) + b"\x35", "46"[family == 6]
+    ffi.memmove(getattr(world.view, f"dns_match{name}"), mapped(PEER[family]), 16)
+    ffi.memmove(getattr(world.view, f"dns_host{name}"), mapped(server), 16)
+    for remote, keeps in ((PEER[family], True), (server, False), (OTHER_PEER[family], True)):
+        talk = Datagrams(world, family, remote=remote, port=53)
+        talk.sends(b"x")
+        assert (talk.socket.own_port == GUEST_PORT) == keeps
+    assert world.counter("udp_port_taken") == 1
+
+
+def test_a_port_is_free_again_when_the_last_flow_has_gone(world: World, family: int) -> None:
+    """For another address of the guest's."""
+    talks = [Datagrams(world, family, port=port) for port in (53, 54)]
+    for talk in talks:
+        talk.sends(b"x")
+    world.advance(31)
+    assert not world.flows()
+    later = Datagrams(world, family)
+    later.guest = OTHER_PEER[family]
+    later.sends(b"x")
+    assert later.socket.own_port == GUEST_PORT and not later.socket.bound_shared
+
+
+def test_a_port_that_another_program_shares_is_not_taken(world: World, family: int) -> None:
+    """It may be the helper of another guest, which would get the answers to this one, or this its."""
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    theirs = lib.sys_socket({4: socket.AF_INET, 6: socket.AF_INET6}[family], kind, 0)
+    assert lib.sys_setsockopt(theirs, socket.SOL_SOCKET, socket.SO_REUSEADDR, ffi.new("int *", 1), 4) == 0
+    assert lib.fake_bind(theirs, GUEST_PORT) == 0
+    talk = Datagrams(world, family)
+    talk.sends(b"x")
+    assert talk.socket.own_port == 0 and talk.sent() == [b"x"] and world.counter("udp_port_taken") == 1
+    lib.sys_close(theirs)
+
+
+def test_the_families_have_their_ports_apart(world: World) -> None:
+    for family in (6, 4):
+        talk = Datagrams(world, family)
+        talk.sends(b"x")
+        assert talk.socket.own_port == GUEST_PORT and not talk.socket.bound_shared
 
 
 # ---- batches ----

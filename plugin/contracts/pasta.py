@@ -32,7 +32,6 @@ PID_MAX = 1 << 22  # PID_MAX_LIMIT of <linux/threads.h>
 _TCP, _UDP = _socket.IPPROTO_TCP, _socket.IPPROTO_UDP
 _INBOUND = {_TCP: "--tcp-ports", _UDP: "--udp-ports"}
 _OUTBOUND = {_TCP: "--tcp-ns", _UDP: "--udp-ns"}
-_GROUP_BIT = 1  # of the first byte of a MAC address
 
 
 def parse(arguments: Sequence[str], name: str) -> NetworkSpec:
@@ -169,8 +168,8 @@ class _Request(Request):
 
     def on_ns_mac_addr(self, text: str) -> None:
         mac = mac_of("--ns-mac-addr", text)
-        if mac[0] & _GROUP_BIT or not any(mac):
-            raise refusal(f"--ns-mac-addr {text}: expected the address of one interface, not that of a group, or zeros")
+        if not any(mac):
+            raise refusal(f"--ns-mac-addr {text}: expected the address of an interface, not zeros")
         self._namespace.ns_mac = mac
 
     def on_config_net(self, _: str) -> None:

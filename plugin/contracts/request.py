@@ -35,6 +35,7 @@ MTU_MIN_IPV6 = 1280  # RFC 8200 §5
 MTU_MIN_TCP = 88  # no Linux sends segments of less than 48 bytes, whatever the MTU; headers take 40
 STATS_SECONDS_MAX = 1 << 20  # twelve days: longer than that, nobody waits for a table
 LOG_SIZE_MIN = 5 * 8192  # five of passt's buffers: the file is cut at its head by buffers
+_GROUP_BIT = 1  # of the first byte of a MAC address
 
 EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"  # of both families
 EPHEMERAL_DEFAULT = (49152, 65535)  # RFC 6335 §6, where the kernel does not say
@@ -401,7 +402,10 @@ def mac_of(option: str, text: str) -> bytes:
     pairs = text.lower().split(":")
     if len(pairs) != 6 or any(len(pair) != 2 or pair.strip("0123456789abcdef") for pair in pairs):
         raise refusal(f"{option} {text}: expected six pairs of hexadecimal digits, as in 9a:55:9a:55:9a:55")
-    return bytes(int(pair, 16) for pair in pairs)
+    mac = bytes(int(pair, 16) for pair in pairs)
+    if mac[0] & _GROUP_BIT:
+        raise refusal(f"{option} {text}: expected the address of one interface, not that of a group")
+    return mac
 
 
 def _domain(option: str, text: str) -> str:

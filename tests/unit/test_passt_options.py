@@ -274,6 +274,7 @@ def test_mtu_is_a_c_number(text: str, mtu: int) -> None:
             for mac in ("", "9:55:9a:55:9a:55", "9a-55-9a-55-9a-55", "9a:55:9a:55:9a", "9a:55:9a:55:9a:55:0")
         ),
         *(["-M", mac] for mac in ("9a:55:9a:55:9a:5g", "9a:55:9a:55:9a: 5", "9a:55:9a:55:9a:+5", "9a:55:9a:55:9a:٣٣")),
+        *(["-M", group] for group in ("01:00:00:00:00:01", "9b:55:9a:55:9a:55", "ff:ff:ff:ff:ff:ff")),
         *(["-i", name] for name in ("", "nonexistent0", "i" * 40)),
         *(["-a", host] for host in ("", "0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "10.1.2", "010.1.2.3")),
         *(["-a", host] for host in ("::", "::1", "ff02::1", "fe80::1%eth0", "[fd00::1", "::ffff:127.0.0.1", "host")),

@@ -28,10 +28,13 @@ static void take_reset(struct engine *engine, struct flow *flow, uint32_t seq)
 {
     struct tcp *tcp = &flow->tcp;
 
-    if (tcp->to_host == HALF_SYN || seq == tcp->rcv_nxt || seq == tcp->rcv_taken)
-        tcp_reset_by_guest(engine, flow);
-    else if (seq_after(seq, tcp->rcv_nxt) && !seq_after(seq, tcp->rcv_edge))
+    if (tcp->to_host == HALF_SYN || seq == tcp->rcv_nxt || seq == tcp->rcv_taken) {
+        tcp_send_to_peer(engine, flow); /* what came just before it: the peer's kernel would keep that for its reader */
+        if (!flow->done)
+            tcp_reset_by_guest(engine, flow);
+    } else if (seq_after(seq, tcp->rcv_nxt) && !seq_after(seq, tcp->rcv_edge)) {
         challenge(engine, flow);
+    }
 }
 
 static void take_syn(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)

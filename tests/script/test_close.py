@@ -332,12 +332,14 @@ def test_a_reset_inside_the_window_is_challenged(conversation: Conversation) -> 
 
 
 def test_a_reset_behind_data_of_the_same_batch_is_exact(conversation: Conversation) -> None:
-    """A guest that sends and aborts: the RST's number is behind the data that the kernel has not even taken yet."""
+    """A guest that sends and aborts: the RST's number is behind the data that the kernel has not even taken yet. The
+    peer gets them first, as on a wire: the answer of a server, say, that closes with a request half read."""
     conversation.opened()
     conversation("""
         +0 < P. 1:1001(1000) ack 1 ...
         +0 < R. 1001:1001(0) ack 1
         +0 flow gone
+        +0 peer got 1000
         +0 peer sees RST
     """)
 

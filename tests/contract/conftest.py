@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that the helper may use, and helpers that are gone after each test. Read by pytest. Adversary: nobody."""
+"""A folder that the helper may use, helpers that are gone after each test, and one host with Podman for all tests.
+
+Read by pytest. Adversary: nobody.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 import pytest
 from cables import Cables, make_cables
 from monitor import Monitor
+from podman_host import PodmanHost, peer_words
 from running import Foreground
 
 
@@ -75,3 +79,19 @@ def guest(cables: Cables, start: Callable[..., Foreground]) -> Iterator[Callable
     yield begin
     for monitor in monitors:
         monitor.socket.close()
+
+
+@pytest.fixture(scope="session")
+def podman_host() -> Iterator[PodmanHost]:
+    """One for all tests: to install our tree there takes a minute."""
+    run = peer_words()
+    folder = Path(tempfile.mkdtemp(prefix="lockgate-"))
+    folder.chmod(0o755)
+    host = PodmanHost(folder, run)
+    try:
+        host.install()
+        host.make_image()
+        yield host
+    finally:
+        host.close()
+        shutil.rmtree(folder)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host with rootless Podman whose pasta is this tree's, installed as contrib/podman/README.md says.
 
-Called by test_podman.py. Adversary: nobody. Podman is that of a newer distribution's root (LOCKGATE_PEER_ROOT, and
-LOCKGATE_PEER_RUN, which runs its arguments there). The host has process, mount and network namespaces of its own: all
-that runs there ends with its first process, and of the root itself nothing changes, because what is written lies in
-folders of ours that hide its own.
+Called by the tests with podman, and by the benchmark. Adversary: nobody. Podman is that of a newer distribution's root
+(LOCKGATE_PEER_ROOT, and LOCKGATE_PEER_RUN, which runs its arguments there). The host has process, mount and network
+namespaces of its own: all that runs there ends with its first process, and of the root itself nothing changes, because
+what is written lies in folders of ours that hide its own.
 """
 
 from __future__ import annotations
@@ -138,6 +138,10 @@ class PodmanHost:
         self.does("sh", "-euc", FILES, str(self.home))
         self.does("tar", "-C", f"{self.home}/bb", "-cf", f"{self.home}/bb.tar", ".")
         self.podman("import", f"{self.home}/bb.tar", IMAGE)
+
+    def pid_here(self, pid: int) -> int:
+        """Of a process that Podman knows by that number."""
+        return next(here for here in tree(self.pid) if status(here)["NSpid"].split()[-1] == str(pid))
 
     @contextmanager
     def container(self, *options: str, command: str = "exec sleep 1000") -> Iterator[Container]:

@@ -8,57 +8,19 @@ Adversary: nobody. Sockets of a container are made in its network by the test it
 from __future__ import annotations
 
 import json
-import shutil
-import socket
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
-from podman_host import ADDRESSES, FAR, IMAGE, Container, PodmanHost, exchange, peer_words
+from podman_host import ADDRESSES, FAR, IMAGE, PodmanHost, exchange
+from podman_traffic import ANY, DATAGRAM, HOST, RESOLVER, STREAM, asks, each_version, takes
 from resolver import ANSWER, NAME, answer
 from running import name
 
-STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-HOST, RESOLVER = "169.254.1.2", "169.254.1.1"  # as containers see them
-ANY = {4: "0.0.0.0", 6: "::"}
-each_version = pytest.mark.parametrize("version", [4, 6])
 
-
-@pytest.fixture(scope="module", name="host")
-def made_host() -> Iterator[PodmanHost]:
-    run = peer_words()
-    folder = Path(tempfile.mkdtemp(prefix="lockgate-"))
-    folder.chmod(0o755)
-    host = PodmanHost(folder, run)
-    try:
-        host.install()
-        host.make_image()
-        yield host
-    finally:
-        host.close()
-        shutil.rmtree(folder)
-
-
-def takes(host: PodmanHost, container: Container, to: tuple[str, int], port: int) -> str:
-    """A connection from the host to a published port arrives, with all that both ends send. Whom the container saw."""
-    version = 6 if ":" in to[0] else 4
-    with container.sockets() as inside:
-        listener, _ = inside.bound(STREAM, ANY[version], port)
-        with listener:
-            end = host.sockets.connected(STREAM, *to)
-            accepted, peer = listener.accept()
-            exchange(end, accepted)
-    return str(peer[0])
-
-
-def asks(client: socket.socket, server: socket.socket) -> None:
-    """A datagram, and its answer."""
-    client.send(b"question")
-    question, source = server.recvfrom(100)
-    server.sendto(b"answer to " + question, source)
-    assert client.recv(100) == b"answer to question"
+@pytest.fixture(name="host")
+def shared_host(podman_host: PodmanHost) -> PodmanHost:
+    return podman_host
 
 
 def test_podman_knows_that_it_is_lockgate(host: PodmanHost) -> None:

@@ -16,6 +16,7 @@ DEBUG ?=
 APT_BUILD := python3 python3-venv python3-dev gcc libc6-dev
 APT_GUEST_uml := user-mode-linux
 APT_GUEST_qemu := qemu-system-x86
+APT_GUEST_pasta := iproute2 nftables
 APT_GUEST := busybox-static curl ethtool iperf3 $(APT_GUEST_$(GUEST))
 APT_BENCH := sockperf wrk aria2 linux-perf openssl qemu-system-x86
 APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl dhcpcd-base ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 isc-dhcp-client openssl strace tshark
@@ -39,6 +40,7 @@ help:
 	@echo 'make demo GUEST=qemu   the same in QEMU; with DEBUG=1 the events stream by'
 	@echo 'make test              everything that is checked: style, types, unit, script and guest tests'
 	@echo 'make bench             lockgate beside passt, in turn, behind a real guest (3 hours; less: ONLY="ready udp" PAIRS=5)'
+	@echo 'make bench GUEST=pasta   pasta beside another pasta, with a network namespace for a container; GUEST=podman: podman run'
 	@echo 'make venv              lockgate and its commands in .venv/bin'
 	@echo 'make lint|unit|guest   parts of the test;  make format, make clean'
 
@@ -91,8 +93,9 @@ demo: apt-guest .venv/installed
 
 # PROCESSOR=0 binds the guest to one. By default beside the passt of this machine; PEER='passt --vhost-user -s {socket} -f -1' names another, PEER=none none.
 # Read in the shell, not by make, so that a command line needs no quoting of its own.
-bench: apt-bench .venv/installed
-	@PYTHONPATH=tests/guest .venv/bin/python tests/bench/bench.py --guest $(GUEST) --peer "$${PEER:-}" \
+BENCH_NEEDS_podman := .venv/test-tools
+bench: apt-bench .venv/installed $(BENCH_NEEDS_$(GUEST))
+	@PYTHONPATH=tests/guest:tests/contract .venv/bin/python tests/bench/bench.py --guest $(GUEST) --peer "$${PEER:-}" \
 		--pairs "$${PAIRS:-20}" --seconds "$${DURATION:-3}" --idle-seconds "$${SILENCE:-10}" \
 		--processor "$${PROCESSOR:-}" --only "$${ONLY:-}"
 
@@ -101,7 +104,7 @@ bench: apt-bench .venv/installed
 lint: .venv/test-tools build/source
 	@$(CHECK)/ruff check -q $(PYTHON_FOLDERS)
 	@$(CHECK)/mypy --no-error-summary build/source/lockgate packaging tests/conftest.py
-	@for folder in $(sort $(dir $(wildcard tests/*/*.py))); do MYPYPATH=$$folder:tests/bench:tests/guest $(CHECK)/mypy --no-error-summary $$folder; done
+	@for folder in $(sort $(dir $(wildcard tests/*/*.py))); do MYPYPATH=$$folder:tests/bench:tests/guest:tests/contract $(CHECK)/mypy --no-error-summary $$folder; done
 	@$(CHECK)/clang-format --dry-run --Werror $(C_FILES)
 	@$(CHECK)/lizard -w -l c -L $(FUNCTION_LINES) -C $(FUNCTION_BRANCHES) core packaging tests
 	@$(CHECK)/lizard -w -l python -L $(FUNCTION_LINES) -C 1000 $(PYTHON_FOLDERS)  # ruff counts their branches

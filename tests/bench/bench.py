@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make bench`: boots a guest behind our helper and behind another in turn, and says how they compare.
+"""`make bench`: a guest behind our helper and behind another in turn, and how they compare.
+
+The guest is a machine that is booted (see machine.py), or with GUEST=pasta a network namespace as that of a
+container, or with GUEST=podman a real container.
 
 Called by the Makefile; a person reads it. Adversary: nobody.
-Invariants: A B A B …, each family of measures with a boot of its own on either side; the results are written after
+Invariants: A B A B …, each family of measures with a guest of its own on either side; the results are written after
 every pair, and an interrupted run reports the pairs that it completed; a visit that fails costs its pair and is named.
 """
 
@@ -26,7 +29,13 @@ from pathlib import Path
 import datagrams
 import idle_flows
 import machine
+import pasta_datagrams
+import pasta_requests
+import pasta_rest
+import pasta_stalls
+import pasta_throughput
 import picture
+import podman_run
 import quic
 import readiness
 import report
@@ -36,12 +45,13 @@ import stalls
 import stream_link
 import system_calls
 import throughput
+from container import LoadFailed
 from guest import GuestFailed
 from helper import OUR_COMMAND, ROOT, HelperFailed
 from image import MissingIngredient
 from measure import MACHINE, OURS, PEER, Family, Settings, Side, Values
 
-FAMILIES = (
+MACHINE_FAMILIES = (
     throughput.FLOOR,
     throughput.FAMILY,
     stream_link.FAMILY,
@@ -53,27 +63,62 @@ FAMILIES = (
     readiness.FAMILY,
     system_calls.FAMILY,
 )
+FAMILIES = {
+    "pasta": (
+        throughput.FLOOR,
+        pasta_throughput.TAP,
+        pasta_throughput.LOOPBACK,
+        pasta_datagrams.FAMILY,
+        pasta_requests.FAMILY,
+        pasta_stalls.FAMILY,
+        pasta_rest.REST,
+        pasta_rest.READY,
+    ),
+    "podman": (podman_run.FAMILY,),
+} | dict.fromkeys(machine.KINDS, MACHINE_FAMILIES)
 CALLERS_OPTIONS = "--vhost-user -s {socket} -f -1"
 OUTPUT = ROOT / "build" / "bench"
 FLOWS = 10_000
 DESCRIPTORS = 1 << 16
 DESCRIPTORS_FOR_FLOWS = 2  # passt takes a timer beside the socket
 DESCRIPTORS_SPARED = 400  # its pools and listeners, and ours
+CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 FAILURES = (
-    *(GuestFailed, HelperFailed, servers.ServerFailed, system_calls.PerfFailed, ValueError, OSError),
+    *(GuestFailed, HelperFailed, LoadFailed, servers.ServerFailed, system_calls.PerfFailed, ValueError, OSError),
     MissingIngredient,  # of a family that needs more than the chosen guest
 )
 
 
-def default_peer() -> str | None:
-    """passt of the other root that machine.py knows, else of PATH; None if there is none but ours."""
+def program(guest: str) -> tuple[str, str]:
+    """Under which name a helper has such a guest, and what its caller says to it; the families for pasta say more."""
+    return ("passt", f" {CALLERS_OPTIONS}") if guest in machine.KINDS else ("pasta", "")
+
+
+def default_ours(guest: str) -> str:
+    """Of this tree."""
+    name, options = program(guest)
+    return shlex.quote(str(Path(OUR_COMMAND).with_name(name))) + options
+
+
+def default_peer(guest: str) -> str | None:
+    """passt or pasta of the other root that machine.py knows, else of PATH; None if there is none but ours."""
+    name, options = program(guest)
     root, run = os.environ.get("LOCKGATE_PEER_ROOT"), os.environ.get("LOCKGATE_PEER_RUN")
-    if root and run and Path(root, "usr/bin/passt").exists():
-        return f"{run} passt {CALLERS_OPTIONS}"
-    found = shutil.which("passt")
+    if root and run and Path(root, "usr/bin", name).exists():
+        return f"{run} {name}{options}"
+    found = shutil.which(name)
     if found and "lockgate" not in _version(Side(PEER, found)):
-        return f"{found} {CALLERS_OPTIONS}"
+        return f"{found}{options}"
     return None
+
+
+def _title(guest: str) -> str:
+    """What the guest is."""
+    if guest == "pasta":
+        return "a network namespace of this machine"
+    if guest == "podman":
+        return "a container of rootless Podman in the other root"
+    return machine.find(guest).title
 
 
 def _version(side: Side) -> str:
@@ -142,22 +187,22 @@ def save(results: report.Results, path: Path) -> None:
 def arguments() -> argparse.Namespace:
     """The command line, which the Makefile fills."""
     parser = argparse.ArgumentParser(description="Ours and another helper, one after the other, behind a real guest.")
-    parser.add_argument("--guest", choices=machine.KINDS, default="uml")
-    parser.add_argument("--peer", default="", help="its command line with {socket}; none; else passt, if it is here")
-    parser.add_argument("--ours", default=f"{shlex.quote(OUR_COMMAND)} {CALLERS_OPTIONS}")
+    parser.add_argument("--guest", choices=tuple(FAMILIES), default="uml")
+    parser.add_argument("--peer", default="", help="its command line with {socket}; none; else the one that is here")
+    parser.add_argument("--ours", default="")
     parser.add_argument("--pairs", type=int, default=report.PAIRS_FOR_A_CLAIM)
     parser.add_argument("--seconds", type=float, default=3, help="of load for each value")
     parser.add_argument("--idle-seconds", type=float, default=10, help="of each window without load")
     parser.add_argument("--processor", default="", help="a number: the guest is bound to it, see visit.py")
-    parser.add_argument("--only", default="", help=" ".join(family.name for family in FAMILIES))
+    parser.add_argument("--only", default="", help="names of families, which depend on the guest")
     chosen = parser.parse_args()
+    names = [family.name for family in FAMILIES[chosen.guest]]
     for command in (chosen.ours, chosen.peer):
-        if command not in ("", "none") and "{socket}" not in command:
+        if chosen.guest in machine.KINDS and command not in ("", "none") and "{socket}" not in command:
             parser.error(f"{command}: expected {{socket}} where the path of its socket goes")
-    chosen.families = chosen.only.replace(",", " ").split() or [family.name for family in FAMILIES]
-    unknown = set(chosen.families) - {family.name for family in FAMILIES}
-    if unknown:
-        parser.error(f"--only {' '.join(unknown)}: expected some of {' '.join(family.name for family in FAMILIES)}")
+    chosen.families = chosen.only.replace(",", " ").split() or names
+    if unknown := set(chosen.families) - set(names):
+        parser.error(f"--only {' '.join(unknown)}: expected some of {' '.join(names)}")
     return chosen
 
 
@@ -167,17 +212,17 @@ def _interrupted(_number: int, _frame: object) -> None:
 
 def bench(chosen: argparse.Namespace) -> report.Results:
     """The whole run."""
-    peer = default_peer() if not chosen.peer else None if chosen.peer == "none" else chosen.peer
-    sides = [Side(OURS, chosen.ours)] + ([Side(PEER, peer)] if peer else [])
+    peer = default_peer(chosen.guest) if not chosen.peer else None if chosen.peer == "none" else chosen.peer
+    sides = [Side(OURS, chosen.ours or default_ours(chosen.guest))] + ([Side(PEER, peer)] if peer else [])
     processor = int(chosen.processor) if chosen.processor else None
     settings = Settings(chosen.guest, chosen.seconds, chosen.idle_seconds, flows_possible(), processor)
-    families = [family for family in FAMILIES if family.name in chosen.families]
+    families = [family for family in FAMILIES[chosen.guest] if family.name in chosen.families]
     about: dict[str, object] = {side.name: _version(side).partition("\n")[0] for side in sides}
-    about.setdefault(PEER, "none: no passt was found here" if not chosen.peer else "none")
+    about.setdefault(PEER, "none: none was found here" if not chosen.peer else "none")
     about |= {f"{side.name} is": side.command for side in sides}
     about |= {
-        "guest": machine.find(chosen.guest).title + (f", bound to processor {processor}" if chosen.processor else ""),
-        "host": f"Linux {platform.release()}, {os.cpu_count()} processors",
+        "guest": _title(chosen.guest) + (f", bound to processor {processor}" if chosen.processor else ""),
+        "host": f"Linux {platform.release()}, {os.cpu_count()} processors, {CONGESTION_CONTROL.read_text().strip()}",
         "settings": f"{chosen.seconds:g} s of load, {chosen.idle_seconds:g} s of silence",
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -21,7 +21,7 @@ from bisection import Try, highest
 from measure import Family, Measure, Settings, Side, Values
 from throughput import DIRECTIONS, set_mtu
 from tool_output import Datagrams
-from visit import Visit, visiting
+from visit import Client, Visit, visiting
 
 LOSS_LIMIT = 0.01
 SLOWEST, FASTEST = 50e6, 12.8e9  # bit/s: between them lies whatever a guest can do here
@@ -79,20 +79,16 @@ def cases() -> Iterator[Case]:
         yield Case(kind, direction)
 
 
+RATE_PANEL, COST_PANEL = "UDP: highest rate with under 1 % loss", "Helper CPU for each datagram"
+
+
 def measures(_settings: Settings) -> list[Measure]:
     """A rate for each case, and its costs."""
     rates = [
-        Measure(f"udp.rate.{case.key}", "UDP: highest rate with under 1 % loss", case.title, "Mbit/s", True, RATE_AIM)
-        for case in cases()
+        Measure(f"udp.rate.{case.key}", RATE_PANEL, case.title, "Mbit/s", True, RATE_AIM) for case in cases()
     ]
     costs = [
-        Measure(
-            f"udp.cpu.{pace}.{case.key}",
-            "Helper CPU for each datagram",
-            f"{case.title}, {rate / 1e6:.0f} Mbit/s",
-            "µs",
-            aim=CPU_AIM,
-        )
+        Measure(f"udp.cpu.{pace}.{case.key}", COST_PANEL, f"{case.title}, {rate / 1e6:.0f} Mbit/s", "µs", aim=CPU_AIM)
         for case in cases()
         for pace, rate in case.paces.items()
     ]
@@ -106,11 +102,28 @@ def large_buffers(visit: Visit) -> int:
     return size
 
 
-def send(visit: Visit, port: int, case: Case, rate: float, seconds: float, buffer: int) -> Datagrams:
+def send(client: Client, port: int, case: Case, rate: float, seconds: float, buffer: int) -> Datagrams:
     """One run at one rate, in bit/s."""
     size, way = case.kind.size, {"from_guest": "send", "to_guest": "receive"}[case.direction]
     pace = f"{way} {size} {rate / 8 / size:.0f} {seconds * 1000:.0f} {case.kind.joined:d} {buffer}"
-    return Datagrams.parse(visit.load(f"pace_datagrams {visit.gateway} {port} {pace}", seconds), size)
+    return Datagrams.parse(client.load(f"pace_datagrams {client.gateway} {port} {pace}", seconds), size)
+
+
+def highest_rate(client: Client, port: int, case: Case, buffer: int) -> float:
+    """In Mbit/s."""
+
+    def attempt(rate: float) -> Try:
+        done = send(client, port, case, rate, STEP_SECONDS, buffer)
+        return Try(done.sent_bits_per_second, done.received_bits_per_second, done.loss)
+
+    return highest(attempt, SLOWEST, FASTEST, STEPS, LOSS_LIMIT) / 1e6
+
+
+def cost(client: Client, port: int, case: Case, rate: float, seconds: float, buffer: int, pid: int) -> float:
+    """Of that helper for each datagram that arrived, in µs."""
+    before = process_cost.run_seconds(pid)
+    done = send(client, port, case, rate, seconds, buffer)
+    return (process_cost.run_seconds(pid) - before) / done.received * MICROSECONDS
 
 
 def run(side: Side, settings: Settings, values: Values) -> None:
@@ -119,18 +132,11 @@ def run(side: Side, settings: Settings, values: Values) -> None:
         buffer = large_buffers(visit)
         for case in cases():
             set_mtu(visit, case.kind.mtu)
-
-            def attempt(rate: float, case: Case = case) -> Try:
-                done = send(visit, port, case, rate, STEP_SECONDS, buffer)
-                return Try(done.sent_bits_per_second, done.received_bits_per_second, done.loss)
-
-            best = highest(attempt, SLOWEST, FASTEST, STEPS, LOSS_LIMIT)
-            values[f"udp.rate.{case.key}"] = best / 1e6
+            values[f"udp.rate.{case.key}"] = highest_rate(visit, port, case, buffer)
             for pace, rate in case.paces.items():
-                before = process_cost.run_seconds(visit.helper.pid)
-                done = send(visit, port, case, rate, settings.seconds, buffer)
-                used = process_cost.run_seconds(visit.helper.pid) - before
-                values[f"udp.cpu.{pace}.{case.key}"] = used / done.received * MICROSECONDS
+                values[f"udp.cpu.{pace}.{case.key}"] = cost(
+                    visit, port, case, rate, settings.seconds, buffer, visit.helper.pid
+                )
 
 
 FAMILY = Family("udp", "UDP", measures, run)

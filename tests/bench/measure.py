@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 OURS, PEER, MACHINE = "ours", "peer", "machine"  # whose a value is; the last: of no helper, but of what is under both
@@ -27,10 +27,17 @@ class Measure:
     more_is_better: bool = False
     aim: float | None = None  # for the ratio: at most this, or at least if more is better
     limit: float | None = None  # for our own value: at most this
+    added_limit: float | None = None  # for our own value beyond the peer's: at most this
     floor: str | None = None  # the key of a measure that says what no helper at all would cost
     has_ratio: bool = True  # not where both are next to nothing, and a ratio would compare noise
     sides: tuple[str, ...] = (OURS, PEER)  # whose values make a pair
     steady: bool = False  # the tenth percentile over the median is a claim of its own here
+
+
+def by_panel(measures: Sequence[Measure]) -> list[Measure]:
+    """Those under one heading together, where the first of them was."""
+    panels = list(dict.fromkeys(measure.panel for measure in measures))
+    return sorted(measures, key=lambda measure: panels.index(measure.panel))
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Side:
     """One of the two helpers."""
 
     name: str  # OURS or PEER
-    command: str  # with {socket}
+    command: str  # with {socket}, behind a machine
 
     @property
     def runner(self) -> list[str]:
@@ -60,7 +67,7 @@ class Side:
 class Settings:
     """What a person chose."""
 
-    guest: str  # one of machine.KINDS
+    guest: str  # one of machine.KINDS, or of those that bench.py has without a machine
     seconds: float  # of load for each value
     idle_seconds: float  # of each window in which nothing should happen
     flows: int  # "many": 10 000, or fewer where the limit on descriptors is short

@@ -10,7 +10,7 @@ from __future__ import annotations
 import servers
 from measure import Family, Measure, Settings, Side, Values
 from tool_output import Requests, sockperf_percentile
-from visit import Visit, visiting
+from visit import Client, visiting
 
 CONNECTIONS = 8
 MICROSECONDS = 1e6
@@ -34,11 +34,11 @@ def measures(_settings: Settings) -> list[Measure]:
     return rows
 
 
-def request(visit: Visit, port: int, kind: str, seconds: float) -> Requests:
+def request(client: Client, port: int, kind: str, seconds: float) -> Requests:
     """wrk takes whole seconds only."""
     header = KINDS[kind][1]
-    command = f"wrk -t1 -c{CONNECTIONS} -d{max(1, round(seconds))}s {header} http://{visit.gateway}:{port}/"
-    return Requests.parse(visit.load(command, seconds))
+    command = f"wrk -t1 -c{CONNECTIONS} -d{max(1, round(seconds))}s {header} http://{client.gateway}:{port}/"
+    return Requests.parse(client.load(command, seconds))
 
 
 def run(side: Side, settings: Settings, values: Values) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The servers on this machine's loopback that the guest's clients talk to: iperf3, pace_datagrams, sockperf, nginx.
+"""The servers that the clients talk to: iperf3, pace_datagrams, sockperf, nginx.
 
 Called by the families of measures. Adversary: nobody.
-Invariants: each listens on a free port of 127.0.0.1 before it is used, is gone when its `with` ends, and dies with us
-even if we are killed (the kernel's parent-death signal, through setpriv).
+Invariants: each listens before it is used, on a free port of this machine's 127.0.0.1 or in another network; is gone
+when its `with` ends, and dies with us even if we are killed (the kernel's parent-death signal, through setpriv).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from debian_package import unpacked
@@ -35,13 +36,29 @@ http {{
     access_log off; sendfile on; keepalive_requests 1000000000; keepalive_timeout 1h; client_header_timeout 1h;
     client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder};
     scgi_temp_path {folder};
-    server {{ listen 127.0.0.1:{port} backlog=4096; root {folder}; location = / {{ return 200 "ok\\n"; }} }}
+    server {{ listen {address}:{port} backlog=4096; root {folder}; location = / {{ return 200 "ok\\n"; }} }}
 }}
 """
 
 
 class ServerFailed(Exception):
     """A server did not come up."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server listens."""
+
+    address: str = "127.0.0.1"
+    port: int = 0  # 0: any that is free here
+    prefix: tuple[str, ...] = ()  # what runs a command there
+    pid: int | str = "self"  # a process there
+
+    def chosen_port(self) -> int:
+        return self.port or free_port()
+
+
+HERE = Place()
 
 
 def free_port() -> int:
@@ -51,8 +68,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _listens(port: int) -> bool:
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+def _listens(port: int, pid: int | str) -> bool:
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[3] == _LISTEN and fields[1].endswith(f":{port:04X}"):
             return True
@@ -60,11 +77,13 @@ def _listens(port: int) -> bool:
 
 
 @contextmanager
-def running(arguments: list[str], port: int, environment: Mapping[str, str] | None = None) -> Iterator[int]:
+def running(
+    arguments: list[str], port: int, environment: Mapping[str, str] | None = None, place: Place = HERE
+) -> Iterator[int]:
     """The kernel tells nobody when somebody listens, so its table is read again every few milliseconds."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [*DIES_WITH_US, *arguments],
+            [*place.prefix, *DIES_WITH_US, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -73,7 +92,7 @@ def running(arguments: list[str], port: int, environment: Mapping[str, str] | No
         )
         try:
             began = time.monotonic()
-            while not _listens(port):
+            while not _listens(port, place.pid):
                 if process.poll() is not None or time.monotonic() - began > START_SECONDS:
                     output.seek(0)
                     raise ServerFailed(f"{' '.join(arguments)} does not listen: {output.read().decode()}")
@@ -85,43 +104,51 @@ def running(arguments: list[str], port: int, environment: Mapping[str, str] | No
 
 
 @contextmanager
-def iperf3() -> Iterator[int]:
+def iperf3(place: Place = HERE) -> Iterator[int]:
     """A throughput server; the port."""
-    port = free_port()
-    with running([str(program_path("iperf3", "iperf3")), "-s", "-B", "127.0.0.1", "-p", str(port)], port):
+    port = place.chosen_port()
+    command = [str(program_path("iperf3", "iperf3")), "-s", "-B", place.address, "-p", str(port)]
+    with running(command, port, place=place):
         yield port
 
 
 @contextmanager
-def pace_datagrams() -> Iterator[int]:
-    """The other end of the guest's program of that name; the port, of TCP and UDP."""
-    port = free_port()
-    with running([str(compiled("pace_datagrams")), "-l", "127.0.0.1", str(port)], port):
+def pace_datagrams(place: Place = HERE) -> Iterator[int]:
+    """The other end of the client of that name; the port, of TCP and UDP."""
+    port = place.chosen_port()
+    with running([str(compiled("pace_datagrams")), "-l", place.address, str(port)], port, place=place):
         yield port
 
 
 @contextmanager
-def sockperf() -> Iterator[int]:
+def sockperf(place: Place = HERE) -> Iterator[int]:
     """A server that answers each message over TCP; the port."""
-    port = free_port()
+    port = place.chosen_port()
     program = str(program_path("sockperf", "sockperf"))
-    with running([program, "server", "--tcp", "-i", "127.0.0.1", "-p", str(port)], port):
+    with running([program, "server", "--tcp", "-i", place.address, "-p", str(port)], port, place=place):
         yield port
 
 
 @contextmanager
-def nginx(connections: int = 1024) -> Iterator[int]:
+def nginx(connections: int = 1024, place: Place = HERE) -> Iterator[int]:
     """A web server: `/` is three bytes, /FILE_NAME a large file. The port."""
-    port = free_port()
+    port = place.chosen_port()
     with tempfile.TemporaryDirectory(prefix="lockgate-") as folder:
         Path(folder).chmod(0o755)  # started by root, nginx goes on as another user
         configuration = Path(folder, "nginx.conf")
         configuration.write_text(
-            _NGINX.format(folder=folder, port=port, connections=connections + 64, descriptors=connections + 128)
+            _NGINX.format(
+                folder=folder,
+                address=place.address,
+                port=port,
+                connections=connections + 64,
+                descriptors=connections + 128,
+            )
         )
+        as_user = ["-g", "user root;"] if place.prefix else []  # where root is the only user
         with open(Path(folder, FILE_NAME), "wb") as file:
             file.truncate(FILE_BYTES)
-        with running([str(_nginx_program()), "-c", str(configuration)], port):
+        with running([str(_nginx_program()), "-c", str(configuration), *as_user], port, place=place):
             yield port
 
 

@@ -50,7 +50,7 @@ def run(side: Side, settings: Settings, values: Values) -> None:
         for case in CASES:
             throughput.set_mtu(visit, case.mtu)
             before = visit.helper.cpu_seconds()
-            done = throughput.transfer(visit, port, case, settings.seconds)
+            done = throughput.transfer(visit, port, case.streams, case.direction, settings.seconds)
             used = visit.helper.cpu_seconds() - before
             values[f"stream.throughput.{case.key}"] = done.gigabits_per_second
             values[f"stream.cpu_per_gb.{case.key}"] = used / done.gigabytes

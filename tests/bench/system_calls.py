@@ -112,7 +112,7 @@ def run(side: Side, settings: Settings, values: Values) -> None:
         for case in CASES:
             throughput.set_mtu(visit, case.mtu)
             with counting(visit) as counts:
-                done = throughput.transfer(visit, bulk, case, settings.seconds)
+                done = throughput.transfer(visit, bulk, case.streams, case.direction, settings.seconds)
             counts.note(f"calls_per_gb.{case.key}", done.gigabytes, values)
         for kind in request_response.KINDS:
             with counting(visit) as counts:

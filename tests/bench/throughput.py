@@ -18,7 +18,7 @@ import servers
 from image import program_path
 from measure import MACHINE, Family, Measure, Settings, Side, Values
 from tool_output import Transfer
-from visit import Visit, visiting
+from visit import Client, Visit, visiting
 
 RATE_PANEL, CPU_PANEL = "Throughput", "Helper CPU for each gigabyte"
 DIRECTIONS = {"from_guest": ("from the guest", ""), "to_guest": ("to the guest", "-R")}
@@ -94,11 +94,11 @@ def measures(_settings: Settings) -> list[Measure]:
     return rates + costs
 
 
-def transfer(visit: Visit, port: int, case: Case, seconds: float) -> Transfer:
-    """One run, at the MTU that is set."""
-    flag = DIRECTIONS[case.direction][1]
+def transfer(client: Client, port: int, streams: int, direction: str, seconds: float) -> Transfer:
+    """One run, at the MTU that is set; the direction is a key of DIRECTIONS."""
+    flag = DIRECTIONS[direction][1]
     return Transfer.parse(
-        visit.load(f"iperf3 -c {visit.gateway} -p {port} -t {seconds:g} -P {case.streams} {flag} -i 0 -J", seconds)
+        client.load(f"iperf3 -c {client.gateway} -p {port} -t {seconds:g} -P {streams} {flag} -i 0 -J", seconds)
     )
 
 
@@ -113,7 +113,7 @@ def run(side: Side, settings: Settings, values: Values) -> None:
         for case in cases():
             set_mtu(visit, case.mtu)
             before = visit.helper.cpu_seconds()
-            done = transfer(visit, port, case, settings.seconds)
+            done = transfer(visit, port, case.streams, case.direction, settings.seconds)
             used = visit.helper.cpu_seconds() - before
             values[f"throughput.{case.key}"] = done.gigabits_per_second
             values[f"cpu_per_gb.{case.key}"] = used / done.gigabytes

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import process_cost
 import process_tree
@@ -32,6 +33,36 @@ class Window:
     cpu_seconds: float
     waits_per_second: float  # of all its tasks, by the kernel
     wakeups_per_second: float | None  # of our worker, by its own count
+
+
+class Client(Protocol):
+    """Where a load comes from, and by what address it finds its server."""
+
+    gateway: str
+
+    def load(self, command: str, seconds: float) -> str:
+        """The output of a client that should take about so long."""
+
+
+class Watched(Protocol):
+    """A helper that runs."""
+
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+
+    def watch(self, seconds: float) -> None:
+        """Lets time pass, and fails if it ends meanwhile."""
+
+
+def window(helper: Watched, seconds: float) -> Window:
+    """Lets time pass, and tells what the helper did in it."""
+    pid = helper.pid
+    before = process_cost.run_seconds(pid), process_cost.waits(pid), process_cost.our_wakeups(pid)
+    helper.watch(seconds)
+    after = process_cost.run_seconds(pid), process_cost.waits(pid), process_cost.our_wakeups(pid)
+    ours = None if before[2] is None or after[2] is None else (after[2] - before[2]) / seconds
+    return Window(after[0] - before[0], (after[1] - before[1]) / seconds, ours)
 
 
 class Visit:
@@ -56,13 +87,8 @@ class Visit:
         return process_cost.own_pss_bytes(self.helper.pid, self.guest.pid)
 
     def window(self, seconds: float) -> Window:
-        """Lets time pass, and tells what the helper did in it."""
-        pid = self.helper.pid
-        before = process_cost.run_seconds(pid), process_cost.waits(pid), process_cost.our_wakeups(pid)
-        self.helper.watch(seconds)
-        after = process_cost.run_seconds(pid), process_cost.waits(pid), process_cost.our_wakeups(pid)
-        ours = None if before[2] is None or after[2] is None else (after[2] - before[2]) / seconds
-        return Window(after[0] - before[0], (after[1] - before[1]) / seconds, ours)
+        """Of this visit's helper."""
+        return window(self.helper, seconds)
 
 
 def bind(pid: int, processor: int) -> None:

@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ElementTree
 import picture
 import pytest
 import report
-from measure import MACHINE, OURS, PEER, Measure
+from measure import MACHINE, OURS, PEER, Measure, by_panel
 from report import Results
 
 COST = Measure("cost", "Cost", "a transfer", "s/GB", aim=0.7, floor="floor")
@@ -129,3 +129,20 @@ def test_the_picture_is_well_formed_and_shows_every_row_of_a_helper() -> None:
     for bar in bars:
         assert float(bar.get("x", 0)) + float(bar.get("width", 0)) < width
         assert float(bar.get("y", 0)) + picture.BAR < height
+
+
+def test_what_is_added_to_the_peers_value_has_a_limit_of_its_own() -> None:
+    """In the measure's unit, because a ratio would say nothing of what a person waits for."""
+    added = Measure("added", "Time", "a command", "ms", added_limit=40.0)
+
+    def found(ours: float) -> report.Row:
+        return report.rows(Results({}, [added], True, [{OURS: {"added": ours}, PEER: {"added": 200.0}}]))[0]
+
+    assert report.aim_met(found(239.0)) is True
+    assert report.aim_met(found(241.0)) is False
+    assert report.aim_text(found(239.0)) == "≤ +40 ms"
+
+
+def test_rows_under_one_heading_stand_together() -> None:
+    one, other, third = (Measure(key, panel, "", "") for key, panel in (("a", "A"), ("b", "B"), ("c", "A")))
+    assert by_panel([one, other, third]) == [one, third, other]

@@ -349,6 +349,23 @@ def test_a_pipe_that_comes_while_others_wait_reaches_all_of_them(world: SpliceWo
 
 
 @pytest.mark.world(pipes=1)
+def test_a_pipe_for_one_that_ends_meanwhile_is_the_next_ones(world: SpliceWorld) -> None:
+    """It is offered to one after the other, and these have no use for it any more."""
+    port = world.port(outward=True)
+    joints = [world.joined(port) for _ in range(5)]
+    holder = stuck(world, port)
+    for joint in joints:
+        joint.near.says(500)
+    holder.far.queue(1 << 20)
+    lib.fake_peer_take(holder.far.fd, 1000)
+    for joint in joints[:4]:
+        for end in joint.ends():
+            lib.fake_peer_reset(end.fd)
+    world.settle()
+    assert joints[4].far.got == 500
+
+
+@pytest.mark.world(pipes=1)
 def test_a_reset_of_who_waits_for_a_pipe_waits_with_it(world: SpliceWorld) -> None:
     port = world.port(outward=True)
     joint = world.joined(port)

@@ -123,10 +123,12 @@ bool splice_move(struct engine *engine, struct flow *flow, unsigned from)
     bool filled = false;
 
     while (!flow->done && !out->error && moved < SPLICE_TURN_BYTES) {
-        if (!in->held && !fill(engine, flow, in))
-            break;
+        if (!in->held) {
+            if (!fill(engine, flow, in))
+                break;
+            filled |= in->held;
+        }
         uint32_t before = in->held;
-        filled |= before;
         if (before && !drain(engine, flow, in, out))
             break;
         moved += before - in->held;
@@ -139,5 +141,5 @@ bool splice_move(struct engine *engine, struct flow *flow, unsigned from)
         flow->active_ms = engine->now_ms;
     if (moved >= SPLICE_TURN_BYTES)
         flow_touch(engine, flow);
-    return filled;
+    return moved || filled;
 }

@@ -63,6 +63,10 @@ _DUAL_STACK_UDP = (*_IPV6_UDP, *_IPV4_UDP, (_socket.IPPROTO_IP, _IP_MULTICAST_AL
 class ForwardError(Exception):
     """Why ports cannot be forwarded: one sentence for the caller."""
 
+    def __init__(self, text: str, refused: Sequence[Failure] = ()) -> None:
+        super().__init__(text)
+        self.refused = refused  # one of each rule
+
 
 class Listener:
     """A bound socket, by the descriptor that other processes are handed. Whoever has the Listener closes it."""
@@ -98,7 +102,7 @@ def bind(
         close(listeners)
         for failure in refused:
             warn(failure.line())
-        raise ForwardError(f"Couldn't listen on requested ports: {explain(refused[0])}")
+        raise ForwardError(f"Couldn't listen on requested ports: {explain(refused[0])}", refused)
     if missed:
         total = sum(rule.count for rule in rules if rule.best_effort)
         warn(f"{len(missed)} of {total} ports are not forwarded: {examples(missed)}")

@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.hostnet import HostNet
     from lockgate.plugin.inside import Inside
     from lockgate.plugin.link_namespace import NamespaceLink
@@ -222,9 +223,19 @@ class Start:
         if not rules:
             return []
         try:
-            return forwards.bind(rules, self.room, self.log.warning, forwards.on_host(self.spec.freebind))
+            return self._bind(rules)
         except forwards.ForwardError as fault:
             raise vocabulary.StartError(str(fault)) from None
+
+    def _bind(self, rules: list[ForwardRule]) -> list[forwards.Listener]:
+        def bind(warn: Callable[[str], None]) -> list[forwards.Listener]:
+            return forwards.bind(rules, self.room, warn, forwards.on_host(self.spec.freebind))
+
+        if self.spec.namespace is None:
+            return bind(self.log.warning)
+        from lockgate.plugin import taken_ports
+
+        return taken_ports.bind(bind, self.log.warning)
 
     def _check_outward(self) -> int:
         """How many ports lead out of the namespace from the start on. Each will be a socket there."""

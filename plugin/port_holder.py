@@ -24,21 +24,55 @@ _TABLES = {_socket.IPPROTO_TCP: ("tcp", "tcp6"), _socket.IPPROTO_UDP: ("udp", "u
 _LOCAL, _STATE, _UID, _INODE = 1, 3, 7, 9
 _LISTENING = b"0A"
 
+_HELPERS = ("pasta", "passt")
+
 
 def find(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> str:
     """As the end of "held by"; empty if nobody is found. `matters` says of a socket's address whether it is in the way.
 
     A listener is named rather than one of its connections, which have the same port.
     """
+    folder, uid = _holder(protocol, port, matters, proc)
+    if folder:
+        return f"{_name(folder)} (process {os.path.basename(folder).decode()})"
+    return "" if uid is None else f"a process of user {uid}, into which we may not look"
+
+
+def is_leaving(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> bool:
+    """Whether the port will be free in a moment: it is already, or is a helper's like us whose namespace is gone.
+
+    A container that is started anew can be faster than the end of its helper; what serves a namespace that is there,
+    or is no helper, stays.
+    """
+    folder, uid = _holder(protocol, port, matters, proc)
+    if not folder:
+        return uid is None or uid == os.geteuid()  # whose process is ending, and has no name for its sockets any more
+    if not _name(folder).startswith(_HELPERS):
+        return False
+    path = _namespace_of(folder)
+    return bool(path) and not os.path.lexists(path)
+
+
+def _holder(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str) -> tuple[bytes, int | None]:
+    """Its folder in /proc, which is empty if we may not look, and its user; None: there is no holder."""
     found = [
         (state != _LISTENING, inode, uid)
         for local, state, inode, uid in _sockets(protocol, port, proc)
         if inode != b"0" and matters(local)  # 0: a connection that has outlived its process
     ]
     for _, inode, uid in sorted(found):
-        process = _process_with(b"socket:[" + inode + b"]", proc)
-        return process or f"a process of user {uid}, into which we may not look"
-    return ""
+        return _process_with(b"socket:[" + inode + b"]", proc), uid
+    return b"", None
+
+
+def _namespace_of(folder: bytes) -> bytes:
+    """The path that --netns names on the command line, which is how podman starts helpers."""
+    try:
+        with open(folder + b"/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return b""
+    return words[words.index(b"--netns") + 1] if b"--netns" in words[:-1] else b""
 
 
 def _sockets(protocol: int, port: int, proc: str) -> Iterator[tuple[bytes, bytes, bytes, int]]:
@@ -63,8 +97,8 @@ def _address(digits: bytes) -> bytes:
     return IPV4_MAPPED + raw if len(raw) == 4 else raw
 
 
-def _process_with(link: bytes, proc: str) -> str:
-    """The first process that has a descriptor of this kind."""
+def _process_with(link: bytes, proc: str) -> bytes:
+    """The folder of the first process that has a descriptor of this kind; empty if none is seen to."""
     for pid in _listed(proc.encode()):
         if not pid.isdigit():
             continue
@@ -72,10 +106,10 @@ def _process_with(link: bytes, proc: str) -> str:
         for fd in _listed(folder + b"/fd"):
             try:
                 if os.readlink(folder + b"/fd/" + fd) == link:
-                    return f"{_name(folder)} (process {pid.decode()})"
+                    return folder
             except OSError:
                 continue  # closed meanwhile
-    return ""
+    return b""
 
 
 def _listed(folder: bytes) -> list[bytes]:

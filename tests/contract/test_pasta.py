@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pasta_caller
@@ -95,7 +96,10 @@ def test_the_network_does_not_wait_for_control(pasta: Pasta, host: Namespace, co
     (control,) = (pid for pid in tree(pasta.pid) if name(pid) == "pasta-control")
     os.kill(control, signal.SIGSTOP)
     server, _ = serves(container, SERVER, "0.0.0.0", 80)
-    peer, came = runs(host, CLIENT, "10.5.0.2", 5555, BYTES).split()
+    try:
+        peer, came = runs(host, CLIENT, "10.5.0.2", 5555, BYTES).split()
+    finally:
+        os.kill(control, signal.SIGCONT)
     assert (peer, came) == ("169.254.1.2", digest())
     assert server.wait(PATIENCE) == 0
 
@@ -144,6 +148,35 @@ def test_a_port_that_is_taken_is_told_with_its_holder(
     assert f"process {server.pid}" in pasta.told
     server.kill()
     server.wait()
+
+
+def test_a_port_of_a_container_that_is_gone_is_waited_for(
+    host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
+) -> None:
+    """As when podman restarts one: the new helper is there before the old one has ended."""
+    paths = [tmp_path / "old", tmp_path / "new"]
+    for path in paths:
+        host.does(f"touch {path}; mount --bind /proc/{container.pid}/ns/net {path}")
+    start.append(Pasta(host, tmp_path, str(paths[0]), "-I old -t 5555:80 -u 5556:81"))
+    os.kill(start[0].pid, signal.SIGSTOP)
+    host.does(f"umount -l {paths[0]}; rm {paths[0]}")
+    folder = tmp_path / "second"
+    folder.mkdir()
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(Pasta, host, folder, str(paths[1]), "-I new -t 5555:80 -u 5556:81")
+        while not (folder / "pid").exists() and not second.done():  # made before any port is bound
+            os.sched_yield()
+        os.kill(start[0].pid, signal.SIGCONT)
+        start.append(second.result())
+    assert (start[1].status, start[1].told) == (0, "")
+
+
+def test_a_port_of_a_container_that_is_there_is_told_at_once(
+    pasta: Pasta, host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Pasta(host, tmp_path / "other", f"/proc/{container.pid}/ns/net", "-I other -t 5555:80")
+    assert other.status == 1 and "is held by pasta" in other.told and "ddress already in use" in other.told
 
 
 def test_the_hosts_changes_reach_the_container(pasta: Pasta, host: Namespace, container: Namespace) -> None:

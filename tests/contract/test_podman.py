@@ -152,7 +152,10 @@ def test_datagrams_to_a_published_port_are_answered(host: PodmanHost, version: i
 
 def test_a_port_that_is_taken_is_told(host: PodmanHost) -> None:
     listener, port = host.sockets.bound(STREAM, "0.0.0.0")
-    with listener, pytest.raises(AssertionError, match=f"{port}.*ddress already in use"):
+    with (
+        listener,
+        pytest.raises(AssertionError, match=rf"{port}.*ddress already in use(?s:.*)\(-p {port}:80 of podman"),
+    ):
         host.podman("run", "--rm", "-p", f"{port}:80", IMAGE, "true")
 
 
@@ -204,7 +207,7 @@ def test_containers_on_bridges_have_one_helper_which_ends_with_the_last(host: Po
 
 
 def test_a_container_is_restarted_with_its_port(host: PodmanHost) -> None:
-    with host.container("-p", "8080:80") as container:
+    with host.container("-p", "8080:80", "-p", "5353:53/udp") as container:
         for _ in range(3):
             host.podman("restart", "-t", "0", container.name)
             takes(host, container, ("127.0.0.1", 8080), 80)

@@ -436,7 +436,7 @@ def test_without_the_sysctl_the_limit_is_1024(monkeypatch: pytest.MonkeyPatch, t
 
 
 def best_effort(port: int, protocol: int = TCP) -> tuple[ForwardRule, ...]:
-    """"all" of 127.0.0.1, with but two ports that are not left out."""
+    """ "all" of 127.0.0.1, with but two ports that are not left out."""
     scope = Scope(ipv4=True, ipv6=True, tcp=True, udp=True, ephemeral=lambda: (0, 0))
     text = f"127.0.0.1/all,~0-{port - 1},~{port + 2}-65535"
     name = "--tcp-ports" if protocol == TCP else "--udp-ports"

@@ -29,10 +29,7 @@ SENT = {
     "-u [fe80::1]%lo/5-9": "0100000001"
     + ("fe80" + "00" * 13 + "01" + "00" * 16 + "6c6f" + "00" * 14 + "000500090005" + "1100")
     + "00",
-    "-t all": "0100000002"
-    + ("00" * 48 + "00017fff0001" + "0603")
-    + ("00" * 48 + "ee48ffffee48" + "0603")
-    + "00",
+    "-t all": "0100000002" + ("00" * 48 + "00017fff0001" + "0603") + ("00" * 48 + "ee48ffffee48" + "0603") + "00",
     "-C HOST": "010000000000",
 }
 
@@ -139,7 +136,8 @@ def test_nothing_behind_the_end_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rights", "listen", "dual_stack"), [(EVERYTHING, UNSET, True), (IPV4_TCP, ANY4, False), (IPV6_UDP, UNSET, False)],
+    ("rights", "listen", "dual_stack"),
+    [(EVERYTHING, UNSET, True), (IPV4_TCP, ANY4, False), (IPV6_UDP, UNSET, False)],
     ids=["both", "IPv4", "IPv6"],
 )
 def test_every_address_means_those_of_the_families_that_there_are(

@@ -121,3 +121,46 @@ def test_nobody_is_no_error(proc: Path, table: str) -> None:
 
 def test_without_proc_nobody_is_found(tmp_path: Path) -> None:
     assert port_holder.find(TCP, 80, anything, str(tmp_path / "nowhere")) == ""
+
+
+# ---- who will leave ----
+
+
+def named(proc: Path, name: str, *words: str) -> None:
+    """The server of `proc` is this one."""
+    (proc / "12" / "comm").write_text(f"{name}\n")
+    (proc / "12" / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
+    (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80))
+
+
+@pytest.mark.parametrize("name", ["pasta", "pasta.avx2", "passt-worker"])
+def test_a_helper_whose_namespace_is_gone_is_leaving(proc: Path, name: str) -> None:
+    named(proc, name, "pasta", "-t", "80-80:80-80", "--netns", str(proc / "gone"), "--quiet")
+    assert port_holder.is_leaving(TCP, 80, anything, str(proc))
+
+
+def test_a_helper_whose_namespace_is_there_stays(proc: Path) -> None:
+    named(proc, "pasta", "pasta", "--netns", str(proc / "12"))
+    assert not port_holder.is_leaving(TCP, 80, anything, str(proc))
+
+
+@pytest.mark.parametrize("words", [("pasta",), ("pasta", "--netns"), ("pasta", "sleep", "10")])
+def test_a_helper_that_names_no_namespace_stays(proc: Path, words: tuple[str, ...]) -> None:
+    named(proc, "pasta", *words)
+    assert not port_holder.is_leaving(TCP, 80, anything, str(proc))
+
+
+def test_another_program_stays(proc: Path) -> None:
+    named(proc, "nginx", "nginx", "--netns", "/gone")
+    assert not port_holder.is_leaving(TCP, 80, anything, str(proc))
+
+
+def test_a_process_that_ends_has_no_name_for_its_sockets_any_more(proc: Path) -> None:
+    """But its user; those of others we would not see anyway."""
+    for uid in (os.geteuid(), os.geteuid() + 1):
+        (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80, uid=uid, inode=5))
+        assert port_holder.is_leaving(TCP, 80, anything, str(proc)) == (uid == os.geteuid())
+
+
+def test_a_port_that_is_free_meanwhile_is_worth_another_try(proc: Path) -> None:
+    assert port_holder.is_leaving(TCP, 80, anything, str(proc))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ports of a container that are taken when it starts: which are worth waiting for, and the words for the others.
+
+Called by the wrapper before READY. Adversary: nobody. Invariants: nobody waits for a port that will not be free, as far
+as that can be known.
+
+`podman restart` removes the namespace of the old container and starts the new one's helper at once, which may be sooner
+than the old one's has ended. Whoever has published a port twice, or has it from another program, hears of it at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+from lockgate.plugin import address, port_holder
+from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, range_text
+from lockgate.plugin.forwards import ForwardError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forwards import Failure, Listener
+
+PATIENCE = 2.0  # seconds; a helper ends in some hundredths
+_PAUSE = 0.02
+
+
+def bind(
+    bind_all: Callable[[Callable[[str], None]], list[Listener]],
+    warn: Callable[[str], None],
+    patience: float = PATIENCE,
+    called_by: Callable[[], str] | None = None,
+) -> list[Listener]:
+    """What `bind_all` binds, which is forwards.bind but for where its lines go. Raises ForwardError."""
+    deadline = time.monotonic() + patience
+    while True:
+        lines: list[str] = []
+        try:
+            listeners = bind_all(lines.append)
+        except ForwardError as fault:
+            if fault.refused and all(map(_is_leaving, fault.refused)) and time.monotonic() < deadline:
+                time.sleep(_PAUSE)
+                continue
+            _tell(lines, warn)
+            if fault.refused and (called_by or caller)() == "podman":
+                raise ForwardError(
+                    f"{fault} (-p {published(fault.refused[0].rule)} of podman)", fault.refused
+                ) from None
+            raise
+        _tell(lines, warn)
+        return listeners
+
+
+def _tell(lines: list[str], warn: Callable[[str], None]) -> None:
+    for line in lines:
+        warn(line)
+
+
+def _is_leaving(failure: Failure) -> bool:
+    rule = failure.rule
+    return failure.error == errno.EADDRINUSE and port_holder.is_leaving(
+        rule.protocol, failure.port, lambda ip: rule.shares_address(ip, ip == address.UNSET)
+    )
+
+
+def caller() -> str:
+    """The name by which the process was called that has called us."""
+    try:
+        with open(f"/proc/{os.getppid()}/cmdline", "rb") as file:
+            return os.path.basename(os.fsdecode(file.read().partition(b"\0")[0]))
+    except OSError:
+        return ""
+
+
+def published(rule: ForwardRule) -> str:
+    """As podman's users write it."""
+    where = "" if address.is_unspecified(rule.listen) else f"{rule.listen_text}:"
+    inside = range_text(rule.to_first, rule.to_first + rule.last - rule.first)
+    protocol = PROTOCOL_NAMES[rule.protocol].lower()
+    return f"{where}{range_text(rule.first, rule.last)}:{inside}{'' if protocol == 'tcp' else '/' + protocol}"

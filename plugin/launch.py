@@ -62,8 +62,7 @@ USAGE = """\
 usage: lockgate --version
 
 lockgate gives a VM a network out of ordinary sockets. It is started by container runtimes and VM monitors, under the
-names passt, pasta and gvproxy. Ready now: `passt` and, for a
-namespace that is there, `pasta` (see their --help).
+names passt, pasta and gvproxy. Ready now: `passt` and `pasta` (see their --help).
 """
 
 
@@ -81,7 +80,7 @@ def main() -> None:
 def _command(name: str, arguments: list[str]) -> int:
     lib.lg_process_name(os.fsencode(name))
     if "gvproxy" in name:
-        return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt` is\n", 1)
+        return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt` and `pasta` are\n", 1)
     if "pasta" in name:
         from lockgate.plugin.contracts import pasta
 

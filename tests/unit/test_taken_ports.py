@@ -30,6 +30,10 @@ def rule(port: int, *, last: int = 0, to: int = 80, listen: bytes = UNSET, proto
     )
 
 
+def forget(_: str) -> None:
+    pass
+
+
 class Attempts:
     """Fails until it has been asked this often."""
 
@@ -74,13 +78,13 @@ def test_a_port_whose_holder_stays_is_not(leaving: list[bool]) -> None:
 
 def test_patience_has_an_end(leaving: list[bool]) -> None:
     with pytest.raises(ForwardError):
-        taken_ports.bind(Attempts(1), [].append, patience=0)
+        taken_ports.bind(Attempts(1), forget, patience=0)
 
 
 def test_what_is_wrong_with_a_port_otherwise_is_told_at_once(leaving: list[bool]) -> None:
     attempts = Attempts(1, errno.EACCES)
     with pytest.raises(ForwardError):
-        taken_ports.bind(attempts, [].append)
+        taken_ports.bind(attempts, forget)
     assert attempts.count == 1
 
 
@@ -89,13 +93,13 @@ def test_a_port_that_another_program_has_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         wanted = [rule(server.getsockname()[1], listen=ip("127.0.0.1"))]
         with pytest.raises(ForwardError, match="is held by"):
-            close(taken_ports.bind(lambda warn: bind(wanted, 10, warn), [].append, patience=1000))
+            close(taken_ports.bind(lambda warn: bind(wanted, 10, warn), forget, patience=1000))
 
 
 def test_podmans_users_are_told_in_their_own_words(leaving: list[bool]) -> None:
     leaving[:] = [False]
     with pytest.raises(ForwardError, match=r"^taken \(-p 8080:80 of podman\)$"):
-        taken_ports.bind(Attempts(1), [].append, called_by=lambda: "podman")
+        taken_ports.bind(Attempts(1), forget, called_by=lambda: "podman")
 
 
 @pytest.mark.parametrize(

@@ -147,27 +147,16 @@ static void idle_fired(struct engine *engine, struct flow *flow)
     flow_touch(engine, flow);
 }
 
-/* No answer came, and not as many bytes as an ACK would be for: it goes by itself. So will those to come, but for a guest
- * that is only slow, and has sent something just now. */
-static void ack_late(struct engine *engine, struct flow *flow)
-{
-    struct tcp *tcp = &flow->tcp;
-
-    tcp->ack_due = true;
-    if ((uint32_t)engine->now_ms - tcp->asked_ms >= engine->ack_delay_ms) {
-        tcp->slow_answers = true;
-        tcp->bulk_from = flow->bytes_from_guest + TCP_ACK_BULK_AGAIN;
-    }
-    flow_touch(engine, flow);
-}
-
 void tcp_timer_fired(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
     unsigned max = tcp->to_guest == HALF_SYN ? TCP_SYN_RETRIES_MAX : TCP_RETRIES_MAX;
 
-    if (tcp->ack_due_ms && engine->now_ms >= tcp->ack_due_ms) {
-        ack_late(engine, flow);
+    if (tcp->ack_due_ms &&
+        engine->now_ms >= tcp->ack_due_ms) { /* no answer: it goes by itself, as will those to come */
+        tcp->slow_answers = tcp->ack_due = true;
+        tcp->bulk_from = flow->bytes_from_guest + TCP_ACK_BULK_AGAIN;
+        flow_touch(engine, flow);
         return;
     }
     if (!outstanding(tcp) && !tcp->window_pending) {

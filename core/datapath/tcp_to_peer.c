@@ -157,7 +157,7 @@ static void owe_ack(const struct engine *engine, struct flow *flow)
     if (!engine->ack_delay_ms || (bulk ? unacked >= bulk_step(tcp) : tcp->slow_answers || unacked >= tcp->mss))
         tcp->ack_due = true;
     else if (!tcp->ack_due_ms)
-        tcp->ack_due_ms = engine->now_ms + (bulk ? TCP_ACK_BULK_DELAY_MS : engine->ack_delay_ms);
+        tcp->ack_due_ms = engine->now_ms + engine->ack_delay_ms;
 }
 
 static void account_sent(struct engine *engine, struct flow *flow, uint32_t sent)

@@ -349,6 +349,26 @@ def test_a_pipe_that_comes_while_others_wait_reaches_all_of_them(world: SpliceWo
 
 
 @pytest.mark.world(pipes=1)
+def test_who_is_offered_a_pipe_that_another_has_taken_waits_again(world: SpliceWorld) -> None:
+    """And does not pass on what is not there, from one to the next and round again."""
+    port = world.port(outward=True)
+    waiting = [world.joined(port) for _ in range(3)]
+    quick = world.joined(port)
+    quick.far.queue(100)
+    holder = stuck(world, port)
+    for joint in waiting:
+        joint.near.says(500)
+    holder.far.queue(1 << 20)
+    lib.fake_peer_take(holder.far.fd, 1000)
+    lib.fake_peer_send(quick.near.fd, 1000)
+    world.settle()
+    assert quick.now.held[NEAR] and all(joint.now.waits for joint in waiting)
+    quick.far.queue(1 << 20)
+    quick.far.takes()
+    assert [joint.far.got for joint in (*waiting, quick)] == [500, 500, 500, 1000]
+
+
+@pytest.mark.world(pipes=1)
 def test_a_pipe_for_one_that_ends_meanwhile_is_the_next_ones(world: SpliceWorld) -> None:
     """It is offered to one after the other, and these have no use for it any more."""
     port = world.port(outward=True)

@@ -193,6 +193,36 @@ def test_a_reset_is_one_on_both_sides(worker: Worker) -> None:
 
 
 @pytest.mark.usefixtures("agent")
+def test_what_was_said_before_a_reset_arrives(worker: Worker) -> None:
+    """A server that refuses a long request says why, and closes with the rest of it unread."""
+    with server_at(GUEST) as server:
+        client, guest = joined(worker, server)
+        client.sendall(b"x" * 70000)
+        assert guest.recv(1)
+        guest.sendall(b"too long")
+        guest.close()
+        assert client.recv(100) == b"too long"
+        with pytest.raises(ConnectionResetError):
+            client.recv(100)
+        client.close()
+
+
+@pytest.mark.usefixtures("agent")
+def test_urgent_bytes_arrive_in_their_place(worker: Worker) -> None:
+    with server_at(GUEST) as server:
+        client, guest = joined(worker, server)
+        guest.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        for one in (client, guest):
+            one.sendall(b"before ")
+            one.send(b"urgent ", socket.MSG_OOB)
+            one.sendall(b"behind")
+            one.shutdown(socket.SHUT_WR)
+        assert read_all(client) == read_all(guest) == b"before urgent behind"
+        client.close()
+        guest.close()
+
+
+@pytest.mark.usefixtures("agent")
 def test_a_guest_that_refuses_resets_the_peer(worker: Worker) -> None:
     with server_at(GUEST) as server:
         port = server.getsockname()[1]

@@ -45,6 +45,8 @@ void datagram_timer_fired(struct engine *engine, struct flow *flow);
 void datagram_settle(struct engine *engine, struct flow *flow);
 /* The last of any settling: a flow that is done goes, another's time is watched. */
 void datagram_rest(struct engine *engine, struct flow *flow);
+/* What a socket that has just been connected had heard before: anybody's datagrams, since bind(). */
+void datagram_throw_away(int fd);
 void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 
 /* datagram_port.c */

@@ -76,8 +76,7 @@ static void set_options(const struct engine *engine, const struct flow *flow, bo
     sys_setsockopt(fd, IPPROTO_UDP, UDP_GRO, &one, sizeof(one));
 }
 
-/* Anybody's datagrams may have come between bind() and connect(). */
-static void throw_away(int fd)
+void datagram_throw_away(int fd)
 {
     uint8_t byte;
     struct iovec iov = {&byte, sizeof(byte)};
@@ -164,7 +163,7 @@ static int open_socket(struct engine *engine, struct flow *flow, const struct pa
         err = open_to_group(engine, flow, packet->ipv6);
     if (err)
         return err;
-    throw_away(flow->fd);
+    datagram_throw_away(flow->fd);
     set_hops(flow, packet->ipv6, packet->hops);
     flow->interest = EPOLLIN | EPOLLET; /* ERR comes in any case */
     return sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, flow->fd, flow->interest, flow_handle(flow));

@@ -65,7 +65,9 @@ static int connect_far(struct engine *engine, int fd, const struct flow_key *key
     sys_setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
     sys_setsockopt(fd, IPPROTO_UDP, UDP_GRO, &one, sizeof(one));
     keep_source(engine, fd, key, target);
-    return sys_connect(fd, (const struct sockaddr *)&to, length);
+    int err = sys_connect(fd, (const struct sockaddr *)&to, length);
+    datagram_throw_away(fd);
+    return err;
 }
 
 /* A socket on the side where `target` is, or a negative errno; -EAGAIN: it will come. */

@@ -223,6 +223,19 @@ def test_a_port_that_is_taken_is_not_kept_but_the_address_is(world: SpliceWorld,
     )
 
 
+def test_what_a_socket_had_heard_before_it_was_connected_is_nobodys_answer(world: SpliceWorld) -> None:
+    port = Port(world)
+    port.asked(b"first")
+    fd = world.agent_gives(UDP4)
+    assert lib.fake_datagram_arrive(fd, b"a stranger's", 12, 0) == 0
+    port.hears(b"second", PEER_PORT + 1)
+    world.settle()
+    far = far_of(world, PEER_PORT + 1)
+    assert far.fd == fd and far.got() == [b"second"] and port.answers() == []
+    far.says(b"the answer")
+    assert [one[3] for one in port.answers()] == [b"the answer"]
+
+
 # ---- ports that lead out ----
 
 

@@ -61,8 +61,8 @@ _LEVELS = {
 USAGE = """\
 usage: lockgate --version
 
-lockgate gives a VM a network out of ordinary sockets. It is started by container runtimes and VM monitors, under the
-names passt, pasta and gvproxy. Ready now: `passt` and `pasta` (see their --help).
+lockgate gives a VM, or a container, a network out of ordinary sockets. It is started by container runtimes and VM
+monitors, under the names passt, pasta and gvproxy. Ready now: `passt` and `pasta` (see their --help).
 """
 
 

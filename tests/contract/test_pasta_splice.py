@@ -10,6 +10,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pasta_caller
 import pytest
 import running
 from host_namespace import Namespace
-from pasta_caller import ASK, BYTES, CLIENT, ECHO, SERVER, Pasta, digest, runs, serves
+from pasta_caller import ASK, BYTES, CLIENT, ECHO, PASTA, SERVER, Pasta, digest, runs, serves
 from running import PATIENCE
 
 # One direction until its end, then the other: an end of one is not the end of the other.
@@ -299,6 +300,16 @@ def test_ports_of_the_container_lead_to_the_hosts_loopback(
     echo, _ = serves(host, ECHO, loopback, 8083)
     assert runs(container, ASK, loopback, 8082) == f"{loopback} question"
     finishes(echo)
+
+
+def test_a_command_in_a_namespace_of_its_own_reaches_the_hosts_loopback(host: Namespace) -> None:
+    """It starts when its ports are there."""
+    server, _ = serves(host, SERVER, "127.0.0.1", 8080)
+    words = "--config-net -t none -u none -T 8081:8080 -U none"
+    client = [sys.executable, "-Ic", CLIENT, "127.0.0.1", "8081", str(BYTES)]
+    done = subprocess.run([*host.prefix, PASTA, *words.split(), *client], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (f"127.0.0.1 {digest()}\n", 0), done.stderr
+    finishes(server)
 
 
 def test_ports_that_lead_out_listen_on_loopback_alone(ready: Start, host: Namespace, container: Namespace) -> None:

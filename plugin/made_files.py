@@ -32,11 +32,12 @@ class MadeFiles:
         emptied what another helper has written. Who writes to it empties it first."""
         flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC
         try:
-            if os.path.lexists(path):
+            if os.path.exists(path):
                 return os.open(path, flags, 0o600)
-            made = self._write_down(path)
+            place = os.path.realpath(path)  # of a link that leads to nothing: what is made there is taken back
+            made = self._write_down(place)
             try:
-                fd = os.open(path, flags | os.O_EXCL, 0o600)
+                fd = os.open(place, flags | os.O_EXCL, 0o600)
             except OSError:
                 self._made.remove(made)
                 raise

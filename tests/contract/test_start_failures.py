@@ -86,6 +86,12 @@ def test_what_was_there_before_the_start_stays(folder: Path, number: str) -> Non
     assert (folder / "pid").read_text() == number
 
 
+def test_what_is_made_behind_a_link_is_taken_back_and_the_link_stays(folder: Path, taken: int) -> None:
+    """The caller's link may lead to a file that is not there yet."""
+    (folder / "pid").symlink_to("elsewhere")
+    refused(folder, "-t", f"127.0.0.1/{taken}")
+
+
 def test_the_log_stays(folder: Path) -> None:
     """It tells why."""
     log = folder / "log"

@@ -17,6 +17,21 @@
 #include "splice.h"
 #include "sys.h"
 
+/* The guest's answers leave by the port, and from the address, that was asked: several may lead to one of the guest's, and
+ * to the guest it is all the same peer, so the last one counts. */
+static void answer_there(const struct engine *engine, struct flow *flow, const struct listener *listener,
+                         const struct datagram_sender *from)
+{
+    struct datagram_peer *peer = &flow->datagram.peer;
+
+    peer->fd = listener->fd;
+    peer->slot = listener_slot(&engine->listeners, listener);
+    peer->addr_length = from->length;
+    memcpy(&peer->addr, &from->address, from->length);
+    memcpy(peer->local, from->local.byte, sizeof(peer->local));
+    peer->interface = from->interface;
+}
+
 static struct flow *flow_of(struct engine *engine, const struct listener *listener, const struct datagram_sender *from)
 {
     struct flow_key key;
@@ -25,17 +40,14 @@ static struct flow *flow_of(struct engine *engine, const struct listener *listen
         !listener_key(engine, listener, &from->address, &key))
         return NULL;
     struct flow *flow = flow_find(&engine->flows, &key);
+    if (flow && flow->fd < 0 && !flow->done)
+        answer_there(engine, flow, listener, from);
     if (flow)
         return flow->done ? NULL : flow;
     if (!(flow = flow_make(engine, &key)))
         return NULL;
     flow->active_ms = engine->now_ms;
-    flow->datagram.peer.fd = listener->fd;
-    flow->datagram.peer.slot = listener_slot(&engine->listeners, listener);
-    flow->datagram.peer.addr_length = from->length;
-    memcpy(&flow->datagram.peer.addr, &from->address, from->length);
-    memcpy(flow->datagram.peer.local, from->local.byte, sizeof(flow->datagram.peer.local));
-    flow->datagram.peer.interface = from->interface;
+    answer_there(engine, flow, listener, from);
     count(engine, C_datagram_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
     return flow;

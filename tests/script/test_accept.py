@@ -273,9 +273,10 @@ class Port:
         port: int = PEER_PORT,
         to: bytes | None = None,
         segment: int = 0,
+        here: bytes | None = None,
     ) -> None:
         """To an address of the host's, or to a group or broadcast address that it hears there."""
-        here, peer = mapped16(HERE[self.family]), mapped16(source or PEER[self.family])
+        here, peer = mapped16(here or HERE[self.family]), mapped16(source or PEER[self.family])
         there = here if to is None else mapped16(to)
         assert lib.fake_datagram_arrive_from(self.fd, peer, port, there, here, data, len(data), segment) == 0
         self.world.settle()
@@ -322,6 +323,19 @@ def test_a_peers_datagram_and_the_guests_answer(port: Port) -> None:
     peer, here = mapped16(PEER[port.family]), mapped16(HERE[port.family])
     assert port.sent() == [(peer, PEER_PORT, here, b"answer"), (peer, PEER_PORT, here, b"more!!")]
     assert lib.fake_sockets_open() == 1
+
+
+def test_an_answer_leaves_by_the_port_and_from_the_address_that_were_asked_last(world: World, family: int) -> None:
+    """Two ports of the host lead to one of the guest's, to which it is the same peer."""
+    ports, other, peer = [Port(world, family, slot) for slot in range(2)], MAPPED[family], mapped16(PEER[family])
+    for port, here in ((ports[0], HERE[family]), (ports[1], HERE[family]), (ports[1], other)):
+        port.peer_sends(b"question", here=here)
+        port.guest_sends(b"answer")
+        assert port.sent() == [(peer, PEER_PORT, mapped16(here), b"answer")]
+    assert len(world.flows()) == 1
+    lib.script_listen_close(1, 1)
+    world.settle()
+    assert not world.flows()
 
 
 def test_two_peers_are_told_apart(port: Port) -> None:

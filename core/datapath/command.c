@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "datagram.h"
 #include "splice.h"
 #include "sys.h"
 #include "tcp.h"
@@ -280,6 +281,7 @@ static int run_listen_target(struct worker *worker, struct request *request)
             return -ENOENT;
         listener->port = listen->guest_port[i];
         listener->target = address_from(listen->target);
+        datagram_port_led_to(&worker->engine, listener);
     }
     return 0;
 }

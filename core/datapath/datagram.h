@@ -50,6 +50,10 @@ void datagram_throw_away(int fd);
 void datagram_close(struct engine *engine, struct flow *flow, enum close_reason reason, int error);
 
 /* datagram_port.c */
+void datagram_port_led_to(struct engine *engine, const struct listener *listener); /* by this from now on */
+/* A flow that could not have the guest's port, because what leads to that has it, gives up its socket and leaves by that
+ * one: the peer then knows the guest by one port, whoever speaks first. False: there is none, or not to this peer. */
+bool datagram_leave_by_way_in(struct engine *engine, struct flow *flow);
 int datagram_ports_init(struct engine *engine); /* 0 or -ENOMEM */
 void datagram_ports_free(struct engine *engine);
 /* The socket of a flow to this address gets the guest's own port, or identifier. Ports below 1024 are not for an

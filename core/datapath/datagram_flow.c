@@ -163,6 +163,11 @@ static int open_socket(struct engine *engine, struct flow *flow, const struct pa
         err = open_to_group(engine, flow, packet->ipv6);
     if (err)
         return err;
+    if (!is_ping(&flow->key) && flow->key.guest_port && !flow->datagram.keeps_port) {
+        if (!flow->datagram.group && datagram_leave_by_way_in(engine, flow))
+            return 0;
+        count(engine, C_udp_port_taken);
+    }
     datagram_throw_away(flow->fd);
     set_hops(flow, packet->ipv6, packet->hops);
     flow->interest = EPOLLIN | EPOLLET; /* ERR comes in any case */

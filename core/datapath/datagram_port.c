@@ -6,16 +6,19 @@
  * with SO_REUSEADDR, and the kernel asks no further whose they are: of two that are connected to one peer, one gets the
  * answers to both. So the first flow takes its port alone, which others hinder: another program, or the helper of another
  * guest. From then on it is known here, and the guest's further flows share it, unless the peer would not know them apart.
+ * Where a port of the host leads to the guest's, its socket has that port, and flows go out through it.
  *
  * Adversary: the guest, which chooses ports and addresses; and other programs of the host, guests' helpers among them.
  */
 #include <errno.h>
 #include <netinet/in.h>
+#include <string.h>
 
 #include "datagram.h"
 #include "host_address.h"
 #include "outbound.h"
 #include "pages.h"
+#include "splice.h"
 #include "sys.h"
 
 enum {
@@ -84,6 +87,46 @@ static int take_port(struct engine *engine, struct flow *flow, const struct sock
     return 0;
 }
 
+void datagram_port_led_to(struct engine *engine, const struct listener *listener)
+{
+    if (listener->protocol == IPPROTO_UDP && !listener->outward)
+        engine->ports[listener->port].way_in = engine->ports[PORTS + listener->port].way_in =
+            listener_slot(&engine->listeners, listener) + 1;
+}
+
+/* Whose answers will be found to be this flow's. */
+static const struct listener *way_in(const struct engine *engine, const struct flow *flow,
+                                     const struct sockaddr_storage *to)
+{
+    const struct datagram_port *port = port_of(engine, &flow->key);
+    const struct listener *listener = port->way_in ? listener_at(&engine->listeners, port->way_in - 1) : NULL;
+    struct flow_key key;
+
+    if (!listener || listener->protocol != IPPROTO_UDP ||
+        !(address_is_ipv4(&flow->key.remote) ? listener->any4 : listener->any6) ||
+        outbound_is_chosen(&engine->view, to) || splice_takes(engine, listener, to) ||
+        !listener_key(engine, listener, to, &key))
+        return NULL;
+    return memcmp(&key, &flow->key, sizeof(key)) ? NULL : listener;
+}
+
+bool datagram_leave_by_way_in(struct engine *engine, struct flow *flow)
+{
+    struct datagram_peer *peer = &flow->datagram.peer;
+    struct sockaddr_storage to;
+    socklen_t length = host_address(&engine->view, &flow->key.remote, flow->key.remote_port, &to);
+    const struct listener *listener = way_in(engine, flow, &to);
+
+    if (!listener)
+        return false;
+    datagram_close_socket(engine, flow);
+    peer->fd = listener->fd;
+    peer->slot = listener_slot(&engine->listeners, listener);
+    peer->addr_length = length;
+    memcpy(&peer->addr, &to, length);
+    return true;
+}
+
 int datagram_bind(struct engine *engine, struct flow *flow, const struct sockaddr_storage *to)
 {
     bool udp = flow->key.protocol == IPPROTO_UDP;
@@ -92,7 +135,6 @@ int datagram_bind(struct engine *engine, struct flow *flow, const struct sockadd
 
     if (!err || err == -ENETUNREACH)
         return err;
-    engine->counters[C_udp_port_taken] += udp;
     return outbound_bind(&engine->view, flow->fd, to, 0);
 }
 

@@ -68,10 +68,12 @@ struct datagram {
     bool woken : 1;
 };
 
-/* A port of the host that flows of the guest's have, for each family: all of one address. */
+/* A port by its number, for each family: whose flows have it on the host, all of one address of the guest's; and which
+ * port of the host leads to it. */
 struct datagram_port {
-    address guest; /* whose */
+    address guest;
     uint32_t flows;
+    uint32_t way_in; /* a slot of the listeners, + 1, that led there once; 0 none */
 };
 
 /* Datagrams that were taken from a socket's queue for the guest. While the link is full the rest waits here, and with it

@@ -352,7 +352,11 @@ void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events
 
 int engine_listen(struct engine *engine, uint32_t slot, const struct listener *listener)
 {
-    return listener_add(&engine->listeners, engine->epoll_fd, slot, listener);
+    int err = listener_add(&engine->listeners, engine->epoll_fd, slot, listener);
+
+    if (!err)
+        datagram_port_led_to(engine, listener_at(&engine->listeners, slot));
+    return err;
 }
 
 void engine_listen_close(struct engine *engine, uint32_t first, uint32_t count)

@@ -8,6 +8,7 @@
 #include "listener.h"
 
 #include <errno.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/udp.h>
 #include <string.h>
@@ -37,13 +38,25 @@ void listener_table_free(struct listener_table *table)
     table->listener = NULL;
 }
 
-static uint16_t own_port(int fd)
+/* To what the socket of a port for datagrams is bound. */
+static void learn_own(struct listener *listener)
 {
     struct sockaddr_storage own = {0};
-    socklen_t length = sizeof(own);
+    char interface[IFNAMSIZ];
+    int only = 0, fd = listener->fd;
+    socklen_t length = sizeof(own), interface_length = sizeof(interface), only_length = sizeof(only);
 
     sys_getsockname(fd, (struct sockaddr *)&own, &length);
-    return ntohs(((const struct sockaddr_in *)(const void *)&own)->sin_port); /* sin6_port lies at the same place */
+    listener->own_port = ntohs(((const struct sockaddr_in *)(const void *)&own)->sin_port); /* as sin6_port */
+    address at = address_from_host((const struct sockaddr *)&own);
+    bool ipv4 = address_is_ipv4(&at), any = ipv4 ? !at.byte[12] : address_is_unset(&at);
+
+    if (!any || sys_getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, interface, &interface_length) || interface_length)
+        return;
+    if (!ipv4)
+        sys_getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, &only_length);
+    listener->any4 = ipv4 || !only;
+    listener->any6 = !ipv4;
 }
 
 int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, const struct listener *listener)
@@ -61,7 +74,8 @@ int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, cons
     if (err)
         return err;
     table->listener[slot] = *listener;
-    table->listener[slot].own_port = listener->protocol == IPPROTO_UDP ? own_port(listener->fd) : 0;
+    if (listener->protocol == IPPROTO_UDP)
+        learn_own(&table->listener[slot]);
     if (table->used <= slot)
         table->used = slot + 1;
     return 0;

@@ -24,6 +24,7 @@ struct listener {
     uint8_t protocol;    /* IPPROTO_TCP or IPPROTO_UDP; 0: nothing is in this slot */
     uint16_t port;       /* of the guest; or of the host, if it leads there */
     uint16_t own_port;   /* of datagrams: that the socket is bound to */
+    bool any4, any6;     /* of datagrams: of any address and interface, so that the guest's may leave by it */
     address target;      /* of the guest; unset: as it is seen */
     bool outward;        /* it is in the guest's namespace, and leads to a port of the host's */
     struct node waiting; /* for room on the link: nothing is heard of it until then */

@@ -19,14 +19,19 @@ static bool is_host_itself(const struct lg_net_view *view, const address *to)
     return address_is_loopback(to) || address_is(view->guest4, to) || address_is(view->guest6, to);
 }
 
+/* How long its name is; 0: any will do. */
+static size_t interface_for(const struct lg_net_view *view, const address *to, const char **ret_name)
+{
+    *ret_name = (const char *)(address_is_ipv4(to) ? view->outbound_if4 : view->outbound_if6);
+    return is_host_itself(view, to) ? 0 : strnlen(*ret_name, sizeof(view->outbound_if4));
+}
+
 static int choose_interface(const struct lg_net_view *view, int fd, const address *to)
 {
-    const char *name = (const char *)(address_is_ipv4(to) ? view->outbound_if4 : view->outbound_if6);
-    size_t length = strnlen(name, sizeof(view->outbound_if4));
+    const char *name;
+    size_t length = interface_for(view, to, &name);
 
-    if (!length || is_host_itself(view, to))
-        return 0;
-    return sys_setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, (socklen_t)length);
+    return length ? sys_setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, (socklen_t)length) : 0;
 }
 
 /* Of the family of `to`. A loopback address reaches loopback addresses only, and others reach only others. */
@@ -41,12 +46,26 @@ static address choose_address(const struct lg_net_view *view, const address *to)
     return address_is_ipv4(to) ? none4 : none6;
 }
 
+static bool is_any(const address *a)
+{
+    return address_is_unset(a) || (address_is_ipv4(a) && !a->byte[12]);
+}
+
+bool outbound_is_chosen(const struct lg_net_view *view, const struct sockaddr_storage *to)
+{
+    const address destination = address_from_host((const struct sockaddr *)to);
+    const address from = choose_address(view, &destination);
+    const char *name;
+
+    return !is_any(&from) || interface_for(view, &destination, &name);
+}
+
 int outbound_bind(const struct lg_net_view *view, int fd, const struct sockaddr_storage *to, uint16_t port)
 {
     static const int one = 1;
     const address destination = address_from_host((const struct sockaddr *)to);
     const address from = choose_address(view, &destination);
-    const bool any = address_is_unset(&from) || (address_is_ipv4(&from) && !from.byte[12]);
+    const bool any = is_any(&from);
     struct sockaddr_storage own;
     int err = choose_interface(view, fd, &destination);
 

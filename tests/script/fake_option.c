@@ -40,6 +40,7 @@ static const struct number_option options[] = {
     {0, IPPROTO_UDP, UDP_GRO, KEPT(receive_segments)},
     {AF_INET, IPPROTO_IP, IP_FREEBIND, KEPT(freebind)},
     {AF_INET6, IPPROTO_IPV6, IPV6_FREEBIND, KEPT(freebind)},
+    {0, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0, 0},
     {0, IPPROTO_IP, IP_PKTINFO, KEPT(packet_info4)},
     {AF_INET6, IPPROTO_IPV6, IPV6_RECVPKTINFO, KEPT(packet_info6)},
     {AF_INET, IPPROTO_IP, IP_MULTICAST_ALL, KEPT(all_groups)},

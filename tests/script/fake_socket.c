@@ -276,6 +276,14 @@ int sys_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
         socket->error = 0;
         return 0;
     }
+    if (level == SOL_SOCKET && name == SO_BINDTODEVICE) { /* to none */
+        *length = 0;
+        return 0;
+    }
+    if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && *length >= sizeof(int)) {
+        memcpy(value, &(int){socket->ipv6_only}, sizeof(int));
+        return 0;
+    }
     fake_violate("getsockopt(): level %d, option %d is not modelled", level, name);
     return -ENOPROTOOPT;
 }

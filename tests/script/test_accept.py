@@ -338,6 +338,42 @@ def test_an_answer_leaves_by_the_port_and_from_the_address_that_were_asked_last(
     assert not world.flows()
 
 
+def test_a_guest_that_speaks_first_does_so_from_the_port_that_leads_to_it(port: Port) -> None:
+    """To whom it speaks there is to know it by one port, and whoever hears of that reaches it."""
+    assert lib.fake_bind(port.fd, PORT) == 0
+    peer = mapped16(PEER[port.family])
+    port.guest_sends(b"hello", port=9)
+    assert port.sent() == [(peer, 9, ANY, b"hello")]
+    port.peer_sends(b"who is there?", port=9)
+    assert port.guest_gets() == [(PEER[port.family], 9, PORT, b"who is there?")]
+    assert len(port.world.flows()) == 1 and lib.fake_sockets_open() == 1
+    assert port.world.counter("udp_port_taken") == 0
+    lib.script_listen_close(0, 1)
+    port.world.settle()
+    assert not port.world.flows()
+
+
+@pytest.mark.parametrize("why", ["outbound", "redirected", "another guest address"])
+def test_a_guest_that_speaks_first_leaves_by_another_port_where_the_answer_would_not_find_it(
+    port: Port, why: str
+) -> None:
+    """It has to leave by a certain address; or the peer has another name; or the port leads elsewhere."""
+    family, view = port.family, port.world.view
+    assert lib.fake_bind(port.fd, PORT) == 0
+    if why == "outbound":
+        ffi.memmove(getattr(view, f"outbound{family}"), mapped16(HERE[family]), 16)
+    elif why == "redirected":
+        ffi.memmove(getattr(view, f"dns_match{family}"), mapped16(PEER[family]), 16)
+        ffi.memmove(getattr(view, f"dns_host{family}"), mapped16(HERE[family]), 16)
+    else:
+        lib.script_listen_close(0, 1)
+        other = Port(port.world, family, target=mapped16(HERE[family]))
+        assert lib.fake_bind(other.fd, PORT) == 0
+    port.guest_sends(b"x", port=53)
+    last = lib.fake_socket_at(lib.fake_last_socket())
+    assert last.own_port == 0 and last.out_count == 1 and port.world.counter("udp_port_taken") == 1
+
+
 def test_two_peers_are_told_apart(port: Port) -> None:
     port.peer_sends(b"a", port=1001)
     port.peer_sends(b"b", port=1002)

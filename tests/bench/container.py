@@ -188,7 +188,11 @@ def start(side: Side, host: Namespace, container: Namespace, ports: dict[str, st
     assert process.stdout is not None
     os.read(process.stdout.fileno(), 1)
     began = time.monotonic()
-    output, _ = process.communicate(timeout=PATIENCE)
+    try:
+        output, _ = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired as late:
+        process.kill()
+        raise HelperFailed(f"{side.command} is not ready after {PATIENCE} s, or somebody holds its output") from late
     seconds = time.monotonic() - began
     if process.returncode:
         shutil.rmtree(folder)

@@ -17,17 +17,13 @@ from podman_host import ADDRESSES, AS_USER, FAR, USER, PodmanHost, exchange
 from podman_traffic import DATAGRAM, STREAM, asks
 from resolver import ANSWER, NAME, answer
 
+TRIES = 1000  # of a few milliseconds each
 PASTA = "/opt/lockgate/bin/pasta"
 CHILD, RESOLVER = "10.0.2.100", "10.0.2.3"
 NETWORK = (
     *("--stderr", "--ns-ifname=tap0", "--mtu=65520", "--config-net", f"--address={CHILD}", "--netmask=24"),
     *("--gateway=10.0.2.2", f"--dns-forward={RESOLVER}", "--no-map-gw", "--ipv4-only"),
     *("--tcp-ports=none", "--udp-ports=none"),
-)
-# RootlessKit 2.0 makes the device itself, and does not wait for pasta: the first packets may be lost.
-OF_ITS_OWN = (
-    *("--net=pasta", f"--pasta-binary={PASTA}", "--disable-host-loopback"),
-    *("--port-driver=none", "--copy-up=/etc"),
 )
 
 
@@ -48,9 +44,21 @@ def made_child(host: PodmanHost) -> Iterator[int]:
     host.awaits_no_helper()
 
 
-def runs(host: PodmanHost, *words: str) -> str:
+def as_user(host: PodmanHost, *words: str) -> list[str]:
     environment = (f"HOME={host.home}", f"XDG_RUNTIME_DIR=/run/user/{USER}")
-    return host.does(*AS_USER, "env", f"--chdir={host.home}", *environment, *words, may_warn=True)
+    return [*AS_USER, "env", f"--chdir={host.home}", *environment, *words]
+
+
+def runs(host: PodmanHost, *words: str) -> str:
+    return host.does(*as_user(host, *words), may_warn=True)
+
+
+def rootlesskit(host: PodmanHost, port_driver: str, script: str) -> list[str]:
+    """It makes the device itself, and does not wait for pasta (2.0): the first packets may be lost."""
+    if subprocess.run([*host.prefix, "sh", "-c", "command -v rootlesskit"], capture_output=True).returncode:
+        pytest.skip("the root has no rootlesskit")
+    words = ("--net=pasta", f"--pasta-binary={PASTA}", "--copy-up=/etc", f"--port-driver={port_driver}")
+    return as_user(host, "rootlesskit", *words, "sh", "-c", script)
 
 
 def test_what_it_asks_first_is_answered(host: PodmanHost) -> None:
@@ -75,16 +83,36 @@ def test_a_child_has_its_network_when_pasta_has_exited(host: PodmanHost, child: 
 
 
 def test_rootlesskit_itself_has_a_network_by_it(host: PodmanHost) -> None:
-    if subprocess.run([*host.prefix, "sh", "-c", "command -v rootlesskit"], capture_output=True).returncode:
-        pytest.skip("the root has no rootlesskit")
     listener, port = host.far.bound(STREAM, FAR[4])
     server, _ = host.far.bound(DATAGRAM, FAR[4], 53)
     script = f"busybox nc {FAR[4]} {port} </dev/null; busybox nslookup -type=a {NAME}. {RESOLVER}"
+    command = rootlesskit(host, "none", script)
     with listener, server, ThreadPoolExecutor(1) as pool:
-        told = pool.submit(runs, host, "rootlesskit", *OF_ITS_OWN, "sh", "-c", script)
+        told = pool.submit(host.does, *command, may_warn=True)
         with listener.accept()[0] as end:
             end.sendall(b"from afar\n")
         question, source = server.recvfrom(512)
         server.sendto(answer(question), source)
         assert "from afar" in told.result() and ANSWER in told.result()
+    host.awaits_no_helper()
+
+
+def greeting(host: PodmanHost, address: str) -> bytes:
+    """Of the port's server, once it is there: ports that follow what listens come when they are looked for."""
+    for _ in range(TRIES):
+        try:
+            with host.sockets.connected(STREAM, address, 8080) as end:
+                return end.recv(100)
+        except ConnectionRefusedError:
+            host.does("true")
+    raise AssertionError("nobody listens")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", ADDRESSES[4]])
+def test_what_listens_in_rootlesskits_network_is_a_port_of_the_host(host: PodmanHost, address: str) -> None:
+    command = rootlesskit(host, "implicit", "exec busybox nc -l -p 8080 -e echo hello")
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(host.does, *command, may_warn=True)
+        assert greeting(host, address) == b"hello\n"
+        ended.result()
     host.awaits_no_helper()

@@ -27,7 +27,7 @@ import struct
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import address, agent_records, forwards, netlink, netlink_change, port_scan
+from lockgate.plugin import address, agent_records, forwards, meeting, netlink, netlink_change, port_scan
 from lockgate.plugin.address import UNSET
 
 TYPE_CHECKING = False
@@ -275,6 +275,8 @@ class _Life:
     def answer(self, request: bytes) -> tuple[bytes, list[int]]:
         if request[:1] == agent_records.CONFIGURE:
             return self._answer_plan(request), []
+        if request == agent_records.MEETING:
+            return _listen_at_meeting()
         return _open_sockets(agent_records.parse_sockets(request))
 
     # ---- configuration ----
@@ -446,6 +448,20 @@ def _open_socket(wanted: SocketsWanted, port: int) -> int:
         if wanted.flags & agent_records.LISTEN:
             made.listen(forwards.BACKLOG)
         return made.detach()
+    finally:
+        made.close()
+
+
+def _listen_at_meeting() -> tuple[bytes, list[int]]:
+    """An abstract name is the namespace's own, whatever files its users see."""
+    flags = _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
+    made = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | flags)
+    try:
+        made.bind(meeting.NAME)
+        made.listen(forwards.BACKLOG)
+        return agent_records.pack_results([0]), [made.detach()]
+    except OSError as failure:
+        return agent_records.pack_results([failure.errno or errno.EINVAL]), []
     finally:
         made.close()
 

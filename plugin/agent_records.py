@@ -12,6 +12,7 @@ interface, file or process: the agent knows its interface by number, and loopbac
     CONFIGURE, plan                      ->  ANSWER, errno of what failed first or 0, a sentence
     SOCKETS, kind, address, how many     ->  ANSWER, 0 or an errno for each, with the descriptors in order;
                                              for none, if the request is refused
+    MEETING                              ->  the same, for the one socket at which others of the namespace come to us
     WORKER, with a channel               ->  ANSWER, 0; who asks there, a worker, asks for sockets, too, but gets
                                              such as are neither bound nor listening. The channel before it is closed.
 """
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 READY, FAILED, ANSWER = b"R", b"F", b"A"
-CONFIGURE, SOCKETS, WORKER = b"C", b"S", b"W"
+CONFIGURE, SOCKETS, MEETING, WORKER = b"C", b"S", b"M", b"W"
 
 SOCK_DIAG = "sock_diag"  # among the files that an agent is to open: the socket that lists others
 

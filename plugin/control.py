@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 from lockgate.core import channel  # noqa: E402
 from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
-from lockgate.plugin import ports  # noqa: E402
+from lockgate.plugin import meeting, ports  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.agent_records import AgentError  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from lockgate.plugin.inside import Inside
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
+    from lockgate.plugin.meeting_server import MeetingServer
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.ports import Rights
     from lockgate.plugin.services.frame import Answer
@@ -97,6 +98,7 @@ class Start:
         "port_rights",
         "room",
         "told",
+        "meetings",
     )
 
     def __init__(
@@ -121,6 +123,7 @@ class Start:
         inside: Inside | None = None,
         room: int = lib.LG_LISTEN_SLOTS,
         told: bool = False,
+        meetings: Sequence[Any] = (),
     ) -> None:
         self.log = log
         self.view = view  # as assigned at the start
@@ -144,6 +147,8 @@ class Start:
         self.port_rights = port_rights  # what may be asked for there
         self.room = room  # sockets that listen, at once
         self.told = told  # whether the first worker has been told all, by first_words.py
+        # Where those come who bring containers into a namespace that they share, and ask for their ports.
+        self.meetings = [_owned(one) for one in meetings]
 
 
 def run(control: Control) -> int:
@@ -191,6 +196,12 @@ class Control:
             from lockgate.plugin.forward_server import ForwardServer
 
             self._forward_server = ForwardServer(start.port_rights, self._forwards, self.emit)
+        self._meeting_server: MeetingServer | None = None
+        if start.port_rights is not None and start.meetings:
+            from lockgate.plugin.meeting_server import MeetingServer
+
+            facts = self._facts
+            self._meeting_server = MeetingServer(start.port_rights, self._forwards, facts, self.emit)
         self._print_stats: Callable[[], None] | None = None
         if start.stats_seconds:
             from lockgate.plugin import stats
@@ -237,6 +248,9 @@ class Control:
             self._spawn(_until_shut_down(self._forward_server.serve(self._start.conf)))
         if self._follower is not None:
             self._spawn(self._follower.run())
+        if self._meeting_server is not None:
+            for place in self._start.meetings:
+                self._spawn(_until_shut_down(self._meeting_server.serve(place)))
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -288,6 +302,12 @@ class Control:
         level, sentence = SENTENCES[event]
         if self._lines.allows(event, time.monotonic()):
             getattr(self._log, level)(sentence.format(**fields))
+
+    def _facts(self) -> meeting.Facts:
+        view, rights = self._view, self._start.port_rights
+        assert rights is not None, "else nobody asks"
+        four, six = view.dns_match4, view.dns_match6
+        return meeting.Facts(ipv4=rights.ipv4, ipv6=rights.ipv6, mtu=view.mtu, dns4=four, dns6=six)
 
     # ---- the worker ----
 

@@ -53,7 +53,7 @@ class ForwardServer:
                 await self._serve_client(client)
 
     async def _serve_client(self, client: socket.socket) -> None:
-        pid = _process_of(client)
+        pid = process_of(client)
         message = Message(self._rights)
         try:
             async with asyncio.timeout(self._client_seconds):
@@ -93,7 +93,7 @@ class ForwardServer:
         for reason in _explain(rules, change):
             self._emit("forwards.failed", reason=reason)
         numbers = {"opened": change.opened, "closed": change.closed, "kept": change.kept}
-        self._emit("forwards.replaced", client=pid, **numbers, table=_shown(self._table.rules))
+        self._emit("forwards.replaced", client=pid, **numbers, table=shown(self._table.rules))
 
     def _refuse(self, pid: int, reason: str) -> None:
         self._emit("forwards.refused", client=pid, reason=reason)
@@ -124,13 +124,13 @@ def _explain(rules: Sequence[ForwardRule], change: Change) -> list[str]:
     return sentences
 
 
-def _shown(rules: Sequence[ForwardRule]) -> str:
+def shown(rules: Sequence[ForwardRule]) -> str:
     shown = ", ".join(" ".join(str(rule).split()) for rule in rules[:_RULES_SHOWN]) or "nothing"
     more = len(rules) - _RULES_SHOWN
     return shown + (f", and {more} more" if more > 0 else "")
 
 
-def _process_of(client: socket.socket) -> int:
+def process_of(client: socket.socket) -> int:
     """Who connected, as a process id; 0 if it is of a namespace that we do not see."""
     data = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid: int = _CREDENTIALS.unpack(data)[0]

@@ -102,6 +102,15 @@ class Port:
             sock.close()
 
 
+class ConflictError(Exception):
+    """Two rules want one port."""
+
+    def __init__(self, rule: ForwardRule, other: ForwardRule) -> None:
+        super().__init__(f"{rule} and {other} want one port")
+        self.rule = rule
+        self.other = other
+
+
 class Change:
     """What became of a table that was asked for."""
 
@@ -165,18 +174,40 @@ class ForwardTable:
     async def replace(self, rules: Sequence[ForwardRule]) -> Change:
         """From now on these lead to the guest and no others. What cannot be bound is left out, and told."""
         async with self._turn:
-            change = Change()
-            wanted = {ports.key_of(rule, port): rule async for rule, port in self._sliced(rules)}
-            inward = {key: port for key, port in self._ports.items() if not port.rule.outward}
-            # What goes comes first: it may stand in the way of what is new.
-            await self._close([port for key, port in inward.items() if key not in wanted], change)
-            await self._lead(wanted)
-            change.kept = len(inward) - change.closed
-            for rule in rules:
-                await self._open(rule, change)
-            bound = {id(port.rule) for port in self._ports.values()}
-            self.rules = tuple(rule for rule in rules if rule.auto or id(rule) in bound)
-            return change
+            return await self._replace(rules)
+
+    async def exchange(self, old: Sequence[ForwardRule], new: Sequence[ForwardRule]) -> list[Failure]:
+        """From now on `new` are in the place of `old`, which are those of one client; a port that both name is neither
+        closed nor opened. All of them or none, but for those of best effort: if one cannot be bound, all is as before,
+        and told.
+
+        Raises ConflictError if somebody else's rule is in the way."""
+        async with self._turn:
+            before = self.rules
+            others = [rule for rule in before if rule not in old]
+            for rule in new:
+                for other in others:
+                    if rule.conflicts(other):
+                        raise ConflictError(rule, other)
+            change = await self._replace([*others, *new])
+            failures = [one for one in change.failures if not one.rule.best_effort]
+            if failures:
+                await self._replace(before)
+            return failures
+
+    async def _replace(self, rules: Sequence[ForwardRule]) -> Change:
+        change = Change()
+        wanted = {ports.key_of(rule, port): rule async for rule, port in self._sliced(rules)}
+        inward = {key: port for key, port in self._ports.items() if not port.rule.outward}
+        # What goes comes first: it may stand in the way of what is new.
+        await self._close([port for key, port in inward.items() if key not in wanted], change)
+        await self._lead(wanted)
+        change.kept = len(inward) - change.closed
+        for rule in rules:
+            await self._open(rule, change)
+        bound = {id(port.rule) for port in self._ports.values()}
+        self.rules = tuple(rule for rule in rules if rule.auto or id(rule) in bound)
+        return change
 
     async def follow(self, outward: bool, listening: Mapping[int, Set[int]]) -> Change:
         """Where the rules of one direction lead, something listens on these ports, by protocol. Of what follows that,

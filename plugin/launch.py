@@ -51,6 +51,8 @@ _SIGINT = 2  # the `signal` module would import enum
 NOBODY = 65534  # uid and gid; the number is the kernel's own "overflow" id, whatever /etc/passwd calls it
 _INITIAL_UID_MAP = ("0", "0", "4294967295")
 
+_PLUGIN_COMMANDS = ("create", "setup", "teardown", "info")  # of netavark's, for which `lockgate` is a driver
+
 _LEVELS = {
     vocabulary.QUIET: log.WARNING,
     vocabulary.INFO: log.INFO,
@@ -79,6 +81,10 @@ def main() -> None:
 
 def _command(name: str, arguments: list[str]) -> int:
     lib.lg_process_name(os.fsencode(name))
+    if name == "rootlessport":
+        from lockgate.plugin import rootlessport
+
+        return rootlessport.main()
     if "gvproxy" in name:
         return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt` and `pasta` are\n", 1)
     if "pasta" in name:
@@ -89,6 +95,10 @@ def _command(name: str, arguments: list[str]) -> int:
         from lockgate.plugin.contracts import passt
 
         return _serve(name, arguments, passt.parse)
+    if arguments and arguments[0] in _PLUGIN_COMMANDS:
+        from lockgate.plugin import netavark_plugin
+
+        return netavark_plugin.main(arguments)
     if arguments == ["--version"]:
         return _answer(1, f"lockgate {VERSION}\n", 0)
     return _answer(1, USAGE, 0) if arguments in ([], ["--help"], ["-h"]) else _answer(2, USAGE, 1)
@@ -247,11 +257,11 @@ class Start:
 
     def _port_rights(self) -> ports.Rights | None:
         """What control may have the keeper bind later: nothing, unless the caller wants forwards to be changed, or to
-        follow what listens."""
+        follow what listens, or containers come and go."""
         spec = self.spec
         auto = [rule for rule in spec.forwards if rule.auto]
         follows = bool(auto) or (spec.namespace is not None and any(rule.auto for rule in spec.namespace.forwards))
-        if not spec.conf_path and not auto:
+        if not spec.conf_path and not auto and not spec.is_shared:
             return None
         switched_on = ((_socket.IPPROTO_TCP, not spec.no_tcp), (_socket.IPPROTO_UDP, not spec.no_udp))
         return ports.Rights(
@@ -261,7 +271,7 @@ class Start:
             room=self.room_later,
             freebind=spec.freebind,
             auto=follows,
-            within=None if spec.conf_path else auto,
+            within=None if spec.conf_path or spec.is_shared else auto,
         )
 
     def _choose_identity(self) -> tuple[int, int] | None:
@@ -446,7 +456,7 @@ class Start:
         if not ends.wait_for_start():
             self.made.take_back()  # still with the caller's rights, which the keeper may have given up
             return 0
-        if self.told_early and not ends.rest([] if self.conf is None else [self.conf]):
+        if self.told_early and not ends.rest([*self.link.listeners, *([] if self.conf is None else [self.conf])]):
             return 0
         from lockgate.plugin import control
 

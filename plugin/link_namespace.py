@@ -9,11 +9,13 @@ Invariants: all that can be wrong with the namespace is known, and told in one s
 from __future__ import annotations
 
 import _socket
+import os
 import resource
 
-from lockgate.plugin import agent, agent_records, forwards, hostnet, inside, namespace, port_scan
+from lockgate.plugin import agent, agent_records, forwards, hostnet, inside, meeting, namespace, port_scan
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.contracts.forward_spec import TCP, UDP
+from lockgate.plugin.made_files import FileError
 from lockgate.plugin.namespace_watch import NamespaceWatch
 
 TYPE_CHECKING = False
@@ -33,13 +35,13 @@ if TYPE_CHECKING:
     from lockgate.plugin.spec import NetworkSpec
 
 _USO = 0x20 | 0x40  # TUN_F_USO4, TUN_F_USO6
+_MEETING_BACKLOG = 128
 
 
 class NamespaceLink:
     """Of `pasta`."""
 
     resumable = True  # another worker gets the same device
-    listeners: list[_socket.socket] = []
     hint = ""
 
     def __init__(self, spec: NetworkSpec) -> None:
@@ -53,11 +55,13 @@ class NamespaceLink:
         self._plan: namespace.Plan | None = None
         self._tables: tuple[port_scan.Tables, port_scan.Tables] | None = None  # inside, and on the host
         self.outward: list[Listener] = []  # those that lead out of the namespace
+        self.listeners: list[_socket.socket] = []  # where those meet us who bring containers into a shared namespace
         self.watch: NamespaceWatch | None = None
         self.name = spec.namespace.path or "a new namespace"
 
     def open(self, made: MadeFiles, log: Log) -> None:
-        """Nothing that the caller sees, but for the command, which waits."""
+        """What the caller sees: the command, which waits; and the place on the host where ports are asked for, beside a
+        namespace that containers share. Nobody waits for that who starts us: it is no reason not to start."""
         if self._wanted.is_new:
             from lockgate.plugin.new_namespace import Command
 
@@ -65,6 +69,12 @@ class NamespaceLink:
             self._target = agent.Target(self.command.netns, self.command.userns)
             if self.command.note:
                 log.warning(f"In the namespace: {self.command.note}")
+        if self._wanted.is_shared:
+            path = os.path.join(os.path.dirname(self._wanted.path), meeting.FILE)
+            try:
+                self.listeners.append(made.listen(path, "Socket path", _MEETING_BACKLOG, _socket.SOCK_SEQPACKET))
+            except FileError as fault:
+                log.warning(f"{fault}; ports of containers go through Podman's own rootlessport")
 
     def start(self, process_name: str, view: Assignments, host: HostNet, log: Log) -> None:
         """Makes the device and gives it addresses and routes. The agent dies with the process that calls this."""
@@ -86,6 +96,8 @@ class NamespaceLink:
                 self.watch = NamespaceWatch(wanted.path)
             except OSError as failure:
                 log.warning(f"The end of namespace {wanted.path} cannot be watched for: {failure.strerror}")
+        if wanted.is_shared:
+            self._open_meeting(log)
         self._seen = self._ready.mac, view.guest4, view.guest6, self._ready.link_local
         if self._ready.note:
             log.warning(f"In the namespace: {self._ready.note}")
@@ -121,6 +133,14 @@ class NamespaceLink:
     def _open_inside(self, rule: ForwardRule, first: int, count: int) -> list[int]:
         return inside.open_ports(self._running, rule, first, count)
 
+    def _open_meeting(self, log: Log) -> None:
+        """The same place for those who are in the namespace."""
+        record, fds = self._running.ask(agent_records.MEETING)
+        errors = agent_records.parse_results(record, len(fds)) or [0]
+        self.listeners += [_socket.socket(fileno=fd) for fd in fds]
+        if not fds:
+            log.warning(f"Networks of the driver lockgate cannot be joined: {os.strerror(errors[0])}")
+
     @property
     def _running(self) -> agent_records.Agent:
         assert self._agent is not None, "start() comes first"
@@ -136,7 +156,8 @@ class NamespaceLink:
     def descriptors(self) -> list[int]:
         """That control keeps."""
         files = [fd for tables in self._tables or () for fd in tables.descriptors]
-        return [self._tap, self._running.channel.fileno(), *files, *(one.fd for one in self.outward)]
+        meetings = [one.fileno() for one in self.listeners]
+        return [self._tap, self._running.channel.fileno(), *files, *(one.fd for one in self.outward), *meetings]
 
     def settings(self) -> dict[str, Any]:
         """For control.Start, in control's process."""
@@ -150,6 +171,7 @@ class NamespaceLink:
             "link_fd": -1,
             "vhost_user": False,
             "inside": inside.Inside(self._running, device, splices, self._tables),
+            "meetings": self.listeners,
         }
 
     def follow(self, host: HostNet, log: Log) -> None:

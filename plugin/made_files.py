@@ -46,14 +46,14 @@ class MadeFiles:
         made.is_this(os.fstat(fd))
         return fd
 
-    def listen(self, path: str, what: str, backlog: int = 0) -> _socket.socket:
+    def listen(self, path: str, what: str, backlog: int = 0, kind: int = _socket.SOCK_STREAM) -> _socket.socket:
         """What a helper that died has left there is replaced; a living one is not."""
         if _is_folder(path):
             raise FileError(f"{what} {path}: that is a folder; expected the path of a socket that is to be made")
-        if in_use(path, what):
+        if in_use(path, what, kind):
             raise FileError(f"{what} {path} is already in use; stop the other helper, or name another path")
         hindrance = _remove(path)
-        listener = _unix_socket()
+        listener = _unix_socket(kind)
         made = self._write_down(path)
         try:
             listener.bind(path)
@@ -108,9 +108,9 @@ class _Made:
             pass  # gone already, or out of reach
 
 
-def in_use(path: str, what: str) -> bool:
+def in_use(path: str, what: str, kind: int = _socket.SOCK_STREAM) -> bool:
     """Whether somebody accepts connections there. Without blocking: a full backlog is an answer too."""
-    probe = _unix_socket()
+    probe = _unix_socket(kind)
     try:
         probe.connect(path)
     except BlockingIOError:
@@ -124,8 +124,8 @@ def in_use(path: str, what: str) -> bool:
     return True
 
 
-def _unix_socket() -> _socket.socket:
-    return _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+def _unix_socket(kind: int) -> _socket.socket:
+    return _socket.socket(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
 
 
 def _is_folder(path: str) -> bool:

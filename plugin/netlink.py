@@ -25,6 +25,7 @@ import _socket
 import errno
 import os
 import struct
+import sys
 
 from lockgate.plugin.address import IPV4_MAPPED, UNSET
 
@@ -51,13 +52,17 @@ _RTM_NEWLINK, _RTM_GETLINK = 16, 18
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
+_RTM_NEWNSID, _RTM_GETNSID = 88, 90
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 0x01, 0x300, 0x10
 _RTM_F_CLONED = 0x200
 
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK = 1, 3, 4, 29
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 4, 10, 18
+_IFLA_IFALIAS, _IFLA_EXT_MASK, _IFLA_LINK_NETNSID = 20, 29, 37
+_NETNSA_NSID, _NETNSA_FD = 1, 3
+_INFO_KIND = 1  # IFLA_INFO_KIND
 _EXT_MASK_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
@@ -83,14 +88,30 @@ class NetlinkError(OSError):
 
 
 class Link:
-    __slots__ = ("flags", "index", "mac", "mtu", "name")
+    __slots__ = ("alias", "flags", "index", "kind", "mac", "master", "mtu", "name", "peer_namespace")
 
-    def __init__(self, index: int, name: str, flags: int, mtu: int, mac: bytes = b"") -> None:
+    def __init__(
+        self,
+        index: int,
+        name: str,
+        flags: int,
+        mtu: int,
+        mac: bytes = b"",
+        *,
+        kind: str = "",
+        master: int = 0,
+        alias: str = "",
+        peer_namespace: int = -1,
+    ) -> None:
         self.index = index
         self.name = name
         self.flags = flags
         self.mtu = mtu
         self.mac = mac  # as long as the link's addresses are
+        self.kind = kind  # "bridge", "veth" …; empty: a device that was not made over netlink
+        self.master = master  # the bridge that it is a port of; 0: none
+        self.alias = alias  # a note that whoever made it left on it
+        self.peer_namespace = peer_namespace  # where its other end is, as namespace_number() says; -1: here, or none
 
 
 class Address:
@@ -291,6 +312,19 @@ def dump(netlink: _socket.socket, request: bytes) -> Dump:
     return answer
 
 
+def namespace_number(netlink: _socket.socket, network: int) -> int:
+    """By which number the namespace of `netlink` knows another, which a descriptor stands for; -1: by none."""
+    body = bytes(4) + _ATTRIBUTE.pack(_ATTRIBUTE.size + _NUMBER.size, _NETNSA_FD) + _NUMBER.pack(network)
+    netlink.sendto(_HEADER.pack(_HEADER.size + len(body), _RTM_GETNSID, _NLM_F_REQUEST, 1, 0) + body, (0, 0))
+    while True:
+        datagram, sender = netlink.recvfrom(_DATAGRAM_MAX)
+        if sender[0] != 0:
+            continue
+        for kind, _, _, answer in _messages(datagram):
+            number = parse_attributes(answer, 4).get(_NETNSA_NSID) if kind == _RTM_NEWNSID else None
+            return -1 if number is None else int.from_bytes(number, sys.byteorder, signed=True)
+
+
 def _malformed(what: str) -> NetlinkError:
     return NetlinkError(errno.EBADMSG, f"malformed netlink message: {what}")
 
@@ -334,8 +368,22 @@ def _ip(family: int, raw: bytes | None) -> bytes:
 def _link_parse(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
     attributes = parse_attributes(body, _LINK.size)
-    name = attributes.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape")
-    return Link(index, name, flags, _number(attributes, _IFLA_MTU, 0), attributes.get(_IFLA_ADDRESS, b""))
+    kind = parse_attributes(attributes.get(_IFLA_LINKINFO, b""), 0).get(_INFO_KIND, b"")
+    return Link(
+        index,
+        _text(attributes.get(_IFLA_IFNAME, b"")),
+        flags,
+        _number(attributes, _IFLA_MTU, 0),
+        attributes.get(_IFLA_ADDRESS, b""),
+        kind=_text(kind),
+        master=_number(attributes, _IFLA_MASTER, 0),
+        alias=_text(attributes.get(_IFLA_IFALIAS, b"")),
+        peer_namespace=_ERROR.unpack(attributes.get(_IFLA_LINK_NETNSID, _ERROR.pack(-1)))[0],
+    )
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def _address_parse(body: bytes) -> Address | None:

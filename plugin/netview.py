@@ -309,9 +309,10 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
         # "The gateway" is to a guest the router of its advertisements, whatever the host's own is called. An address
         # that the caller chose, or none, is taken at its word.
         (VIEW_MAP_ROUTER, ipv6 and spec.ipv6.map_host_loopback is None),
-        # And so is the guest's own: what a guest uses until it is configured says nothing then.
-        (VIEW_FIXED4, ipv4 and spec.ipv4.address != address.UNSET),
-        (VIEW_FIXED6, ipv6 and spec.ipv6.address != address.UNSET),
+        # And so is the guest's own: what a guest uses until it is configured says nothing then. Nor does what comes
+        # from behind a guest that is a router.
+        (VIEW_FIXED4, ipv4 and (spec.is_shared or spec.ipv4.address != address.UNSET)),
+        (VIEW_FIXED6, ipv6 and (spec.is_shared or spec.ipv6.address != address.UNSET)),
         (VIEW_FREEBIND, spec.freebind),
         (VIEW_SPLICE, spec.namespace is not None and not spec.namespace.no_splice),
         (VIEW_SPLICE_LOOPBACK, spec.namespace is not None and spec.namespace.host_lo_to_ns_lo),

@@ -42,6 +42,7 @@ SENTENCES = {
     "forwards.failed": ("warning", "{reason}"),
     "forwards.followed": ("info", "Ports of the {side} follow what listens: {opened} opened, {closed} closed"),
     "forwards.missed": ("info", "Ports of the {side} cannot follow what listens: {ports}"),
+    "meeting.refused": ("warning", "Process {client} is refused: {reason}"),
     "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),
 }
 

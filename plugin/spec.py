@@ -10,6 +10,8 @@ netview joins the two.
 
 from __future__ import annotations
 
+import os
+
 from lockgate.plugin.address import UNSET, to_text
 
 TYPE_CHECKING = False
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 VHOST_USER = "vhost-user"  # link kinds
 STREAM = "stream"
 TAP = "tap"
+
+SHARED_NAME = "rootless-netns"
 
 QUIET = "quiet"  # log levels, from few lines to many
 INFO = "info"
@@ -149,6 +153,12 @@ class NamespaceSpec:
         """Whether the namespace is made for a command, and ends with it."""
         return not self.path
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it is the one that the bridge networks of a user have in common, by the name that Podman gives it:
+        it is no container's, so that who is in it may be spoken with."""
+        return os.path.basename(self.path) == SHARED_NAME
+
     def __repr__(self) -> str:
         return f"NamespaceSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"
 
@@ -258,6 +268,11 @@ class NetworkSpec:
         self.namespace: NamespaceSpec | None = None  # where the tap is; None with other links
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
         self.notes: list[str] = []  # the same, but no more than information
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several containers are behind the link, which come and go."""
+        return self.namespace is not None and self.namespace.is_shared
 
     def __repr__(self) -> str:
         return f"NetworkSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"

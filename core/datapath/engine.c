@@ -159,8 +159,10 @@ static uint8_t *place_of(struct engine *engine, const address *a)
 static void see_address(struct engine *engine, const address *source)
 {
     uint8_t *known = place_of(engine, source);
-    bool fixed = known == engine->seen.addr6 && engine->view.flags & LG_VIEW_FIXED6 &&
-                 !memcmp(known, engine->view.guest6, sizeof(source->byte));
+    const struct lg_net_view *view = &engine->view;
+    uint32_t flag = known == engine->seen.addr4 ? LG_VIEW_FIXED4 : known == engine->seen.addr6 ? LG_VIEW_FIXED6 : 0;
+    const uint8_t *own = flag == LG_VIEW_FIXED4 ? view->guest4 : view->guest6;
+    bool fixed = view->flags & flag && !memcmp(known, own, sizeof(source->byte));
 
     if (known && !fixed)
         see_bytes(engine, known, source->byte, sizeof(source->byte));

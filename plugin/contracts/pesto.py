@@ -138,7 +138,7 @@ class Message:
             self._await_table()
 
     def _take_rule(self, data: bytes) -> None:
-        rule = _unpack_rule(data, self._rights)
+        rule = unpack_rule(data, self._rights)
         self._sockets += rule.count
         if self._sockets > SOCKETS_MAX:
             raise ProtocolError(f"expected at most {SOCKETS_MAX} sockets in all; forward fewer ports")
@@ -150,7 +150,8 @@ class Message:
         self._await_rule()
 
 
-def _unpack_rule(data: bytes, rights: Rights) -> ForwardRule:
+def unpack_rule(data: bytes, rights: Rights) -> ForwardRule:
+    """Raises ProtocolError."""
     listen, target, name, first, last, to_first, protocol, flags = _RULE.unpack(data)
     if protocol not in PROTOCOL_NAMES:
         raise ProtocolError(f"expected the number of TCP or UDP as a rule's protocol, not {protocol}")

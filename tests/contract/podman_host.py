@@ -71,6 +71,9 @@ python3 -m venv --system-site-packages /opt/lockgate
 /opt/lockgate/bin/pip install -q --no-build-isolation --no-index --no-deps "$0/tree"
 mkdir -p /opt/lockgate/libexec/podman
 ln -s ../../bin/pasta /opt/lockgate/libexec/podman/pasta
+ln -s ../../bin/lockgate /opt/lockgate/libexec/podman/rootlessport
+mkdir -p /opt/lockgate/libexec/netavark
+ln -s ../../bin/lockgate /opt/lockgate/libexec/netavark/lockgate
 """
 # Of the image: links that are good inside.
 FILES = """

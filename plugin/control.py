@@ -307,7 +307,8 @@ class Control:
         view, rights = self._view, self._start.port_rights
         assert rights is not None, "else nobody asks"
         four, six = view.dns_match4, view.dns_match6
-        return meeting.Facts(ipv4=rights.ipv4, ipv6=rights.ipv6, mtu=view.mtu, dns4=four, dns6=six)
+        routed6 = rights.ipv6 and view.guest6 != UNSET  # else nothing leads back to who comes from the host
+        return meeting.Facts(ipv4=rights.ipv4, ipv6=routed6, mtu=view.mtu, dns4=four, dns6=six)
 
     # ---- the worker ----
 

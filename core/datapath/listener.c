@@ -193,6 +193,15 @@ static address guest_address(const struct engine *engine, const address *source)
     return first_set(guest.byte, view->guest6);
 }
 
+/* Whom one sees who may be behind the guest: a link-local address would get no further than the guest, which so sees the
+ * host by its other name, if there is one. */
+static address source_beyond(const struct engine *engine, const address *source)
+{
+    address mapped = address_from(engine->view.map_guest6);
+
+    return address_is_ipv4(source) || !address_is_link_local(source) || address_is_unset(&mapped) ? *source : mapped;
+}
+
 bool listener_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,
                   struct flow_key *ret_key)
 {
@@ -201,7 +210,11 @@ bool listener_key(const struct engine *engine, const struct listener *listener, 
     source = shown_source(engine, &source);
     /* sin_port and sin6_port lie at the same place. */
     uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)peer)->sin_port);
-    address guest = address_is_unset(&listener->target) ? guest_address(engine, &source) : listener->target;
+    address guest = listener->target;
+    if (address_is_unset(&guest))
+        guest = guest_address(engine, &source);
+    else
+        source = source_beyond(engine, &source);
 
     *ret_key = (struct flow_key){.guest = guest,
                                  .remote = source,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import _socket
 
+from lockgate.plugin.address import UNSET
 from lockgate.plugin.contracts.getopt import Getopt
 from lockgate.plugin.contracts.passt_options import PASTA, TABLE
 from lockgate.plugin.contracts.request import Request, mac_of, path_of, refusal
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lockgate.plugin.contracts.request import Forward
+
+# 169.254.1.2, by which Podman's containers know the host, in the prefix for whatever translation one has at home
+# (RFC 8215): nobody else's anywhere, and routed like any other.
+SHARED_HOST6 = bytes.fromhex("0064ff9b0001") + bytes(6) + bytes((169, 254, 1, 2))
 
 NAMES_FOLDER = "/run/netns/"  # where `ip netns` keeps namespaces by name
 PID_MAX = 1 << 22  # PID_MAX_LIMIT of <linux/threads.h>
@@ -45,6 +50,7 @@ def parse(arguments: Sequence[str], name: str) -> NetworkSpec:
     request.finish()
     request.check_loopback()
     request.check_configuration()
+    request.name_host()
     request.add_forwards()
     return request.spec
 
@@ -118,6 +124,12 @@ class _Request(Request):
         for copied, name in ((namespace.copy_routes, "--no-copy-routes"), (namespace.copy_addrs, "--no-copy-addrs")):
             if not copied:
                 raise refusal(f"{name} needs --config-net: without it nothing is copied; add it, or leave both out")
+
+    def name_host(self) -> None:
+        """Behind a namespace that others share, a link-local address means nothing: the host has a name there that is
+        sent on."""
+        if self._namespace.is_shared and self.spec.ipv6.map_guest == UNSET:
+            self.spec.ipv6.map_guest = SHARED_HOST6
 
     def add_forwards(self) -> None:
         """Ports of which nothing was said follow what listens."""

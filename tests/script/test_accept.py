@@ -202,6 +202,17 @@ def test_a_port_may_lead_to_an_address_of_its_own(world: World, family: int) -> 
     assert (syn.packet.destination, syn.destination_port) == (target, 22)
 
 
+def test_a_port_that_may_lead_beyond_the_guest_shows_no_link_local_address(world: World) -> None:
+    """The guest would not send on what comes from there: the host is shown by the name that the caller gave it."""
+    ffi.memmove(world.view.map_host6, ANY, 16)
+    ffi.memmove(world.view.map_guest6, HERE[6], 16)
+    listener = lib.fake_listen()
+    assert lib.script_listen(0, listener, 6, 22, mapped16(PEER[6])) == 0
+    lib.fake_peer_connect(listener, mapped16(LOOPBACK[6]), PEER_PORT)
+    world.settle()
+    assert parse_segment(world.inbox.pop()).packet.source == HERE[6]
+
+
 def test_the_hosts_own_address_has_the_name_that_the_caller_gave_it(world: World, family: int) -> None:
     """--map-guest-addr: the guest has that address itself, and could not answer it."""
     ffi.memmove(getattr(world.view, f"map_guest{family}"), mapped16(HERE[family]), 16)

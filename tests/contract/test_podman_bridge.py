@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks of the driver lockgate, and our rootlessport, in real rootless Podman: who sees whom by which address, and
+that nothing is left behind.
+
+Adversary: nobody, but for the processes of others that come to the meeting place. Sockets of a container are made in
+its network by the test itself: its image is a busybox.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from namespace_sockets import NamespaceSockets
+from podman_host import ADDRESSES, FAR, IMAGE, USER, Container, PodmanHost, exchange, peer_words
+from resolver import ANSWER, NAME, answer
+from running import name
+
+STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
+HOST, RESOLVER = "169.254.1.2", "169.254.1.1"  # as containers see them
+ANY = {4: "0.0.0.0", 6: "::"}
+SHARED = f"/run/user/{USER}/containers/networks/rootless-netns"
+each_version = pytest.mark.parametrize("version", [4, 6])
+
+
+@pytest.fixture(scope="module", name="host")
+def made_host() -> Iterator[PodmanHost]:
+    run = peer_words()
+    folder = Path(tempfile.mkdtemp(prefix="lockgate-"))
+    folder.chmod(0o755)
+    host = PodmanHost(folder, run)
+    try:
+        host.install()
+        host.make_image()
+        for network, driver in (("lockgate", "lockgate"), ("plain", "bridge")):
+            host.podman("network", "create", "-d", driver, "--ipv6", network)
+        host.podman("network", "create", "-d", "lockgate", "other")
+        yield host
+    finally:
+        host.close()
+        shutil.rmtree(folder)
+
+
+each_network = pytest.mark.parametrize("network", ["lockgate", "plain"])  # the second one is of netavark's own driver
+
+
+def addresses(container: Container, network: str = "lockgate") -> dict[int, str]:
+    (told,) = json.loads(container.host.podman("inspect", container.name))
+    own = told["NetworkSettings"]["Networks"][network]
+    return {4: own["IPAddress"], 6: own["GlobalIPv6Address"]}
+
+
+def asks(client: socket.socket, server: socket.socket) -> str:
+    """A datagram, and its answer. Whom the server saw."""
+    client.send(b"question")
+    question, source = server.recvfrom(100)
+    server.sendto(b"answer to " + question, source)
+    assert client.recv(100) == b"answer to question"
+    return str(source[0])
+
+
+def sees(
+    inside: NamespaceSockets, kind: int, port: int, outside: NamespaceSockets, to: tuple[str, int], version: int
+) -> str:
+    """Who connects from outside, as the container sees it, once bytes have gone both ways."""
+    server, _ = inside.bound(kind, ANY[version], port)
+    with server:
+        end = outside.connected(kind, *to)
+        if kind == DATAGRAM:
+            with end:
+                return asks(end, server)
+        accepted, peer = server.accept()
+        exchange(end, accepted)
+        return str(peer[0])
+
+
+def test_podman_knows_the_driver(host: PodmanHost) -> None:
+    assert "lockgate" in json.loads(host.podman("info", "-f", "json"))["plugins"]["network"]
+
+
+def test_a_network_gets_subnets_of_its_own(host: PodmanHost) -> None:
+    told = json.loads(host.podman("network", "inspect", "lockgate", "other"))
+    assert [len(one["subnets"]) for one in told] == [2, 1]
+    assert len({subnet["subnet"] for one in told for subnet in one["subnets"]}) == 3
+
+
+def test_an_option_that_lockgate_does_not_know_is_refused(host: PodmanHost) -> None:
+    with pytest.raises(AssertionError, match="knows no option colour; expected one of mtu"):
+        host.podman("network", "create", "-d", "lockgate", "-o", "colour=red", "red")
+
+
+def test_a_container_has_large_packets_and_the_hosts_resolver(host: PodmanHost) -> None:
+    with host.container("--network=lockgate") as container:
+        assert "mtu 65520" in container.does("ip link show eth0")
+        assert container.does("cat /etc/resolv.conf").splitlines()[0] == f"nameserver {RESOLVER}"
+
+
+@each_version
+def test_a_host_far_away_and_a_container_exchange_bytes(host: PodmanHost, version: int) -> None:
+    listener, port = host.far.bound(STREAM, FAR[version])
+    with listener, host.container("--network=lockgate") as container, container.sockets() as inside:
+        end = inside.connected(STREAM, FAR[version], port)
+        accepted, peer = listener.accept()
+        assert peer[0] == ADDRESSES[version]
+        exchange(end, accepted)
+
+
+@each_version
+def test_datagrams_and_pings_of_a_container_are_answered(host: PodmanHost, version: int) -> None:
+    server, port = host.far.bound(DATAGRAM, FAR[version])
+    with server, host.container("--network=lockgate") as container, container.sockets() as inside:
+        asks(inside.connected(DATAGRAM, FAR[version], port), server)
+        assert "1 packets received" in container.does(f"ping -c 1 {FAR[version]}")
+
+
+def test_a_container_reaches_the_host(host: PodmanHost) -> None:
+    listener, port = host.sockets.bound(STREAM, ADDRESSES[4])
+    with listener, host.container("--network=lockgate") as container, container.sockets() as inside:
+        exchange(inside.connected(STREAM, HOST, port), listener.accept()[0])
+        assert "1 packets received" in container.does("ping -c 1 host.containers.internal")
+
+
+def test_a_name_is_looked_up_by_the_hosts_resolver(host: PodmanHost) -> None:
+    server, _ = host.far.bound(DATAGRAM, FAR[4], 53)
+    with server, host.container("--network=lockgate") as container, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(container.does, f"nslookup -type=a {NAME}.")
+        question, source = server.recvfrom(512)
+        server.sendto(answer(question), source)
+        assert ANSWER in told.result()
+
+
+@each_version
+def test_containers_of_a_network_see_each_other_by_their_own_addresses(host: PodmanHost, version: int) -> None:
+    with ExitStack() as stack:
+        one, other = (stack.enter_context(host.container("--network=lockgate")) for _ in range(2))
+        inside, outside = (stack.enter_context(container.sockets()) for container in (one, other))
+        to = addresses(one)[version], 80
+        assert sees(inside, STREAM, 80, outside, to, version) == addresses(other)[version]
+
+
+def test_a_container_on_two_networks_reaches_both_and_the_host(host: PodmanHost) -> None:
+    with ExitStack() as stack:
+        both = stack.enter_context(host.container("--network=lockgate", "--network=other"))
+        one = stack.enter_context(host.container("--network=lockgate"))
+        other = stack.enter_context(host.container("--network=other"))
+        outside = stack.enter_context(both.sockets())
+        for container, network in ((one, "lockgate"), (other, "other")):
+            inside = stack.enter_context(container.sockets())
+            to = addresses(container, network)[4], 80
+            assert sees(inside, STREAM, 80, outside, to, 4) == addresses(both, network)[4]
+        assert "1 packets received" in both.does(f"ping -c 1 {HOST}")
+        assert [name(pid) for pid in host.helpers()].count("pasta") == 1
+
+
+def test_a_container_leaves_and_joins_networks_while_it_runs(host: PodmanHost) -> None:
+    with host.container("--network=lockgate") as container:
+        host.podman("network", "connect", "other", container.name)
+        host.podman("network", "disconnect", "lockgate", container.name)
+        assert f"inet {addresses(container, 'other')[4]}/24" in container.does("ip address show eth1")
+        assert "eth0" not in container.does("ip link")
+        assert "1 packets received" in container.does(f"ping -c 1 {HOST}")
+
+
+@each_network
+@each_version
+@pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
+def test_a_container_sees_who_connects_to_its_port_from_afar(
+    host: PodmanHost, network: str, version: int, kind: int
+) -> None:
+    port = "8080:80/udp" if kind == DATAGRAM else "8080:80"
+    with host.container(f"--network={network}", "-p", port) as container, container.sockets() as inside:
+        assert sees(inside, kind, 80, host.far, (ADDRESSES[version], 8080), version) == FAR[version]
+
+
+@each_network
+@each_version
+@pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
+def test_a_port_is_reached_from_the_host_itself(host: PodmanHost, network: str, version: int, kind: int) -> None:
+    port = "8080:80/udp" if kind == DATAGRAM else "8080:80"
+    loopback = {4: "127.0.0.1", 6: "::1"}[version]
+    with host.container(f"--network={network}", "-p", port) as container, container.sockets() as inside:
+        for address in (loopback, ADDRESSES[version]):
+            sees(inside, kind, 80, host.sockets, (address, 8080), version)
+
+
+def test_ports_of_a_range_lead_to_their_own_and_a_port_at_an_address_to_no_other(host: PodmanHost) -> None:
+    ports = ("-p", "8080-8082:80-82", "-p", "127.0.0.1:9090:90")
+    with host.container("--network=lockgate", *ports) as container, container.sockets() as inside:
+        for place in range(3):
+            assert sees(inside, STREAM, 80 + place, host.far, (ADDRESSES[4], 8080 + place), 4) == FAR[4]
+        sees(inside, STREAM, 90, host.sockets, ("127.0.0.1", 9090), 4)
+        with pytest.raises(ConnectionRefusedError):
+            host.far.connected(STREAM, ADDRESSES[4], 9090)
+
+
+def test_a_container_reaches_the_port_of_another_by_way_of_the_host(host: PodmanHost) -> None:
+    with ExitStack() as stack:
+        one = stack.enter_context(host.container("--network=lockgate", "-p", "8080:80"))
+        other = stack.enter_context(host.container("--network=lockgate"))
+        inside, outside = (stack.enter_context(container.sockets()) for container in (one, other))
+        assert sees(inside, STREAM, 80, outside, (HOST, 8080), 4) == HOST
+
+
+def test_a_port_that_is_taken_is_told(host: PodmanHost) -> None:
+    listener, port = host.sockets.bound(STREAM, "0.0.0.0")
+    with listener, pytest.raises(AssertionError, match=f"{port}.*ddress already in use"):
+        host.podman("run", "--rm", "--network=lockgate", "-p", f"{port}:80", IMAGE, "true")
+
+
+def test_a_port_of_another_container_is_told(host: PodmanHost) -> None:
+    with host.container("--network=lockgate", "-p", "8080:80"):
+        with pytest.raises(AssertionError, match="8080.*ddress already in use"):
+            host.podman("run", "--rm", "--network=other", "-p", "8080:80", IMAGE, "true")
+
+
+@each_network
+def test_a_port_follows_its_container_to_another_network(host: PodmanHost, network: str) -> None:
+    with host.container(f"--network={network}", "-p", "8080:80") as container, container.sockets() as inside:
+        assert sees(inside, STREAM, 80, host.far, (ADDRESSES[4], 8080), 4) == FAR[4]
+        host.podman("network", "connect", "other", container.name)
+        host.podman("network", "disconnect", network, container.name)
+        assert sees(inside, STREAM, 80, host.far, (ADDRESSES[4], 8080), 4) == FAR[4]
+
+
+def test_a_container_is_restarted_with_its_port(host: PodmanHost) -> None:
+    with host.container("--network=lockgate", "-p", "8080:80") as container:
+        for _ in range(3):
+            host.podman("restart", "-t", "0", container.name)
+            with container.sockets() as inside:
+                assert sees(inside, STREAM, 80, host.far, (ADDRESSES[4], 8080), 4) == FAR[4]
+
+
+def test_a_port_that_we_cannot_lead_to_is_left_to_podmans_own_rootlessport(host: PodmanHost) -> None:
+    """From IPv6 to a container that has none, bytes must be copied."""
+    with host.container("--network=other", "-p", "[::1]:8080:80") as container, container.sockets() as inside:
+        sees_it = sees_across(inside, host.sockets)
+        assert sees_it == addresses(container, "other")[4]
+
+
+def sees_across(inside: NamespaceSockets, outside: NamespaceSockets) -> str:
+    server, _ = inside.bound(STREAM, ANY[4], 80)
+    with server:
+        end = outside.connected(STREAM, "::1", 8080)
+        accepted, peer = server.accept()
+        exchange(end, accepted)
+        return str(peer[0])
+
+
+def test_nobody_leaves_an_internal_network(host: PodmanHost) -> None:
+    host.podman("network", "create", "-d", "lockgate", "--internal", "--ipv6", "inner")
+    try:
+        with host.container("--network=inner", "--cap-add=net_admin") as one, host.container("--network=inner") as two:
+            own, other = addresses(one, "inner"), addresses(two, "inner")
+            for version in (4, 6):
+                assert "1 packets received" in one.does(f"ping -c 1 {other[version]}")
+                gateway = own[version].rpartition(":" if version == 6 else ".")[0] + {4: ".1", 6: ":1"}[version]
+                one.does(f"ip -{version} route add default via {gateway}")
+                assert "0 packets received" in one.does(f"ping -c 1 -W 1 {FAR[version]} || true")
+    finally:
+        host.podman("network", "rm", "-f", "-t", "0", "inner")
+
+
+def test_a_network_without_a_default_route_and_with_an_mtu(host: PodmanHost) -> None:
+    host.podman("network", "create", "-d", "lockgate", "-o", "no_default_route=1", "-o", "mtu=1400", "small")
+    try:
+        with host.container("--network=small") as container:
+            assert "default" not in container.does("ip route")
+            assert "mtu 1400" in container.does("ip link show eth0")
+    finally:
+        host.podman("network", "rm", "-f", "-t", "0", "small")
+
+
+def links(host: PodmanHost) -> list[str]:
+    """Of the shared namespace; those that are always there left out."""
+    told = json.loads(host.podman("unshare", "--rootless-netns", "ip", "-j", "link"))
+    return [one["ifname"] for one in told if one["ifname"] not in ("lo", "up0")]
+
+
+def test_a_container_that_is_gone_leaves_nothing(host: PodmanHost) -> None:
+    with host.container("--network=other"):
+        before = links(host)
+        with host.container("--network=lockgate", "-p", "8080:80"):
+            assert len(links(host)) == len(before) + 2
+        assert links(host) == before
+        with pytest.raises(ConnectionRefusedError):
+            host.sockets.connected(STREAM, "127.0.0.1", 8080)
+    host.awaits_no_helper()
+    assert not host.does("sh", "-c", f"ls {SHARED} 2>/dev/null || true")
+
+
+def test_a_container_that_is_killed_hard_leaves_nothing(host: PodmanHost) -> None:
+    with host.container("--network=other"):
+        before = links(host)
+        with host.container("--network=lockgate", "-p", "8080:80") as container:
+            host.podman("kill", "--signal=KILL", container.name)
+            host.podman("wait", "--condition=exited", container.name)
+            host.podman("start", container.name)
+            with container.sockets() as inside:
+                assert sees(inside, STREAM, 80, host.far, (ADDRESSES[4], 8080), 4) == FAR[4]
+        assert links(host) == before

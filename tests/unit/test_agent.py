@@ -19,7 +19,7 @@ import pytest
 from host_samples import ORDINARY, host, ip, own, route
 from namespaces import Namespace
 
-from lockgate.plugin import agent, agent_records, namespace, netlink, port_scan
+from lockgate.plugin import agent, agent_records, meeting, namespace, netlink, port_scan
 from lockgate.plugin.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 from lockgate.plugin.spec import NetworkSpec
 
@@ -506,6 +506,22 @@ def test_a_port_that_is_taken_is_an_error_for_that_port_alone(begin: Callable[..
     assert errors == [0, errno.EADDRINUSE, 0] and len(opened) == 2
     for one in (taken, *opened):
         one.close()
+
+
+def test_a_meeting_place_is_the_namespaces_own(begin: Callable[..., Running], inside: Namespace) -> None:
+    """Whoever is in the namespace finds it, and nobody else; there is one."""
+    running = begin(plan=plan_of())
+    running.ready()
+    record, fds = running.agent.ask(agent_records.MEETING)
+    assert agent_records.parse_results(record, len(fds)) == [0]
+    with socket.socket(fileno=fds[0]) as listener:
+        assert listener.type == socket.SOCK_SEQPACKET and not os.get_blocking(listener.fileno())
+        inside.run(sys.executable, "-c", f"import socket; socket.socket(1, 5).connect({meeting.NAME!r})")
+        listener.settimeout(PATIENCE)
+        listener.accept()[0].close()
+        with pytest.raises(meeting.MeetingError, match="Connection refused"):
+            meeting.Client(meeting.NAME)
+        assert running.agent.ask(agent_records.MEETING) == (agent_records.pack_results([errno.EADDRINUSE]), [])
 
 
 def test_a_request_that_makes_no_sense_is_refused_and_the_agent_goes_on(begin: Callable[..., Running]) -> None:

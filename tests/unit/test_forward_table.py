@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lockgate.plugin import ports
 from lockgate.plugin.contracts.forward_spec import UDP, ForwardRule
-from lockgate.plugin.forward_table import Change
+from lockgate.plugin.forward_table import Change, ConflictError
 
 A, B, C = FIRST, FIRST + 1, FIRST + 2
 
@@ -191,6 +191,59 @@ def test_the_ports_of_a_guest_that_has_moved_away_are_kept_for_it_alone() -> Non
         assert listening() == {B, C} and set(new.leads()) == {A, B, C}
 
     play(part, f"{A}", f"{B}")
+
+
+def test_one_clients_ports_take_the_place_of_its_others_alone() -> None:
+    """A port that stays is the same socket, wherever it leads now."""
+
+    async def part(scene: Scene) -> None:
+        mine = rules(f"{B}:10.0.0.1/80")
+        assert await scene.table.exchange((), mine) == []
+        socket_of_b = scene.worker.sockets[B]
+        moved = rules(f"{B}:10.0.0.2/81", f"{C}")
+        assert await scene.table.exchange(mine, moved) == []
+        assert scene.worker.slots == {0: (A, A, bytes(16)), 1: (B, 81, ip("10.0.0.2")), 2: (C, C, bytes(16))}
+        assert scene.worker.sockets[B] == socket_of_b
+        assert await scene.table.exchange(moved, ()) == []
+        assert set(scene.worker.leads()) == listening() == {A}
+
+    play(part, f"{A}")
+
+
+def test_a_clients_ports_are_had_all_or_not_at_all() -> None:
+    """What it had stays."""
+
+    async def part(scene: Scene) -> None:
+        before = rules(f"{B}")
+        await scene.table.exchange((), before)
+        with socket.create_server((HERE, C)):
+            (failure,) = await scene.table.exchange(before, rules(f"{C + 1}", f"{C}"))
+            assert (failure.port, failure.error) == (C, errno.EADDRINUSE)
+        assert set(scene.worker.leads()) == listening() == {A, B}
+        assert set(scene.table.rules) == {*rules(f"{A}"), *before}
+
+    play(part, f"{A}")
+
+
+def test_a_port_of_best_effort_may_be_missing() -> None:
+    async def part(scene: Scene) -> None:
+        (rule,) = rules(f"{B}")
+        rule.best_effort = True
+        with socket.create_server((HERE, B)):
+            assert await scene.table.exchange((), [rule, *rules(f"{C}")]) == []
+        assert set(scene.worker.leads()) == {A, C}
+
+    play(part, f"{A}")
+
+
+def test_nobody_gets_the_port_of_another_client() -> None:
+    async def part(scene: Scene) -> None:
+        with pytest.raises(ConflictError) as caught:
+            await scene.table.exchange((), rules(f"{B}", f"{A}:80"))
+        assert (caught.value.rule, caught.value.other) == (*rules(f"{A}:80"), *rules(f"{A}"))
+        assert scene.table.rules == rules(f"{A}") and set(scene.worker.leads()) == {A}
+
+    play(part, f"{A}")
 
 
 def test_datagrams_have_ports_of_their_own() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from host_samples import ip, own, route
 from hypothesis import given
 from hypothesis import strategies as st
 from namespaces import Namespace, in_child
+from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -20,7 +22,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from lockgate.plugin import netlink, netlink_change
 
 SEQ, INDEX = 7, 5
-REPLACE, CREATE, APPEND = 0x100, 0x400, 0x800
+REPLACE, EXCLUSIVE, CREATE, APPEND = 0x100, 0x200, 0x400, 0x800
 
 
 def decoded(message: Any, request: bytes, kind: int, flags: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -53,6 +55,37 @@ def test_a_link_request_changes_what_it_names() -> None:
     assert found == {"IFLA_MTU": 65520, "IFLA_ADDRESS": "02:00:00:00:00:09"}
     fields, found = decoded(ifinfmsg, netlink_change.link_request(SEQ, INDEX), 16, 0)
     assert (fields["flags"], fields["change"], found) == (0, 0, {})
+
+
+def test_a_link_request_may_make_a_port_of_a_bridge_and_leave_a_note() -> None:
+    _, found = decoded(ifinfmsg, netlink_change.link_request(SEQ, INDEX, alias="mine", master=7), 16, 0)
+    assert found == {"IFLA_MASTER": 7, "IFLA_IFALIAS": "mine"}
+
+
+def test_a_bridge_request_makes_one_with_an_address_of_its_own() -> None:
+    request = netlink_change.bridge_request(SEQ, "lg0", mtu=65520, mac=bytes((2, 0, 0, 0, 0, 9)))
+    fields, found = decoded(ifinfmsg, request, 16, CREATE | EXCLUSIVE)
+    assert (fields["index"], fields["flags"]) == (0, 0)
+    known = {"IFLA_IFNAME": "lg0", "IFLA_MTU": 65520, "IFLA_ADDRESS": "02:00:00:00:00:09"}
+    assert found == {**known, "IFLA_LINKINFO": {"IFLA_INFO_KIND": "bridge"}}
+
+
+def test_a_pair_of_links_has_one_end_in_another_namespace() -> None:
+    """Which the descriptor stands for; the MAC address is that end's."""
+    request = netlink_change.veth_request(SEQ, "lg1", "eth0", 11, mtu=1400, mac=bytes((2, 0, 0, 0, 0, 9)))
+    _, found = decoded(ifinfmsg, request, 16, CREATE | EXCLUSIVE)
+    info = found.pop("IFLA_LINKINFO")
+    assert found == {"IFLA_IFNAME": "lg1", "IFLA_MTU": 1400} and info["IFLA_INFO_KIND"] == "veth"
+    other = {"IFLA_IFNAME": "eth0", "IFLA_MTU": 1400, "IFLA_ADDRESS": "02:00:00:00:00:09", "IFLA_NET_NS_FD": 11}
+    assert info["IFLA_INFO_DATA"] == {"VETH_INFO_PEER": other}
+
+
+def test_a_barrier_is_a_rule_for_one_interface() -> None:
+    for there, kind, flags in ((True, 32, CREATE | EXCLUSIVE), (False, 33, 0)):
+        request = netlink_change.barrier_request(SEQ, socket.AF_INET6, "lg0", 1000, there)
+        fields, found = decoded(fibmsg, request, kind, flags)
+        assert (fields["family"], fields["action"]) == (10, 8)  # FR_ACT_PROHIBIT
+        assert found == {"FRA_PRIORITY": 1000, "FRA_IIFNAME": "lg0"}
 
 
 def test_an_address_request_says_all_of_an_address_and_of_no_lifetime() -> None:
@@ -103,6 +136,10 @@ def test_a_route_request_says_all_of_a_route_but_where_packets_come_from() -> No
         {"hops": 2, "oif": INDEX, "flags": 0, "RTA_GATEWAY": "192.0.2.2"},
         {"hops": 8, "oif": INDEX, "flags": 0},
     ]
+
+    nowhere = netlink.Route(2, 254, 6, ip("10.0.0.0"), 8, 100, ())
+    fields, found = decoded(rtmsg, netlink_change.route_add_request(SEQ, INDEX, nowhere, alone=True), 24, 0x600)
+    assert fields["type"] == 6 and found == {"RTA_DST": "10.0.0.0", "RTA_PRIORITY": 100}
 
 
 def answer(code: int, flags: int = 0, attributes: bytes = b"", seq: int = SEQ) -> bytes:

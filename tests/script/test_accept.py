@@ -549,6 +549,21 @@ def test_an_address_that_the_caller_gave_is_the_guests_whatever_it_uses(world: W
     assert destination(port) == GUEST[4]
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_comes_from_behind_a_guest_is_not_the_guest(world: World, version: int) -> None:
+    """Containers that send through it in turn are no news each time; they are nobody's business once it is no router."""
+    fixed = {4: lib.LG_VIEW_FIXED4, 6: lib.LG_VIEW_FIXED6}[version]
+    world.view.flags |= fixed
+    port = Port(world, version)
+    assert destination(port) == GUEST[version]
+    port.guest_sends(b"from its own address")
+    world.advance(31)
+    moves(world, version)
+    world.advance(31)
+    world.view.flags &= ~fixed
+    assert destination(port) == GUEST[version]
+
+
 def test_an_address_of_ipv6_that_the_caller_gave_is_the_guests_once_it_has_used_it(world: World) -> None:
     """Without DHCPv6 it makes one of its own; with it, it may have others beside the one that is meant."""
     world.view.flags |= lib.LG_VIEW_FIXED6

@@ -13,7 +13,7 @@ from host_samples import ETH0, ORDINARY, RESOLV_CONF, WG0, WLAN0, assignments, h
 
 from lockgate.plugin import address, hostnet, netlink, netview
 from lockgate.plugin.contracts import pasta
-from lockgate.plugin.spec import NetworkSpec
+from lockgate.plugin.spec import NamespaceSpec, NetworkSpec
 
 DATAPATH = Path(__file__).resolve().parents[2] / "core" / "datapath"
 
@@ -247,6 +247,15 @@ def test_a_namespace_with_loopback_alone_is_given_nothing() -> None:
     addresses = ("guest4", "guest6", "gateway4", "gateway6", "our_link_local", "map_host4", "map_host6", "dns_match4")
     assert {getattr(given, name) for name in addresses} == {bytes(16)}
     assert not (given.dns4 or given.dns6 or given.warnings or given.dhcp or given.dhcpv6 or given.ra)
+
+
+def test_a_namespace_that_others_share_is_known_by_its_own_addresses() -> None:
+    """Whatever they send through it."""
+    spec = passt()
+    spec.namespace = NamespaceSpec()
+    spec.namespace.path = "/run/user/1000/containers/networks/rootless-netns/rootless-netns"
+    fixed = netview.VIEW_FIXED4 | netview.VIEW_FIXED6
+    assert netview.assign(spec, host(*ORDINARY)).flags & fixed == fixed
 
 
 def test_dhcpv6_needs_an_address_to_hand_out() -> None:

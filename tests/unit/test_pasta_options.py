@@ -66,7 +66,7 @@ def refusal(*words: str) -> str:
     return ended.stderr_text[:-1]
 
 
-def is_podmans(got: NetworkSpec, path: str = NETNS) -> None:
+def is_podmans(got: NetworkSpec, path: str = NETNS, host6: str = "::") -> None:
     """What all of Podman's command lines have in common."""
     assert (got.contract, got.link, got.foreground, got.log_level) == ("pasta", spec.TAP, False, spec.QUIET)
     namespace = got.namespace
@@ -75,7 +75,7 @@ def is_podmans(got: NetworkSpec, path: str = NETNS) -> None:
     assert (namespace.config_net, namespace.quit_when_gone, namespace.is_new) == (True, True, False)
     assert (namespace.no_splice, namespace.splice_only, namespace.host_lo_to_ns_lo) == (False, False, False)
     assert got.ipv4.dns_forward == ip("169.254.1.1")
-    assert (got.ipv4.map_guest, got.ipv6.map_guest) == (ip("169.254.1.2"), address.UNSET)
+    assert (got.ipv4.map_guest, got.ipv6.map_guest) == (ip("169.254.1.2"), ip(host6))
     assert (got.no_dhcp_dns, got.no_dhcp_search, got.no_ra) == (True, True, True)
     assert got.warnings == []
 
@@ -133,14 +133,26 @@ def test_podman_in_the_manner_of_slirp4netns() -> None:
 
 @pytest.mark.parametrize("conf", [None, f"{SHARED}/pasta.sock"])
 def test_podman_for_all_its_bridge_networks(conf: str | None) -> None:
-    """One helper for all of them, found again by its PID file; newer ones change its ports through a socket."""
+    """One helper for all of them, found again by its PID file; newer ones change its ports through a socket. Behind the
+    namespace are others, who know the host by an address that is sent on."""
     got = line(
         f"--config-net --pid {SHARED}/rootless-netns-conn.pid {f'-c {conf}' if conf else ''} "
         f"--dns-forward 169.254.1.1 {NO_PORTS} --no-map-gw --quiet --netns {SHARED}/rootless-netns "
         "--map-guest-addr 169.254.1.2"
     )
-    is_podmans(got, f"{SHARED}/rootless-netns")
+    is_podmans(got, f"{SHARED}/rootless-netns", "64:ff9b:1::a9fe:102")
     assert (got.pid_file, got.conf_path) == (f"{SHARED}/rootless-netns-conn.pid", conf)
+    assert got.is_shared
+
+
+@pytest.mark.parametrize("path", [NETNS, "/run/rootless-netns/other", "/proc/4711/ns/net"])
+def test_no_other_namespace_is_shared(path: str) -> None:
+    assert not line(f"--config-net --netns {path}").is_shared
+
+
+def test_the_caller_may_give_the_host_another_name_in_a_shared_namespace() -> None:
+    got = line(f"--config-net --netns {SHARED}/rootless-netns --map-guest-addr fd00::99")
+    assert got.ipv6.map_guest == ip("fd00::99")
 
 
 def test_builds_join_the_namespace_of_a_process_by_path() -> None:

@@ -9,9 +9,12 @@ its network by the test itself: its image is a busybox.
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +24,7 @@ import pytest
 from namespace_sockets import NamespaceSockets
 from podman_host import ADDRESSES, FAR, IMAGE, USER, Container, PodmanHost, exchange, peer_words
 from resolver import ANSWER, NAME, answer
-from running import name
+from running import PATIENCE, name
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 HOST, RESOLVER = "169.254.1.2", "169.254.1.1"  # as containers see them
@@ -305,3 +308,32 @@ def test_a_container_that_is_killed_hard_leaves_nothing(host: PodmanHost) -> Non
             with container.sockets() as inside:
                 assert sees(inside, STREAM, 80, host.far, (ADDRESSES[4], 8080), 4) == FAR[4]
         assert links(host) == before
+
+
+def test_a_helper_that_is_killed_is_followed_by_another_with_the_same_ports(host: PodmanHost) -> None:
+    """Podman looks for it when the next container comes; containers that are there have their network and ports again."""
+    with host.container("--network=lockgate", "-p", "8080:80") as container, container.sockets() as inside:
+        os.kill(next(pid for pid in host.helpers() if name(pid) == "pasta"), signal.SIGKILL)
+        host.awaits_no_helper()
+        other = ("--network=lockgate", "-d", IMAGE, "sleep", "1000")
+        second = host.podman("--log-level=fatal", "run", *other).strip()  # it warns, rightly
+        try:
+            assert "1 packets received" in container.does(f"ping -c 1 {FAR[4]}")
+            server, _ = inside.bound(STREAM, ANY[4], 80)
+            with server:
+                end = connected_at_last(host.far, (ADDRESSES[4], 8080))
+                accepted, peer = server.accept()
+                assert peer[0] == FAR[4]
+                exchange(end, accepted)
+        finally:
+            host.podman("rm", "-f", "-t", "0", second)
+
+
+def connected_at_last(outside: NamespaceSockets, to: tuple[str, int]) -> socket.socket:
+    """Once somebody listens there; rootlessport looks for a helper each second."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return outside.connected(STREAM, *to)
+        except ConnectionRefusedError:
+            assert time.monotonic() < until, "nobody listens any more"

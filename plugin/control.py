@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 from lockgate.core import channel  # noqa: E402
 from lockgate.core._datapath import lib  # noqa: E402
 from lockgate.plugin import keeper as keeper_records  # noqa: E402
-from lockgate.plugin import meeting, ports  # noqa: E402
+from lockgate.plugin import ports  # noqa: E402
 from lockgate.plugin.address import UNSET, to_text  # noqa: E402
 from lockgate.plugin.agent_records import AgentError  # noqa: E402
 from lockgate.plugin.events import Events, from_worker  # noqa: E402
@@ -56,13 +56,12 @@ if TYPE_CHECKING:
 
     from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.forward_follow import Follower
-    from lockgate.plugin.forward_server import ForwardServer
     from lockgate.plugin.forwards import Listener
     from lockgate.plugin.inside import Inside
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
-    from lockgate.plugin.meeting_server import MeetingServer
     from lockgate.plugin.netview import Assignments
+    from lockgate.plugin.port_clients import PortClients
     from lockgate.plugin.ports import Rights
     from lockgate.plugin.services.frame import Answer
 
@@ -191,17 +190,12 @@ class Control:
             from lockgate.plugin.forward_follow import Follower
 
             self._follower = Follower(*start.inside.tables, self._forwards, self.emit)
-        self._forward_server: ForwardServer | None = None
-        if start.conf is not None and start.port_rights is not None:
-            from lockgate.plugin.forward_server import ForwardServer
+        self._port_clients: PortClients | None = None
+        if start.port_rights is not None and (start.conf is not None or start.meetings):
+            from lockgate.plugin.port_clients import PortClients
 
-            self._forward_server = ForwardServer(start.port_rights, self._forwards, self.emit)
-        self._meeting_server: MeetingServer | None = None
-        if start.port_rights is not None and start.meetings:
-            from lockgate.plugin.meeting_server import MeetingServer
-
-            facts = self._facts
-            self._meeting_server = MeetingServer(start.port_rights, self._forwards, facts, self.emit)
+            places = start.conf, start.meetings
+            self._port_clients = PortClients(start.port_rights, self._forwards, *places, lambda: self._view, self.emit)
         self._print_stats: Callable[[], None] | None = None
         if start.stats_seconds:
             from lockgate.plugin import stats
@@ -244,13 +238,10 @@ class Control:
         if self._watch is not None:
             self._watch.start(self._look_at_host)
         self._spawn(_until_shut_down(repair.serve()))
-        if self._forward_server is not None and self._start.conf is not None:
-            self._spawn(_until_shut_down(self._forward_server.serve(self._start.conf)))
+        for place in self._port_clients.serve() if self._port_clients is not None else ():
+            self._spawn(_until_shut_down(place))
         if self._follower is not None:
             self._spawn(self._follower.run())
-        if self._meeting_server is not None:
-            for place in self._start.meetings:
-                self._spawn(_until_shut_down(self._meeting_server.serve(place)))
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
@@ -302,13 +293,6 @@ class Control:
         level, sentence = SENTENCES[event]
         if self._lines.allows(event, time.monotonic()):
             getattr(self._log, level)(sentence.format(**fields))
-
-    def _facts(self) -> meeting.Facts:
-        view, rights = self._view, self._start.port_rights
-        assert rights is not None, "else nobody asks"
-        four, six = view.dns_match4, view.dns_match6
-        routed6 = rights.ipv6 and view.guest6 != UNSET  # else nothing leads back to who comes from the host
-        return meeting.Facts(ipv4=rights.ipv4, ipv6=routed6, mtu=view.mtu, dns4=four, dns6=six)
 
     # ---- the worker ----
 

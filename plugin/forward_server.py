@@ -24,6 +24,7 @@ from lockgate.plugin.contracts.pesto import Message, ProtocolError, greeting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lockgate.plugin.claims import ClaimedTable
     from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.forward_table import Change, ForwardTable
     from lockgate.plugin.ports import Rights
@@ -39,7 +40,9 @@ _CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
 class ForwardServer:
     """One client after the other."""
 
-    def __init__(self, rights: Rights, table: ForwardTable, emit: Emit, client_seconds: float = CLIENT_SECONDS) -> None:
+    def __init__(
+        self, rights: Rights, table: ForwardTable | ClaimedTable, emit: Emit, client_seconds: float = CLIENT_SECONDS
+    ) -> None:
         self._rights = rights
         self._table = table
         self._emit = emit

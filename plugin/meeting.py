@@ -9,6 +9,8 @@ may have bound the name. So either asks the kernel who the other one is. A recor
     HELLO                   ->  ANSWER, families, MTU of the tap, resolvers of either family (unset: none)
     PORTS, rules            ->  ANSWER; these ports of the host, in place of those that were named before, lead where
                                 the rules say, until the connection ends
+    CLAIM, owner, rules     ->  ANSWER; whoever else has these ports opened, they lead where the rules say, until their
+                                owner claims others, or none: a container on one network, whose setup ended long ago
     anything                ->  REFUSED, a sentence; all is as before
 """
 
@@ -27,10 +29,11 @@ if TYPE_CHECKING:
 NAME = b"\0lockgate"  # of the socket in the shared namespace
 FILE = "lockgate.sock"  # and of that on the host
 
-HELLO, PORTS = b"H", b"P"
+HELLO, PORTS, CLAIM = b"H", b"P", b"C"
 ANSWER, REFUSED = b"A", b"E"
 RECORD_MAX = 32768
 _TEXT_MAX = 1000
+_OWNER_MAX = 255
 
 _FACTS = struct.Struct("=c??xI16s16s")
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
@@ -72,6 +75,17 @@ def pack_ports(rules: Sequence[ForwardRule]) -> bytes:
     from lockgate.plugin.contracts.pesto import pack_rule
 
     return PORTS + b"".join(map(pack_rule, rules))
+
+
+def pack_claim(owner: str, rules: Sequence[ForwardRule]) -> bytes:
+    name = owner.encode("utf-8", "replace")[:_OWNER_MAX]
+    return CLAIM + bytes((len(name),)) + name + pack_ports(rules)[1:]
+
+
+def split_claim(record: bytes) -> tuple[bytes, bytes]:
+    """The owner, and the record of ports that is left. One that is too short has an owner without a name."""
+    end = 2 + record[1] if len(record) > 1 else 0
+    return record[2:end] if len(record) >= end else b"", PORTS + record[end:]
 
 
 def peer_user(sock: _socket.socket) -> int:

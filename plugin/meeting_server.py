@@ -8,7 +8,7 @@ processes of our own user are heard, who may publish ports anyway; and what they
 Invariants: ports that were asked for live as long as the connection that asked; one client never waits for another's
 silence; there are at most CLIENTS_MAX of them.
 Events: forwards.replaced (client, opened, closed, kept, table) is forward_server's; here meeting.ports (client, table),
-meeting.refused (client, reason).
+meeting.claim (the same), meeting.refused (client, reason).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import socket
 from collections.abc import Callable
 
 from lockgate.plugin import forwards, meeting
+from lockgate.plugin.address import UNSET
+from lockgate.plugin.claims import ClaimedTable
 from lockgate.plugin.clients import Emit, accept
 from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, RULES_MAX, ForwardRule
 from lockgate.plugin.contracts.pesto import RULE_BYTES, ProtocolError, unpack_rule
@@ -32,9 +34,17 @@ CLIENTS_MAX = 4096  # containers with ports that one user runs
 class MeetingServer:
     """All that come, at any number of places."""
 
-    def __init__(self, rights: Rights, table: ForwardTable, facts: Callable[[], meeting.Facts], emit: Emit) -> None:
+    def __init__(
+        self,
+        rights: Rights,
+        table: ForwardTable,
+        claims: ClaimedTable,
+        facts: Callable[[], meeting.Facts],
+        emit: Emit,
+    ) -> None:
         self._rights = rights
         self._table = table
+        self._claims = claims
         self._facts = facts
         self._emit = emit
         self._clients: set[asyncio.Task[None]] = set()
@@ -72,16 +82,30 @@ class MeetingServer:
         if record == meeting.HELLO:
             return self._facts().pack()
         try:
-            if record[:1] != meeting.PORTS:
-                raise ProtocolError("expected HELLO or PORTS")
-            rules = parse_ports(record, self._rights)
-            await self._exchange(guest, rules)
+            if record[:1] == meeting.PORTS:
+                await self._open(guest, parse_ports(record, self._rights))
+            elif record[:1] == meeting.CLAIM:
+                await self._claim(guest, record)
+            else:
+                raise ProtocolError("expected HELLO, PORTS or CLAIM")
         except (ProtocolError, forwards.ForwardError) as refusal:
             self._refuse(guest.process, str(refusal))
             return meeting.pack_refusal(str(refusal))
+        return meeting.ANSWER
+
+    async def _open(self, guest: _Guest, rules: list[ForwardRule]) -> None:
+        await self._exchange(guest, rules)
         guest.rules = rules
         self._emit("meeting.ports", client=guest.process, table=shown(rules))
-        return meeting.ANSWER
+
+    async def _claim(self, guest: _Guest, record: bytes) -> None:
+        owner, ports = meeting.split_claim(record)
+        rules = parse_ports(ports, self._rights)
+        if not owner or any(rule.target == UNSET for rule in rules):
+            raise ProtocolError("expected a claim with an owner and with targets")
+        if not await self._claims.claim(owner, rules):
+            raise ProtocolError("there are too many claims already")
+        self._emit("meeting.claim", client=guest.process, table=shown(rules))
 
     async def _exchange(self, guest: _Guest, rules: list[ForwardRule]) -> None:
         try:

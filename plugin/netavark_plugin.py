@@ -16,7 +16,7 @@ import os
 import sys
 
 from lockgate.plugin import bridge_network, hostnet, meeting, netlink
-from lockgate.plugin.address import UNSET, to_text
+from lockgate.plugin.address import UNSET, is_ipv4, to_text
 from lockgate.plugin.contracts import netavark
 from lockgate.plugin.contracts.netavark import Attachment, ContractError, Subnet
 from lockgate.plugin.version import VERSION
@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
+
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
 
 _INPUT_MAX = 1 << 22
 _NETWORK_FILES_MAX = 1000
@@ -53,6 +55,7 @@ def _do(command: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     if command == "setup":
         return _setup(made, arguments[0])
     bridge_network.detach(made)
+    _disclaim(made)
     return None
 
 
@@ -70,8 +73,29 @@ def _setup(made: Attachment, namespace: str) -> dict[str, Any]:
     helper = meeting.Client(meeting.NAME)
     facts = meeting.parse_facts(helper.ask(meeting.HELLO))
     mac = bridge_network.attach(made, namespace, facts.mtu)
+    _claim(helper, made, [rule for rule in made.ports if (facts.ipv4 if is_ipv4(rule.listen) else facts.ipv6)])
     dns = made.dns if made.dns or made.internal else _resolvers(made, facts)
     return netavark.status(made, mac, dns)
+
+
+def _claim(helper: meeting.Client, made: Attachment, ports: Sequence[ForwardRule]) -> None:
+    """Where the ports lead that others may have opened."""
+    try:
+        helper.ask(meeting.pack_claim(_owner(made), ports))
+    except meeting.MeetingError:
+        bridge_network.detach(made)
+        raise
+
+
+def _disclaim(made: Attachment) -> None:
+    try:
+        meeting.Client(meeting.NAME).ask(meeting.pack_claim(_owner(made), ()))
+    except meeting.MeetingError:
+        pass  # a helper that is gone knows of none
+
+
+def _owner(made: Attachment) -> str:
+    return f"{made.container} {made.network}"
 
 
 def _resolvers(made: Attachment, facts: meeting.Facts) -> list[str]:

@@ -15,11 +15,14 @@ import _socket
 
 from lockgate.plugin import address
 from lockgate.plugin.address import IPV4_MAPPED, UNSET
+from lockgate.plugin.contracts import published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
+
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
 
 API_VERSION = "1.0.0"
 MTU_MIN, MTU_MIN6, MTU_MAX = 68, 1280, 65535  # RFC 791; RFC 8200 §5
@@ -93,6 +96,7 @@ class Attachment:
         "metric",
         "mtu",  # 0: as large as possible
         "network",
+        "ports",  # of the host, that lead to the container
         "routes",
         "subnets",
     )
@@ -106,11 +110,16 @@ class Attachment:
         self.subnets: list[Subnet] = []
         self.routes: list[StaticRoute] = []
         self.dns: list[str] = []
+        self.ports: list[ForwardRule] = []
         self.mac = b""
         self.mtu = 0
         self.metric = METRIC_DEFAULT
         self.default_route = True
         self.internal = False
+
+    def child(self, family: int) -> bytes:
+        """The container's first address of a family, or unset."""
+        return next((one for one, subnet in self.addresses if subnet.family == family), UNSET)
 
     @property
     def families(self) -> set[int]:
@@ -214,6 +223,8 @@ def attachment(request: Mapping[str, Any]) -> Attachment:
         if subnet is None:
             raise ContractError(f"{text} is in no subnet of the network {network.get('name')}; choose another --ip")
         made.addresses.append((one, subnet))
+    for mapping in _list(request, "port_mappings"):
+        made.ports += published.rules(mapping, *map(made.child, (_socket.AF_INET, _socket.AF_INET6))) or []
     return made
 
 

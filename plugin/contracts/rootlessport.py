@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 
 from lockgate.plugin import address
-from lockgate.plugin.address import ANY4, UNSET
-from lockgate.plugin.contracts.forward_spec import PORT_MAX, RULES_MAX, TCP, UDP, ForwardRule
+from lockgate.plugin.address import UNSET
+from lockgate.plugin.contracts import published
+from lockgate.plugin.contracts.forward_spec import RULES_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_PROTOCOLS = {"tcp": TCP, "udp": UDP}
+    from lockgate.plugin.contracts.forward_spec import ForwardRule
+
 _HEXADECIMAL = set("0123456789abcdef")
 
 
@@ -66,54 +68,12 @@ def parse_child(text: str) -> bytes:
 
 
 def rules(config: Config, child6: bytes, families: tuple[bool, bool]) -> list[ForwardRule] | None:
-    """`child6` is the container's address of IPv6, or unset; `families` are those of the helper. A port without an
-    address is that of both families, as far as the container has both; of IPv6 only if the host lets us."""
-    child4 = config.child if families[0] else UNSET
-    child6 = child6 if families[1] else UNSET
+    """`child6` is the container's address of IPv6, or unset; `families` are those of the helper."""
+    children = [child if on else UNSET for child, on in zip((config.child, child6), families, strict=True)]
     made: list[ForwardRule] = []
     for mapping in config.mappings:
-        names = [_PROTOCOLS.get(one) for one in str(mapping.get("protocol") or "tcp").split(",")]
-        listen = _listen(str(mapping.get("host_ip") or ""))
-        ports = [int(mapping.get(name) or 0) for name in ("host_port", "container_port", "range")]
-        if None in names or listen is None or not _are_ports(*ports):
+        more = published.rules(mapping, *children)
+        if more is None:
             return None
-        for protocol in filter(None, names):
-            ways = _ways(listen, child4, child6)
-            if not ways:
-                return None
-            made += [_rule(protocol, *way, ports) for way in ways]
+        made += more
     return made if len(made) <= RULES_MAX else None
-
-
-def _are_ports(host: int, inside: int, count: int) -> bool:
-    most = PORT_MAX - max(count, 1) + 1
-    return 0 < host <= most and 0 < inside <= most
-
-
-def _listen(text: str) -> bytes | None:
-    """Empty: any of both families; None: no address."""
-    return address.parse(text.strip("[]")) if text else b""
-
-
-def _ways(listen: bytes, child4: bytes, child6: bytes) -> list[tuple[bytes, bytes, bool]]:
-    """Where to listen, the target, and whether it is no matter if that cannot be."""
-    if not listen:
-        four = [(ANY4, child4, False)] if child4 != UNSET else []
-        return four + ([(UNSET, child6, bool(four))] if child6 != UNSET else [])
-    target = child4 if address.is_ipv4(listen) else child6
-    return [(listen, target, False)] if target != UNSET else []
-
-
-def _rule(protocol: int, listen: bytes, target: bytes, best_effort: bool, ports: list[int]) -> ForwardRule:
-    host, inside, count = ports
-    return ForwardRule(
-        protocol=protocol,
-        listen=listen,
-        dual_stack=False,
-        interface="",
-        first=host,
-        last=host + max(count, 1) - 1,
-        to_first=inside,
-        target=target,
-        best_effort=best_effort,
-    )

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 from namespace_sockets import NamespaceSockets
-from podman_host import ADDRESSES, FAR, IMAGE, USER, Container, PodmanHost, exchange, peer_words
+from podman_host import ADDRESSES, AS_USER, FAR, IMAGE, USER, Container, PodmanHost, exchange, peer_words
 from resolver import ANSWER, NAME, answer
 from running import PATIENCE, name
 
@@ -311,7 +311,7 @@ def test_a_container_that_is_killed_hard_leaves_nothing(host: PodmanHost) -> Non
 
 
 def test_a_helper_that_is_killed_is_followed_by_another_with_the_same_ports(host: PodmanHost) -> None:
-    """Podman looks for it when the next container comes; containers that are there have their network and ports again."""
+    """Podman looks for it when the next container comes; those that are there have their network and ports again."""
     with host.container("--network=lockgate", "-p", "8080:80") as container, container.sockets() as inside:
         os.kill(next(pid for pid in host.helpers() if name(pid) == "pasta"), signal.SIGKILL)
         host.awaits_no_helper()
@@ -337,3 +337,34 @@ def connected_at_last(outside: NamespaceSockets, to: tuple[str, int]) -> socket.
             return outside.connected(STREAM, *to)
         except ConnectionRefusedError:
             assert time.monotonic() < until, "nobody listens any more"
+
+
+# A helper folder in which pasta changes its ports as newer Podman has it done, and rootlessport does nothing.
+NEWER = {
+    "pasta": f'#!/bin/sh\nexec /opt/lockgate/bin/pasta -c {SHARED}/pasta.sock "$@"\n',
+    "rootlessport": "#!/bin/sh\ncat >/dev/null; printf 1 >&4; exec 4>&- 1>/dev/null 2>&1; exec cat <&3\n",
+}
+
+
+@pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
+def test_ports_that_pesto_opens_lead_to_who_published_them(host: PodmanHost, kind: int) -> None:
+    """As Podman 6.1 calls it with rootless_port_forwarder = "pasta": after the network is set up, before it is taken
+    down, and with the host's port on both sides."""
+    folder = host.home / "newer"
+    folder.mkdir(exist_ok=True)
+    for helper, script in NEWER.items():
+        (folder / helper).write_text(script)
+        (folder / helper).chmod(0o755)
+    host.awaits_no_helper()
+    option, port = ("-u", "8080:80/udp") if kind == DATAGRAM else ("-t", "8080:80")
+    ways = [option, "0.0.0.0/8080", option, "[::]/8080", f"{SHARED}/pasta.sock"]
+    words = ("run", "-d", "--network=lockgate", "-p", port, IMAGE, "sleep", "1000")
+    container = Container(host, host.podman(*words, environment=(f"CONTAINERS_HELPER_BINARY_DIR={folder}",)).strip())
+    try:
+        host.does(*AS_USER, "pesto", "--add", *ways)
+        with container.sockets() as inside:
+            for version in (4, 6):
+                assert sees(inside, kind, 80, host.far, (ADDRESSES[version], 8080), version) == FAR[version]
+        host.does(*AS_USER, "pesto", "--delete", *ways)
+    finally:
+        host.podman("rm", "-f", "-t", "0", container.name)

@@ -551,7 +551,7 @@ def test_an_address_that_the_caller_gave_is_the_guests_whatever_it_uses(world: W
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_comes_from_behind_a_guest_is_not_the_guest(world: World, version: int) -> None:
-    """Containers that send through it in turn are no news each time; they are nobody's business once it is no router."""
+    """Containers that send through it in turn are no news each time; nor are they remembered."""
     fixed = {4: lib.LG_VIEW_FIXED4, 6: lib.LG_VIEW_FIXED6}[version]
     world.view.flags |= fixed
     port = Port(world, version)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockgate.plugin import meeting, meeting_server
+from lockgate.plugin.claims import ClaimedTable
 from lockgate.plugin.contracts.pesto import ProtocolError, pack_rule
 from lockgate.plugin.meeting import Facts, MeetingError
 from lockgate.plugin.meeting_server import MeetingServer, parse_ports
@@ -34,7 +35,8 @@ class Place:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind("")  # an abstract address of the kernel's choice
         self.listener.listen()
-        server = MeetingServer(RIGHTS, scene.table, lambda: FACTS, self._emit)
+        self.claims = ClaimedTable(scene.table)
+        server = MeetingServer(RIGHTS, scene.table, self.claims, lambda: FACTS, self._emit)
         self.serving = asyncio.create_task(server.serve(self.listener))
 
     def _emit(self, event: str, /, **fields: object) -> None:
@@ -61,8 +63,9 @@ def play(part: Callable[[Place], Awaitable[None]], *specs: str) -> list[tuple[st
             scene.end()
         return place
 
+    before = len(os.listdir("/proc/self/fd"))
     place = asyncio.run(run())
-    assert not listening()
+    assert len(os.listdir("/proc/self/fd")) == before and not listening()
     return place.told
 
 
@@ -124,6 +127,26 @@ def test_a_client_may_lead_its_ports_elsewhere() -> None:
     play(part)
 
 
+def test_a_claim_outlives_the_connection_and_ends_with_another() -> None:
+    """Whatever opened the port leads there meanwhile."""
+
+    async def part(place: Place) -> None:
+        await place.claims.replace(rules(f"{A}-{B}"))
+        first = await place.client()
+        await asked(first, meeting.pack_claim("container network", rules(f"{B}:10.0.0.5/80")))
+        first.close()
+        second = await place.client()
+        await asked(second, meeting.HELLO)
+        assert place.scene.worker.slots == {0: (A, A, bytes(16)), 1: (B, 80, ip("10.0.0.5"))}
+        assert place.claims.rules == rules(f"{A}-{B}")
+        await asked(second, meeting.pack_claim("container network", ()))
+        assert place.scene.worker.leads() == {A: A, B: B}
+        second.close()
+        await place.claims.replace(())
+
+    assert [event for event, _ in play(part)] == ["meeting.claim"] * 2
+
+
 def test_a_port_that_is_taken_is_told_with_its_holder() -> None:
     """And what the client had before stays."""
 
@@ -160,6 +183,12 @@ def test_a_port_of_another_container_is_told() -> None:
         meeting.pack_ports(rules(f"{A}") * 2),
         meeting.pack_ports(rules(f"{A}"))[:-1],
         b"P" + pack_rule(rules(f"{A}")[0]) * 256,
+        b"C",
+        b"C\0",
+        b"C\xff" + bytes(20),
+        meeting.pack_claim("", rules(f"{A}:10.0.0.5/80")),
+        meeting.pack_claim("a container", rules(f"{A}")),
+        meeting.pack_claim("a container", rules(f"{A}:10.0.0.5/80"))[:-1],
         b"P" * meeting.RECORD_MAX,
         b"P" * (meeting.RECORD_MAX + 100),
     ],

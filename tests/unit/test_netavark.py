@@ -172,6 +172,25 @@ def test_an_attachment_has_what_podman_says() -> None:
     assert (made.mtu, made.metric, made.default_route, made.internal, made.dns) == (0, 100, True, False, [])
 
 
+def test_an_attachment_knows_where_ports_of_the_host_lead() -> None:
+    """To the container's first address of the port's family; those that cannot lead anywhere are left out."""
+    port = {"container_port": 80, "host_ip": "", "host_port": 8080, "protocol": "tcp", "range": 2}
+    other = {**port, "host_ip": "::1", "host_port": 9090, "protocol": "tcp,udp", "range": 1}
+
+    def ports(*static: str) -> list[str]:
+        options = {"interface_name": "eth0", "static_ips": list(static)}
+        request = {"container_id": CONTAINER, "network": WHOLE, "network_options": options}
+        made = netavark.attachment({**request, "port_mappings": [port, other, {**port, "protocol": "sctp"}]})
+        return [" ".join(str(rule).split()) for rule in made.ports]
+
+    four = "TCP 0.0.0.0:8080-8081 => 10.1.2.9:80-81"
+    six = "TCP [::]:8080-8081 => [fd00:1::9]:80-81"
+    one = [f"{protocol} [::1]:9090 => [fd00:1::9]:80" for protocol in ("TCP", "UDP")]
+    assert ports("10.1.2.9") == [four]
+    assert ports("fd00:1::9") == [six, *one]
+    assert ports("10.1.2.9", "fd00:1::9") == [four, f"{six} (best effort)", *one]
+
+
 def test_an_attachment_takes_the_options_of_its_network() -> None:
     made = attached(
         {

@@ -106,7 +106,7 @@ class Client:
             stranger = peer_user(self.socket) != os.geteuid()
         except OSError as failure:
             self.socket.close()
-            raise MeetingError(f"no helper of lockgate's is there: {failure.strerror}") from None
+            raise MeetingError(f"the helper of this network is not lockgate's pasta ({failure.strerror})") from None
         if stranger:
             self.socket.close()
             raise MeetingError("the helper that is there belongs to another user")

@@ -14,6 +14,7 @@ meeting.claim (the same), meeting.refused (client, reason).
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from lockgate.plugin.forward_table import ConflictError, ForwardTable
 from lockgate.plugin.ports import Rights
 
 CLIENTS_MAX = 4096  # containers with ports that one user runs
+WAIT_SECONDS = 2.0  # for a port: a container that is restarted may come before its predecessor has been missed
+_LOOK_SECONDS = 0.05
 
 
 class MeetingServer:
@@ -108,15 +111,28 @@ class MeetingServer:
         self._emit("meeting.claim", client=guest.process, table=shown(rules))
 
     async def _exchange(self, guest: _Guest, rules: list[ForwardRule]) -> None:
+        """Raises ForwardError."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + WAIT_SECONDS
+        while True:
+            hindrance, may_go = await self._try_exchange(guest, rules)
+            if not hindrance:
+                return
+            if not may_go or loop.time() >= until:
+                raise forwards.ForwardError(hindrance)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _try_exchange(self, guest: _Guest, rules: list[ForwardRule]) -> tuple[str, bool]:
+        """What is in the way, if something is, and whether it may go away by itself."""
         try:
             failures = await self._table.exchange(guest.rules, rules)
         except ConflictError as conflict:
             rule, other = conflict.rule, conflict.other
-            raise forwards.ForwardError(
-                f"{_place(rule, max(rule.first, other.first))}: Address already in use (by another container)"
-            ) from None
-        if failures:
-            raise forwards.ForwardError(_explain(failures[0]))
+            port = max(rule.first, other.first)
+            return f"{_place(rule, port)}: Address already in use (by another container)", True
+        if not failures:
+            return "", False
+        return _explain(failures[0]), failures[0].error == errno.EADDRINUSE
 
     def _refuse(self, client: int, reason: str) -> None:
         self._emit("meeting.refused", client=client, reason=reason)
@@ -153,5 +169,7 @@ def _place(rule: ForwardRule, port: int) -> str:
 
 
 def _explain(failure: forwards.Failure) -> str:
-    """In words that callers search, and the cause."""
-    return f"{_place(failure.rule, failure.port)}: {failure.reason}; {forwards.explain(failure)}"
+    """In words that callers search, and the cause; the option is that of Podman."""
+    option = forwards.OPTION_NAMES[failure.rule.protocol]
+    cause = forwards.explain(failure).replace(option, "--publish")
+    return f"{_place(failure.rule, failure.port)}: {failure.reason}; {cause}"

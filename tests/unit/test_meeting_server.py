@@ -46,6 +46,12 @@ class Place:
         return await asyncio.to_thread(meeting.Client, self.listener.getsockname())
 
 
+@pytest.fixture(autouse=True)
+def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For ports that do not become free."""
+    monkeypatch.setattr(meeting_server, "WAIT_SECONDS", 0.0)
+
+
 def play(part: Callable[[Place], Awaitable[None]], *specs: str) -> list[tuple[str, dict[str, Any]]]:
     """What the helper told."""
 
@@ -154,7 +160,8 @@ def test_a_port_that_is_taken_is_told_with_its_holder() -> None:
         client = await place.client()
         await asked(client, meeting.pack_ports(rules(f"{B}")))
         with socket.create_server((HERE, A)):
-            with pytest.raises(MeetingError, match=f"TCP port {A} at {HERE} .*: Address already in use.*{os.getpid()}"):
+            words = f"TCP port {A} at {HERE} .*: Address already in use.*{os.getpid()}.*--publish"
+            with pytest.raises(MeetingError, match=words):
                 await asked(client, meeting.pack_ports(rules(f"{A}")))
         assert listening() == {B}
         client.close()
@@ -171,6 +178,31 @@ def test_a_port_of_another_container_is_told() -> None:
         client.close()
 
     play(part, f"{A}")
+
+
+@pytest.mark.parametrize("mine", [True, False], ids=["of another client", "of another process"])
+def test_a_port_that_becomes_free_is_waited_for(monkeypatch: pytest.MonkeyPatch, mine: bool) -> None:
+    """As of a container that is restarted."""
+    monkeypatch.setattr(meeting_server, "WAIT_SECONDS", PATIENCE)
+
+    async def part(place: Place) -> None:
+        client, before = await place.client(), await place.client()
+        holder = socket.socket()
+        if mine:
+            await asked(before, meeting.pack_ports(rules(f"{A}")))
+        else:
+            holder.bind((HERE, A))
+            holder.listen()
+        waiting = asyncio.create_task(asked(client, meeting.pack_ports(rules(f"{A}"))))
+        await asked(before, meeting.HELLO)
+        assert not waiting.done()
+        before.close()
+        holder.close()
+        await waiting
+        client.close()
+        await freed(A)
+
+    play(part)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from lockgate.plugin.ports import Rights
 CLIENTS_MAX = 4096  # containers with ports that one user runs
 WAIT_SECONDS = 2.0  # for a port: a container that is restarted may come before its predecessor has been missed
 _LOOK_SECONDS = 0.05
+_OPTIONS = ("--tcp-ports", "--udp-ports")  # in the sentences of forwards.py; Podman's users know another
 
 
 class MeetingServer:
@@ -169,7 +170,8 @@ def _place(rule: ForwardRule, port: int) -> str:
 
 
 def _explain(failure: forwards.Failure) -> str:
-    """In words that callers search, and the cause; the option is that of Podman."""
-    option = forwards.OPTION_NAMES[failure.rule.protocol]
-    cause = forwards.explain(failure).replace(option, "--publish")
+    """In words that callers search, and the cause."""
+    cause = forwards.explain(failure)
+    for option in _OPTIONS:
+        cause = cause.replace(option, "--publish")
     return f"{_place(failure.rule, failure.port)}: {failure.reason}; {cause}"

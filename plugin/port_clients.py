@@ -8,7 +8,7 @@ Called by control.py, and imported only if there is such a place. Adversary: nob
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from lockgate.plugin import meeting
 from lockgate.plugin.address import UNSET
@@ -41,10 +41,12 @@ class PortClients:
         self._forward_server = ForwardServer(rights, claims if meetings else table, emit)
         self._meeting_server = MeetingServer(rights, table, claims, self._facts, emit)
 
-    def serve(self) -> list[Awaitable[None]]:
+    def serve(self) -> Iterator[Awaitable[None]]:
         """What serves each place; see the servers."""
-        conf = [] if self._conf is None else [self._forward_server.serve(self._conf)]
-        return conf + [self._meeting_server.serve(place) for place in self._meetings]
+        if self._conf is not None:
+            yield self._forward_server.serve(self._conf)
+        for place in self._meetings:
+            yield self._meeting_server.serve(place)
 
     def _facts(self) -> meeting.Facts:
         view, rights = self._view(), self._rights

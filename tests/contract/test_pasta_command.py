@@ -19,7 +19,7 @@ from pathlib import Path
 import host_namespace
 import pytest
 from host_namespace import Namespace
-from running import PATIENCE, ended, kill_all, name, tree
+from running import PATIENCE, ended, kill_all, name, status, tree
 
 PASTA = str(Path(sys.executable).with_name("pasta"))
 OPTIONS = ("--config-net", "-t", "none", "-u", "none", "-T", "none", "-U", "none")
@@ -81,10 +81,10 @@ def says(host: Namespace, script: str, *options: str) -> list[str]:
 class Running:
     """A command that stays, which has said that it is there."""
 
-    def __init__(self, host: Namespace, *command: str) -> None:
-        self.process = subprocess.Popen(words(host, command), stdout=subprocess.PIPE, text=True)
+    def __init__(self, *command: str) -> None:
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None and self.process.stdout.readline() == "there\n"
-        # nsenter becomes pasta; the command is the one that does not have its name.
+        # What enters or makes the host becomes pasta; the command is the one that does not have its name.
         self.pid = next(pid for pid in tree(self.process.pid)[1:] if not name(pid).startswith("pasta"))
         self.pidfd = os.pidfd_open(self.pid)
 
@@ -96,7 +96,7 @@ class Running:
 
 @pytest.fixture(name="running")
 def started(host: Namespace, request: pytest.FixtureRequest) -> Iterator[Running]:
-    running = Running(host, *request.param)
+    running = Running(*words(host, request.param))
     yield running
     running.close()
 
@@ -162,10 +162,10 @@ def test_what_the_command_inherits_is_what_pasta_was_given(host: Namespace, tmp_
 
 
 @pytest.mark.parametrize(
-    ("script", "status"), [("exit 7", 7), ("kill -KILL $$", 137)], ids=["its status", "or its signal and 128"]
+    ("script", "code"), [("exit 7", 7), ("kill -KILL $$", 137)], ids=["its status", "or its signal and 128"]
 )
-def test_pasta_ends_as_its_command_does(host: Namespace, script: str, status: int) -> None:
-    assert run(host, script, "--no-pidns").returncode == status
+def test_pasta_ends_as_its_command_does(host: Namespace, script: str, code: int) -> None:
+    assert run(host, script, "--no-pidns").returncode == code
 
 
 def test_a_command_that_is_not_there_is_told(host: Namespace) -> None:
@@ -216,6 +216,21 @@ def test_an_interrupt_that_is_sent_to_pasta_reaches_the_command(running: Running
     running.process.send_signal(signal.SIGINT)
     told, _ = running.process.communicate(timeout=PATIENCE)
     assert (running.process.returncode, told) == (0, "caught\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is root of the machine")
+def test_the_command_of_the_machines_root_stays_roots_and_ends_with_a_helper_that_is_nobody() -> None:
+    """Who may end it all the same."""
+    host = ("unshare", "--net", "--mount", "sh", "-euc", f'{host_namespace.NETWORK}\nexec "$@"', "sh")
+    running = Running(*host, PASTA, *OPTIONS, sys.executable, "-Ic", WAITS)
+    try:
+        assert status(running.process.pid)["Uid"].split() == ["65534"] * 4
+        assert status(running.pid)["Uid"].split() == ["0"] * 4
+        running.process.terminate()
+        assert running.process.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert ended(running.pidfd)
+    finally:
+        running.close()
 
 
 class Terminal:

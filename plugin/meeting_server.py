@@ -14,7 +14,6 @@ meeting.claim (the same), meeting.refused (client, reason).
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import Callable
@@ -30,7 +29,7 @@ from lockgate.plugin.forward_table import ConflictError, ForwardTable
 from lockgate.plugin.ports import Rights
 
 CLIENTS_MAX = 4096  # containers with ports that one user runs
-WAIT_SECONDS = 2.0  # for a port: a container that is restarted may come before its predecessor has been missed
+WAIT_SECONDS = 2.0  # for another client's port: who is restarted may come before its predecessor has been missed
 _LOOK_SECONDS = 0.05
 _OPTIONS = ("--tcp-ports", "--udp-ports")  # in the sentences of forwards.py; Podman's users know another
 
@@ -133,7 +132,7 @@ class MeetingServer:
             return f"{_place(rule, port)}: Address already in use (by another container)", True
         if not failures:
             return "", False
-        return _explain(failures[0]), failures[0].error == errno.EADDRINUSE
+        return _explain(failures[0]), False
 
     def _refuse(self, client: int, reason: str) -> None:
         self._emit("meeting.refused", client=client, reason=reason)

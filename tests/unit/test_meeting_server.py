@@ -153,8 +153,9 @@ def test_a_claim_outlives_the_connection_and_ends_with_another() -> None:
     assert [event for event, _ in play(part)] == ["meeting.claim"] * 2
 
 
-def test_a_port_that_is_taken_is_told_with_its_holder() -> None:
-    """And what the client had before stays."""
+def test_a_port_that_is_taken_is_told_with_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once; and what the client had before stays."""
+    monkeypatch.setattr(meeting_server, "WAIT_SECONDS", 3600.0)
 
     async def part(place: Place) -> None:
         client = await place.client()
@@ -180,24 +181,17 @@ def test_a_port_of_another_container_is_told() -> None:
     play(part, f"{A}")
 
 
-@pytest.mark.parametrize("mine", [True, False], ids=["of another client", "of another process"])
-def test_a_port_that_becomes_free_is_waited_for(monkeypatch: pytest.MonkeyPatch, mine: bool) -> None:
+def test_the_port_of_another_container_that_goes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a container that is restarted."""
     monkeypatch.setattr(meeting_server, "WAIT_SECONDS", PATIENCE)
 
     async def part(place: Place) -> None:
         client, before = await place.client(), await place.client()
-        holder = socket.socket()
-        if mine:
-            await asked(before, meeting.pack_ports(rules(f"{A}")))
-        else:
-            holder.bind((HERE, A))
-            holder.listen()
+        await asked(before, meeting.pack_ports(rules(f"{A}")))
         waiting = asyncio.create_task(asked(client, meeting.pack_ports(rules(f"{A}"))))
         await asked(before, meeting.HELLO)
         assert not waiting.done()
         before.close()
-        holder.close()
         await waiting
         client.close()
         await freed(A)

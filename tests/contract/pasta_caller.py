@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import select
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import host_namespace
 import pytest
 from host_namespace import Namespace
-from running import PATIENCE
+from running import PATIENCE, kill_all, tree
 
 PASTA = str(Path(sys.executable).with_name("pasta"))
 # What Podman adds to every `podman run --network pasta`.
@@ -107,11 +106,10 @@ class Pasta:
         assert waiting.poll(PATIENCE * 1000), "it stays"
 
     def close(self) -> None:
+        """With all its processes: one that a test has stopped does not see that the others end."""
         if self.pid:
-            try:
-                signal.pidfd_send_signal(self._end, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            if not select.select([self._end], [], [], 0)[0]:
+                kill_all(tree(self.pid))
             os.close(self._end)
 
 

@@ -44,7 +44,7 @@ class Follower:
         """For ever."""
         await self._follow()
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(interval)  # nothing tells who begins to listen; only with `auto` is there a look
             await self.look()
 
     async def look(self) -> None:

@@ -30,7 +30,7 @@ from lockgate.plugin.ports import Rights
 
 CLIENTS_MAX = 4096  # containers with ports that one user runs
 WAIT_SECONDS = 2.0  # for another client's port: who is restarted may come before its predecessor has been missed
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.05  # between two tries: nothing tells when a port becomes free
 _OPTIONS = ("--tcp-ports", "--udp-ports")  # in the sentences of forwards.py; Podman's users know another
 
 

@@ -59,7 +59,7 @@ _LINK = struct.Struct("=BxHiII")  # family, ARPHRD_*, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _HOP = struct.Struct("=HBBi")  # length, flags, weight - 1, index
-_RULE = struct.Struct("=BxxxxxxBI")  # family, action, flags
+_RULE = struct.Struct("=BxxxxxxBI")  # struct fib_rule_hdr: family, fields left 0 (the x), action, flags
 _ATTRIBUTE = struct.Struct("=HH")
 _NUMBER = struct.Struct("=I")
 _ANSWER = struct.Struct("=iIHHII")  # a negative errno, the header of what it is about

@@ -147,7 +147,7 @@ class Tables:
 
     def look(self) -> bool:
         """Whether ports have come or gone since the last look."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each of the two ways to look is a class below
 
     def close(self) -> None:
         for fd in self.descriptors:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lockgate.plugin.forwards import Failure, Listener
 
 PATIENCE = 2.0  # seconds; a helper ends in some hundredths
-_PAUSE = 0.02
+_PAUSE = 0.02  # between two tries: nothing tells when a port becomes free, and there is no loop yet that could wait
 
 
 def bind(

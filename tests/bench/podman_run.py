@@ -42,7 +42,7 @@ def _host() -> PodmanHost:
 
     try:
         run = peer_words()
-    except pytest.skip.Exception as missing:
+    except pytest.skip.Exception as missing:  # by which the tests say what is not there; here it ends the family
         raise MissingIngredient(str(missing)) from missing
     folder = Path(tempfile.mkdtemp(prefix="lockgate-"))
     atexit.register(shutil.rmtree, folder)

@@ -11,45 +11,38 @@ is told by _configure() and by the session. Nothing here waits for the worker bu
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import os
+import socket
 import sys
 import time
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-_no_ssl = "ssl" not in sys.modules
-if _no_ssl:
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # asyncio imports it if it can: 4 MB for what we never use
-import asyncio  # noqa: E402
-
-if _no_ssl:
-    del sys.modules["ssl"]
-import socket  # noqa: E402
-from types import MappingProxyType  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
-
-from lockgate.core import channel  # noqa: E402
-from lockgate.core._datapath import lib  # noqa: E402
-from lockgate.plugin import keeper as keeper_records  # noqa: E402
-from lockgate.plugin import ports  # noqa: E402
-from lockgate.plugin.address import UNSET, to_text  # noqa: E402
-from lockgate.plugin.agent_records import AgentError  # noqa: E402
-from lockgate.plugin.events import Events, from_worker  # noqa: E402
-from lockgate.plugin.forward_table import ForwardTable  # noqa: E402
-from lockgate.plugin.host_watch import HostWatch, Outage  # noqa: E402
-from lockgate.plugin.hostnet import REACH_NOTHING, InterfaceError  # noqa: E402
-from lockgate.plugin.migration import stream as migration_stream  # noqa: E402
-from lockgate.plugin.migration.move import Mover  # noqa: E402
-from lockgate.plugin.migration.repair import RepairHelper  # noqa: E402
-from lockgate.plugin.neighbours import Mirror, Neighbours  # noqa: E402
-from lockgate.plugin.sentences import SENTENCES, LineLimit  # noqa: E402
-from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra  # noqa: E402
-from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text  # noqa: E402
-from lockgate.plugin.stream import StreamServer  # noqa: E402
-from lockgate.plugin.tap import TapServer  # noqa: E402
-from lockgate.plugin.vhost_user.server import VhostUserServer  # noqa: E402
-from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone  # noqa: E402
-from lockgate.plugin.worker_channels import WorkerChannels  # noqa: E402
+from lockgate.core import channel
+from lockgate.core._datapath import lib
+from lockgate.plugin import keeper as keeper_records
+from lockgate.plugin import ports
+from lockgate.plugin.address import UNSET, to_text
+from lockgate.plugin.agent_records import AgentError
+from lockgate.plugin.events import Events, from_worker
+from lockgate.plugin.forward_table import ForwardTable
+from lockgate.plugin.host_watch import HostWatch, Outage
+from lockgate.plugin.hostnet import REACH_NOTHING, InterfaceError
+from lockgate.plugin.migration import stream as migration_stream
+from lockgate.plugin.migration.move import Mover
+from lockgate.plugin.migration.repair import RepairHelper
+from lockgate.plugin.neighbours import Mirror, Neighbours
+from lockgate.plugin.sentences import SENTENCES, LineLimit
+from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra
+from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text
+from lockgate.plugin.stream import StreamServer
+from lockgate.plugin.tap import TapServer
+from lockgate.plugin.vhost_user.server import VhostUserServer
+from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
+from lockgate.plugin.worker_channels import WorkerChannels
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

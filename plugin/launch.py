@@ -458,6 +458,9 @@ class Start:
             return 0
         if self.told_early and not ends.rest([*self.link.listeners, *([] if self.conf is None else [self.conf])]):
             return 0
+        from lockgate.plugin import lean_asyncio
+
+        lean_asyncio.load()
         from lockgate.plugin import control
 
         start = control.Start(

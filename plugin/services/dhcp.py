@@ -119,6 +119,8 @@ class _Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class _Message:
+    """What a client has sent, parsed."""
+
     hardware: tuple[int, int]  # htype, hlen
     xid: int
     flags: int

@@ -134,6 +134,8 @@ class _Association:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
+    """What a client has sent, parsed."""
+
     kind: _Type
     transaction: bytes
     options: dict[int, bytes]  # of each the first; without IAs

@@ -107,6 +107,8 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
+    """A UDP datagram, its ports in host order."""
+
     source_port: int
     destination_port: int
     payload: bytes

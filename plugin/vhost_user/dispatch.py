@@ -74,6 +74,8 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """What the front end is told about a verdict, and whether the session goes on."""
+
     reply: bytes | None
     close: bool
 

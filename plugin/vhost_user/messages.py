@@ -267,6 +267,8 @@ class Fields(Payload):
 
 @dataclass(frozen=True, slots=True)
 class Empty(Payload):
+    """No payload."""
+
     sizes = (0, 0, 1)
 
     @classmethod
@@ -279,6 +281,8 @@ class Empty(Payload):
 
 @dataclass(frozen=True, slots=True)
 class U64(Fields):
+    """The specification's "u64"."""
+
     value: int
 
     layout: ClassVar = struct.Struct("=Q")

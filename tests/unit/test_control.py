@@ -396,11 +396,54 @@ def test_lines_of_a_kind_are_limited_each_second() -> None:
 
 
 def test_control_carries_no_more_than_it_needs() -> None:
-    """Neither ssl nor yaml, h11, structlog or json is in memory for a network that nobody looks at."""
+    """Neither ssl nor inspect, yaml, h11, structlog or json is in memory for a network that nobody looks at."""
     program = """
 import sys
+from lockgate.plugin import lean_asyncio
+lean_asyncio.load()
 from lockgate.plugin import control
-print(sorted(set(sys.modules) & {"ssl", "yaml", "h11", "structlog", "json", "rich", "random", "ipaddress", "argparse"}))
+heavy = "ssl inspect ast subprocess yaml h11 structlog json rich random ipaddress argparse"
+print(sorted(set(sys.modules) & set(heavy.split())))
 """
     result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
     assert result.stdout == "[]\n"
+
+
+def test_a_callback_that_raises_is_still_named_where_asyncio_was_loaded_lean() -> None:
+    """asyncio asks `inspect` for the source line of a callback; the stand-in knows as much as is needed for it."""
+    program = """
+import functools, sys
+from lockgate.plugin import lean_asyncio
+lean_asyncio.load()
+import asyncio
+def raises():
+    raise ValueError("told")
+loop = asyncio.new_event_loop()
+loop.set_exception_handler(lambda loop, context: print(context["exception"], "raises" in context["message"]))
+loop.call_soon(raises)
+loop.call_soon(functools.wraps(raises)(lambda: raises()))
+loop.call_soon(loop.stop)
+loop.run_forever()
+async def coroutine(): ...
+print(asyncio.iscoroutinefunction(coroutine), asyncio.iscoroutinefunction(raises), "inspect" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "told True\ntold True\nTrue False False\n", result.stderr
+
+
+def test_whoever_asks_for_more_of_inspect_gets_the_real_one() -> None:
+    """As does a dataclass without a docstring, which wants its signature."""
+    program = """
+import sys
+from lockgate.plugin import lean_asyncio
+lean_asyncio.load()
+import dataclasses
+@dataclasses.dataclass
+class Pair:
+    first: int
+print(Pair.__doc__, "inspect" in sys.modules)
+import inspect
+print(inspect.signature(Pair))
+"""
+    result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "Pair(first: int) True\n(first: int) -> None\n", result.stderr

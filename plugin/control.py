@@ -16,7 +16,6 @@ import errno
 import gc
 import os
 import socket
-import sys
 import time
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ from lockgate.core._datapath import lib
 from lockgate.plugin import keeper as keeper_records
 from lockgate.plugin import ports
 from lockgate.plugin.address import UNSET, to_text
-from lockgate.plugin.agent_records import AgentError
 from lockgate.plugin.events import Events, from_worker
 from lockgate.plugin.forward_table import ForwardTable
 from lockgate.plugin.host_watch import HostWatch, Outage
@@ -34,6 +32,7 @@ from lockgate.plugin.hostnet import REACH_NOTHING, InterfaceError
 from lockgate.plugin.migration import stream as migration_stream
 from lockgate.plugin.migration.move import Mover
 from lockgate.plugin.migration.repair import RepairHelper
+from lockgate.plugin.namespace.agent_records import AgentError
 from lockgate.plugin.neighbours import Mirror, Neighbours
 from lockgate.plugin.sentences import SENTENCES, LineLimit
 from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra
@@ -50,9 +49,9 @@ if TYPE_CHECKING:
     from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.forward_follow import Follower
     from lockgate.plugin.forwards import Listener
-    from lockgate.plugin.inside import Inside
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
+    from lockgate.plugin.namespace.inside import Inside
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.port_clients import PortClients
     from lockgate.plugin.ports import Rights
@@ -187,8 +186,9 @@ class Control:
         if start.port_rights is not None and (start.conf is not None or start.meetings):
             from lockgate.plugin.port_clients import PortClients
 
-            places = start.conf, start.meetings
-            self._port_clients = PortClients(start.port_rights, self._forwards, *places, lambda: self._view, self.emit)
+            rights, places = start.port_rights, (start.conf, start.meetings)
+            outward = None if start.inside is None else start.inside.outward_rights(rights)
+            self._port_clients = PortClients(rights, outward, self._forwards, *places, lambda: self._view, self.emit)
         self._print_stats: Callable[[], None] | None = None
         if start.stats_seconds:
             from lockgate.plugin import stats
@@ -223,6 +223,8 @@ class Control:
             capture = self._capture_type(loop, *fds, self._capture_ended)
             self._capturing = capture.active  # not if the file has refused its header: then it has ended already
         loop.add_reader(self._keeper, self._on_keeper)
+        if self._start.inside is not None:
+            self._start.inside.watch(loop, self._log.warning)
         self._schedule_stats()
         if self._neighbours is not None:
             self._look_at_neighbours(first=True)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from lockgate.plugin.log import Log
-    from lockgate.plugin.namespace_watch import NamespaceWatch
-    from lockgate.plugin.new_namespace import Command
+    from lockgate.plugin.namespace.namespace_watch import NamespaceWatch
+    from lockgate.plugin.namespace.new_namespace import Command
     from lockgate.plugin.ports import Ports
 
     class Closable(Protocol):

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.hostnet import HostNet
-    from lockgate.plugin.inside import Inside
     from lockgate.plugin.link_namespace import NamespaceLink
+    from lockgate.plugin.namespace.inside import Inside
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.spec import NetworkSpec
 
@@ -82,7 +82,7 @@ def main() -> None:
 def _command(name: str, arguments: list[str]) -> int:
     lib.lg_process_name(os.fsencode(name))
     if name == "rootlessport":
-        from lockgate.plugin import rootlessport
+        from lockgate.plugin.bridge import rootlessport
 
         return rootlessport.main()
     if "gvproxy" in name:
@@ -96,7 +96,7 @@ def _command(name: str, arguments: list[str]) -> int:
 
         return _serve(name, arguments, passt.parse)
     if arguments and arguments[0] in _PLUGIN_COMMANDS:
-        from lockgate.plugin import netavark_plugin
+        from lockgate.plugin.bridge import netavark_plugin
 
         return netavark_plugin.main(arguments)
     if arguments == ["--version"]:
@@ -497,7 +497,7 @@ class Start:
         return namespace is not None and namespace.config_net and not looks_on
 
     def _tell_worker(self, ends: keeper.Ends, inside: Inside) -> None:
-        from lockgate.plugin import agent_records, first_words
+        from lockgate.plugin.namespace import agent_records, first_words
 
         try:
             first_words.tell(ends.cmd, self.view.pack(1), [*self.forwards, *self.link.outward], inside)

@@ -12,11 +12,13 @@ import _socket
 import os
 import resource
 
-from lockgate.plugin import agent, agent_records, forwards, hostnet, inside, meeting, namespace, port_scan
+from lockgate.plugin import forwards, hostnet, port_scan
 from lockgate.plugin import spec as vocabulary
+from lockgate.plugin.bridge import meeting
 from lockgate.plugin.contracts.forward_spec import TCP, UDP
 from lockgate.plugin.made_files import FileError
-from lockgate.plugin.namespace_watch import NamespaceWatch
+from lockgate.plugin.namespace import agent, agent_records, inside, interface_plan
+from lockgate.plugin.namespace.namespace_watch import NamespaceWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from lockgate.plugin.keeper import Closable
     from lockgate.plugin.log import Log
     from lockgate.plugin.made_files import MadeFiles
+    from lockgate.plugin.namespace.new_namespace import Command
     from lockgate.plugin.netview import Assignments
-    from lockgate.plugin.new_namespace import Command
     from lockgate.plugin.spec import NetworkSpec
 
 _USO = 0x20 | 0x40  # TUN_F_USO4, TUN_F_USO6
@@ -52,7 +54,7 @@ class NamespaceLink:
         self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # before it is raised
         self.command: Command | None = None  # what the namespace is made for
         self._agent: agent_records.Agent | None = None
-        self._plan: namespace.Plan | None = None
+        self._plan: interface_plan.Plan | None = None
         self._tables: tuple[port_scan.Tables, port_scan.Tables] | None = None  # inside, and on the host
         self.outward: list[Listener] = []  # those that lead out of the namespace
         self.listeners: list[_socket.socket] = []  # where those meet us who bring containers into a shared namespace
@@ -63,7 +65,7 @@ class NamespaceLink:
         """What the caller sees: the command, which waits; and the place on the host where ports are asked for, beside a
         namespace that containers share. Nobody waits for that who starts us: it is no reason not to start."""
         if self._wanted.is_new:
-            from lockgate.plugin.new_namespace import Command
+            from lockgate.plugin.namespace.new_namespace import Command
 
             self.command = Command(self._spec, self._descriptors)
             self._target = agent.Target(self.command.netns, self.command.userns)
@@ -107,8 +109,9 @@ class NamespaceLink:
         if wanted.splice_only:
             return agent.Interface("", None)
         if wanted.config_net:
-            self._plan = namespace.plan(self._spec, host)
-        return agent.Interface(wanted.ns_ifname or namespace.name(self._spec, host), self._plan, wanted.ns_mac or b"")
+            self._plan = interface_plan.plan(self._spec, host)
+        name = wanted.ns_ifname or interface_plan.name(self._spec, host)
+        return agent.Interface(name, self._plan, wanted.ns_mac or b"")
 
     def open_ports(self, bound: Sequence[Listener], room: int, warn: Callable[[str], None]) -> list[Listener]:
         """Those that lead out of the namespace, and those that follow what listens. `bound` are on the host already;
@@ -178,7 +181,7 @@ class NamespaceLink:
         """The host's network has changed: so does the namespace's."""
         if self._plan is None or self._agent is None:
             return
-        plan = namespace.plan(self._spec, host)
+        plan = interface_plan.plan(self._spec, host)
         request = agent_records.pack_plan(plan)
         if request == agent_records.pack_plan(self._plan):
             return

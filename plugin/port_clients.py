@@ -10,23 +10,25 @@ from __future__ import annotations
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-from lockgate.plugin import meeting
 from lockgate.plugin.address import UNSET
-from lockgate.plugin.claims import ClaimedTable
+from lockgate.plugin.bridge import meeting
+from lockgate.plugin.bridge.claims import ClaimedTable
+from lockgate.plugin.bridge.meeting_server import MeetingServer
 from lockgate.plugin.clients import Emit
 from lockgate.plugin.forward_server import ForwardServer
 from lockgate.plugin.forward_table import ForwardTable
-from lockgate.plugin.meeting_server import MeetingServer
 from lockgate.plugin.netview import Assignments
 from lockgate.plugin.ports import Rights
 
 
 class PortClients:
-    """`conf` is the place of --conf-path, if there is one; `view` says what is assigned now."""
+    """`conf` is the place of --conf-path, if there is one; `view` says what is assigned now. `outward`: of ports that
+    lead out of the namespace; None: none can."""
 
     def __init__(
         self,
         rights: Rights,
+        outward: Rights | None,
         table: ForwardTable,
         conf: socket.socket | None,
         meetings: Sequence[socket.socket],
@@ -38,7 +40,7 @@ class PortClients:
         self._meetings = meetings
         self._view = view
         claims = ClaimedTable(table)
-        self._forward_server = ForwardServer(rights, claims if meetings else table, emit)
+        self._forward_server = ForwardServer(rights, claims if meetings else table, emit, outward=outward)
         self._meeting_server = MeetingServer(rights, table, claims, self._facts, emit)
 
     def serve(self) -> Iterator[Awaitable[None]]:

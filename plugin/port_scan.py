@@ -19,8 +19,8 @@ import errno
 import os
 import struct
 
-from lockgate.plugin.agent_records import SOCK_DIAG
 from lockgate.plugin.contracts.forward_spec import TCP, UDP
+from lockgate.plugin.namespace.agent_records import SOCK_DIAG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from lockgate.core import channel
 from lockgate.plugin.clients import Emit
-from lockgate.plugin.inside import Device
+from lockgate.plugin.namespace.inside import Device
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 
 

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * agent_channel.c: the worker's own channel to whoever makes sockets in the guest's namespace (plugin/agent.py), so that a
- * connection there needs nobody else. One question at a time; the loop does not wait for the answer.
+ * agent_channel.c: the worker's own channel to whoever makes sockets in the guest's namespace
+ * (plugin/namespace/agent.py), so that a connection there needs nobody else. One question at a time; the loop does not
+ * wait for the answer.
  *
  * Adversary: the agent, should a container have broken it: what comes is as many sockets as were asked for at most, of
  * kinds that the kernel tells. A worker that was replaced may find an answer to the one before; it takes it, too.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
 
@@ -69,13 +71,13 @@ static void ask_next(struct worker *worker)
     }
 }
 
-/* False: it is none that the pool has a use for. */
+/* False: it is none that the pool has a use for. One that would wait in connect() or splice() is none: everybody would. */
 static bool kind_of(int fd, enum splice_kind *ret_kind)
 {
-    int domain, protocol;
+    int domain, protocol, flags = fcntl(fd, F_GETFL);
     socklen_t domain_length = sizeof(domain), protocol_length = sizeof(protocol);
 
-    if (sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &domain_length) ||
+    if (flags < 0 || !(flags & O_NONBLOCK) || sys_getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &domain_length) ||
         sys_getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &protocol_length) ||
         (domain != AF_INET && domain != AF_INET6) || (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP))
         return false;

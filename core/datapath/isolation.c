@@ -3,7 +3,7 @@
  * isolation.c: makes the worker process and takes away what it will not need; the same for control, and the few calls
  * that the single-threaded keeper cannot make from Python.
  *
- * Called by plugin/launch.py, plugin/keeper.py and, in the child, plugin/control.py and plugin/agent.py. Off the path
+ * Called by plugin/launch.py, plugin/keeper.py and, in the child, plugin/control.py and plugin/namespace/agent.py. Off the path
  * of frames, so that it calls the kernel itself and not through sys.h.
  *
  * Adversary: the guest, once it has broken the worker. What is done here is all that then stands between it and the

@@ -3,7 +3,7 @@
  * namespace_command.c: the process that new namespaces are made for, from its birth in them to the command that it
  * becomes.
  *
- * Called by plugin/new_namespace.py. Off the path of frames, so that it calls the kernel itself and not through sys.h.
+ * Called by plugin/namespace/new_namespace.py. Off the path of frames, so that it calls the kernel itself and not through sys.h.
  * Adversary: nobody; the command has the rights of whoever started us, as it would have without us.
  *
  * Invariants: the child never returns to Python; it becomes the command only when it is let go, and ends if whoever

@@ -188,9 +188,7 @@ class Scope:
         self.outbound = outbound
 
 
-def add(
-    rules: tuple[ForwardRule, ...], option: str, protocol: int, text: str, scope: Scope
-) -> tuple[ForwardRule, ...]:
+def add(rules: tuple[ForwardRule, ...], option: str, protocol: int, text: str, scope: Scope) -> tuple[ForwardRule, ...]:
     """`rules`, and those that one more option asks for. `option` is its name, for messages.
 
     Raises ForwardSpecError.

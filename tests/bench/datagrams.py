@@ -84,9 +84,7 @@ RATE_PANEL, COST_PANEL = "UDP: highest rate with under 1 % loss", "Helper CPU fo
 
 def measures(_settings: Settings) -> list[Measure]:
     """A rate for each case, and its costs."""
-    rates = [
-        Measure(f"udp.rate.{case.key}", RATE_PANEL, case.title, "Mbit/s", True, RATE_AIM) for case in cases()
-    ]
+    rates = [Measure(f"udp.rate.{case.key}", RATE_PANEL, case.title, "Mbit/s", True, RATE_AIM) for case in cases()]
     costs = [
         Measure(f"udp.cpu.{pace}.{case.key}", COST_PANEL, f"{case.title}, {rate / 1e6:.0f} Mbit/s", "µs", aim=CPU_AIM)
         for case in cases()

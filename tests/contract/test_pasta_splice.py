@@ -248,9 +248,7 @@ def test_without_splicing_loopback_comes_through_the_tap(
     finishes(echo)
 
 
-def test_other_addresses_of_the_host_come_through_the_tap(
-    ready: Start, host: Namespace, container: Namespace
-) -> None:
+def test_other_addresses_of_the_host_come_through_the_tap(ready: Start, host: Namespace, container: Namespace) -> None:
     """As ever."""
     ready("-t 5555:80 -u none")
     server, _ = serves(container, SERVER, "0.0.0.0", 80)
@@ -320,9 +318,7 @@ def test_ports_that_lead_out_listen_on_loopback_alone(ready: Start, host: Namesp
     assert container.does("ss -Htln | grep -v %lo || true") == ""
 
 
-def test_a_port_of_the_container_that_is_taken_is_told(
-    begin: Start, host: Namespace, container: Namespace
-) -> None:
+def test_a_port_of_the_container_that_is_taken_is_told(begin: Start, host: Namespace, container: Namespace) -> None:
     """One sentence, and no helper."""
     server, _ = serves(container, SERVER, "0.0.0.0", 8081)
     pasta = begin("-t none -u none -T 8080-8081")
@@ -357,9 +353,7 @@ def both_directions(
 
 
 @BOTH_FAMILIES
-def test_the_end_of_one_direction_leaves_the_other(
-    both: tuple[Namespace, Namespace, int, int], loopback: str
-) -> None:
+def test_the_end_of_one_direction_leaves_the_other(both: tuple[Namespace, Namespace, int, int], loopback: str) -> None:
     """10 MB go there, then the end, then 10 MB back."""
     here, there, port, target = both
     server, _ = serves(there, ANSWERS_LATER, loopback, target)
@@ -387,9 +381,7 @@ def test_a_server_that_is_not_there_is_the_end_of_a_connection(both: tuple[Names
     assert runs(here, IS_RESET, "127.0.0.1", port) in ("reset", "end")
 
 
-def test_a_control_that_hangs_costs_no_connection(
-    ready: Start, host: Namespace, container: Namespace
-) -> None:
+def test_a_control_that_hangs_costs_no_connection(ready: Start, host: Namespace, container: Namespace) -> None:
     """Once the worker has been told all. It asks for sockets by itself."""
     pasta = ready("--host-lo-to-ns-lo -t 5555:80 -u none -T 8081:8080")
     both = (host, container, 5555, 80), (container, host, 8081, 8080)

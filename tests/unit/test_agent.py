@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/agent.py in real namespaces, made as rootless callers make them."""
+"""plugin/namespace/agent.py in real namespaces, made as rootless callers make them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ import pytest
 from host_samples import ORDINARY, host, ip, own, route
 from namespaces import Namespace
 
-from lockgate.plugin import agent, agent_records, meeting, namespace, netlink, port_scan
-from lockgate.plugin.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
+from lockgate.plugin import netlink, port_scan
+from lockgate.plugin.bridge import meeting
+from lockgate.plugin.namespace import agent, agent_records, interface_plan
+from lockgate.plugin.namespace.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 from lockgate.plugin.spec import NetworkSpec
 
 if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
@@ -46,7 +48,7 @@ class Running:
         ready, self.tap, self.files = self.agent.wait_ready()
         return ready
 
-    def configure(self, plan: namespace.Plan) -> tuple[int, str]:
+    def configure(self, plan: interface_plan.Plan) -> tuple[int, str]:
         record, fds = self.agent.ask(agent_records.pack_plan(plan))
         assert fds == []
         answer = agent_records.parse_answer(record)
@@ -85,7 +87,7 @@ def begin(inside: Namespace) -> Iterator[Callable[..., Running]]:
 
     def begin(
         name: str = "eth0",
-        plan: namespace.Plan | None = None,
+        plan: interface_plan.Plan | None = None,
         mac: bytes = MAC,
         target: agent.Target | None = None,
         files: Sequence[str] = (),
@@ -99,8 +101,8 @@ def begin(inside: Namespace) -> Iterator[Callable[..., Running]]:
         assert one.close() == 0
 
 
-def plan_of(*records: netlink.Address | netlink.Route, mtu: int = 65520) -> namespace.Plan:
-    return namespace.plan(NetworkSpec(contract="pasta", mtu=mtu), host(*(records or ORDINARY)))
+def plan_of(*records: netlink.Address | netlink.Route, mtu: int = 65520) -> interface_plan.Plan:
+    return interface_plan.plan(NetworkSpec(contract="pasta", mtu=mtu), host(*(records or ORDINARY)))
 
 
 def failure(running: Running) -> str:
@@ -184,13 +186,14 @@ def test_the_interface_has_the_mtu_and_the_mac_of_the_kernel_if_none_is_asked_fo
 ROOTLESS = """
 import json, os, subprocess, sys
 sys.path[:0] = sys.argv[2:]
-from lockgate.plugin import address, agent, namespace, netlink
+from lockgate.plugin import address, netlink
+from lockgate.plugin.namespace import agent, interface_plan
 inside = ["unshare", *sys.argv[1].split(), "sh", "-c", "echo; exec cat"]
 with subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as container:
     container.stdout.readline()
     path = f"/proc/{container.pid}/ns/net"
     own = netlink.Address(2, 0, address.parse("192.0.2.7"), 24, 0, 0, address.UNSET)
-    plan = namespace.Plan(65520, (own,), ())
+    plan = interface_plan.Plan(65520, (own,), ())
     running = agent.start(agent.Target(path), agent.Interface("eth0", plan), "test-agent")
     ready, tap, _ = running.wait_ready()
     look = ["nsenter", "--net=" + path, "ip", "-j", "-4", "addr", "show", "dev", "eth0"]

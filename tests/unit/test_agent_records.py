@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/agent_records.py: what is packed is parsed, and nothing else is."""
+"""plugin/namespace/agent_records.py: what is packed is parsed, and nothing else is."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from host_samples import ORDINARY, host, ip, own, route
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lockgate.plugin import agent_records, namespace, netlink
-from lockgate.plugin.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
+from lockgate.plugin import netlink
+from lockgate.plugin.namespace import agent_records, interface_plan
+from lockgate.plugin.namespace.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 from lockgate.plugin.spec import NetworkSpec
 
 TCP, UDP, FOUR, SIX = socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.AF_INET, socket.AF_INET6
 
 
-def plan_of(*records: netlink.Address | netlink.Route) -> namespace.Plan:
-    return namespace.plan(NetworkSpec(contract="pasta"), host(*records))
+def plan_of(*records: netlink.Address | netlink.Route) -> interface_plan.Plan:
+    return interface_plan.plan(NetworkSpec(contract="pasta"), host(*records))
 
 
-def full_plan() -> namespace.Plan:
+def full_plan() -> interface_plan.Plan:
     two = route("10.0.0.0/8", (2, "192.0.2.1", 3), (2, "", 256))
     two.hops[1].via, two.hops[0].flags = ip("fe80::b"), netlink.HOP_ON_LINK
     two.protocol, two.scope, two.priority, two.tos, two.mtu, two.preference = 16, 200, 600, 8, 1400, 3
@@ -46,7 +47,7 @@ def test_a_plan_comes_out_as_it_went_in() -> None:
 
 def test_a_plan_that_does_not_fit_a_record_loses_its_last_routes() -> None:
     """The default route is first."""
-    hops = [(2, "192.0.2.1", weight) for weight in range(1, namespace.HOPS_MAX + 1)]
+    hops = [(2, "192.0.2.1", weight) for weight in range(1, interface_plan.HOPS_MAX + 1)]
     many = [route(f"10.0.{n}.0/24", *hops) for n in range(200)]
     plan = plan_of(own(2, "192.0.2.7/24"), route("0.0.0.0/0", (2, "192.0.2.1")), *many)
     record = agent_records.pack_plan(plan)
@@ -66,7 +67,7 @@ def test_no_change_to_a_plan_is_taken_for_what_a_plan_cannot_be(at: int, noise: 
     both = [(one.family, one.prefix) for one in plan.addresses] + [(one.family, one.prefix) for one in plan.routes]
     assert all(family in (FOUR, SIX) and prefix <= (32 if family == FOUR else 128) for family, prefix in both)
     for one in plan.routes:
-        assert 0 < len(one.hops) <= namespace.HOPS_MAX and all(0 < hop.weight <= 256 for hop in one.hops)
+        assert 0 < len(one.hops) <= interface_plan.HOPS_MAX and all(0 < hop.weight <= 256 for hop in one.hops)
 
 
 @given(st.binary(max_size=200))

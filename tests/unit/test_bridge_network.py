@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/bridge_network.py in real namespaces: one that is shared, and containers."""
+"""plugin/bridge/bridge_network.py in real namespaces: one that is shared, and containers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from namespaces import Namespace, in_child
 
-from lockgate.plugin import bridge_network
-from lockgate.plugin.bridge_network import BridgeError
+from lockgate.plugin.bridge import bridge_network
+from lockgate.plugin.bridge.bridge_network import BridgeError
 from lockgate.plugin.contracts import netavark
 from lockgate.plugin.contracts.netavark import Attachment
 

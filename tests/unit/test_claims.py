@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/claims.py: to whom ports lead that somebody else has opened."""
+"""plugin/bridge/claims.py: to whom ports lead that somebody else has opened."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from host_samples import ip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockgate.plugin import claims
-from lockgate.plugin.claims import ClaimedTable, resolve
+from lockgate.plugin.bridge import claims
+from lockgate.plugin.bridge.claims import ClaimedTable, resolve
 from lockgate.plugin.contracts.forward_spec import UDP, ForwardRule
 
 A, B, C = FIRST, FIRST + 1, FIRST + 2

@@ -23,20 +23,9 @@ from scapy.layers.l2 import Ether
 from lockgate.core import channel
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import ffi, lib
-from lockgate.plugin import (
-    address,
-    agent_records,
-    control,
-    forwards,
-    hostnet,
-    inside,
-    keeper,
-    log,
-    netview,
-    resolvconf,
-    sentences,
-)
+from lockgate.plugin import address, control, forwards, hostnet, keeper, log, netview, resolvconf, sentences
 from lockgate.plugin.contracts import forward_spec
+from lockgate.plugin.namespace import agent_records, inside
 from lockgate.plugin.spec import NetworkSpec
 
 VIEW = netview.assign(NetworkSpec(contract="passt"), hostnet.HostNet([], [], [], resolvconf.parse("")))
@@ -99,7 +88,6 @@ class Scene:
         assert await main == 0
         self.worker.close()
         self.listener.close()
-
 
     def replace_worker(self) -> None:
         self.worker.close()
@@ -340,6 +328,22 @@ def test_each_worker_can_ask_the_agent_before_it_has_ports(one_port: dict[str, A
             scene.replace_worker()
 
     play(part, inside=inside.Inside(agent, None, True, None), **one_port)
+    agent.close()
+
+
+def test_the_end_of_the_agent_is_told_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """When it comes, not when somebody next wants something of it."""
+    agent = Agent()
+
+    async def part(scene: Scene) -> None:
+        await scene.worker.answer()
+        await scene.worker.answer()
+        agent._other.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # the loop looks at its descriptors each time
+
+    play(part, inside=inside.Inside(agent, None, True, None))
+    assert capfd.readouterr().err.count("The namespace agent has ended") == 1
     agent.close()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/first_words.py: what the first worker of a namespace is told, by a worker that the test plays."""
+"""plugin/namespace/first_words.py: what the first worker of a namespace is told, by a worker that the test plays."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 from lockgate.core import channel, worker
 from lockgate.core._datapath import ffi, lib
-from lockgate.plugin import agent_records, first_words
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
 from lockgate.plugin.forwards import Listener
-from lockgate.plugin.inside import Device, Inside
+from lockgate.plugin.namespace import agent_records, first_words
+from lockgate.plugin.namespace.inside import Device, Inside
 
 VIEW = bytes(range(256)) * 2
 

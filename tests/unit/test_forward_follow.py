@@ -320,5 +320,3 @@ def test_whatever_comes_and_goes_no_circle_is_made(moves: list[tuple[bool, int, 
                     assert all({(wanted, one), (TCP, one)} & target.theirs for one in ends)
 
     play(part)
-
-

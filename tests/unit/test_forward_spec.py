@@ -200,9 +200,7 @@ LEADING_OUT = Scope(ipv4=True, ipv6=True, tcp=True, udp=True, ephemeral=lambda: 
         ("127.0.0.1%lo/auto,~1-60999", [(61000, 65535)], True),
     ],
 )
-def test_auto_makes_a_whole_spec_follow_what_listens(
-    text: str, runs: list[tuple[int, int]], best_effort: bool
-) -> None:
+def test_auto_makes_a_whole_spec_follow_what_listens(text: str, runs: list[tuple[int, int]], best_effort: bool) -> None:
     """By itself, of all ports that the host does not use; beside ports that are named, of those."""
     found = rules(text, within=FOLLOWING)
     assert [(rule.first, rule.last) for rule in found] == runs

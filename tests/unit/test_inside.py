@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/inside.py: what the agent is asked for, and what is made of its answers."""
+"""plugin/namespace/inside.py: what the agent is asked for, and what is made of its answers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import socket
 
 import pytest
 
-from lockgate.plugin import agent_records, forwards, inside, ports
+from lockgate.plugin import forwards, ports
 from lockgate.plugin.address import UNSET
-from lockgate.plugin.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 from lockgate.plugin.contracts import forward_spec
 from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.namespace import agent_records, inside
+from lockgate.plugin.namespace.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 
 
 class Played(agent_records.Agent):

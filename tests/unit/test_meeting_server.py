@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/meeting_server.py: those who come to the helper that containers share, good and bad, on real sockets."""
+"""plugin/bridge/meeting_server.py: those who come to the helper that containers share, on real sockets."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from host_samples import ip
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lockgate.plugin import meeting, meeting_server
-from lockgate.plugin.claims import ClaimedTable
+from lockgate.plugin.bridge import meeting, meeting_server
+from lockgate.plugin.bridge.claims import ClaimedTable
+from lockgate.plugin.bridge.meeting import Facts, MeetingError
+from lockgate.plugin.bridge.meeting_server import MeetingServer, parse_ports
 from lockgate.plugin.contracts.pesto import ProtocolError, pack_rule
-from lockgate.plugin.meeting import Facts, MeetingError
-from lockgate.plugin.meeting_server import MeetingServer, parse_ports
 
 A, B = FIRST, FIRST + 1
 PATIENCE = 20.0  # seconds, for what takes no time

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/namespace.py: what a container's interface gets from hosts of all kinds, and from options."""
+"""plugin/namespace/interface_plan.py: what a container's interface gets from hosts of all kinds, and from options."""
 
 from __future__ import annotations
 
 import pytest
 from host_samples import ETH0, LO, ORDINARY, WG0, WLAN0, host, ip, own, route
 
-from lockgate.plugin import hostnet, namespace, netlink
+from lockgate.plugin import hostnet, netlink
 from lockgate.plugin.address import UNSET, to_text
+from lockgate.plugin.namespace import interface_plan
 from lockgate.plugin.spec import NetworkSpec
 
 KERNEL, RA, DHCP = 2, 9, 16
 
 
-def planned(*records: netlink.Address | netlink.Route, spec: NetworkSpec | None = None) -> namespace.Plan:
-    return namespace.plan(spec or NetworkSpec(contract="pasta"), host(*records))
+def planned(*records: netlink.Address | netlink.Route, spec: NetworkSpec | None = None) -> interface_plan.Plan:
+    return interface_plan.plan(spec or NetworkSpec(contract="pasta"), host(*records))
 
 
-def addresses(plan: namespace.Plan) -> list[str]:
+def addresses(plan: interface_plan.Plan) -> list[str]:
     return [f"{to_text(one.address)}/{one.prefix}" for one in plan.addresses]
 
 
-def routes(plan: namespace.Plan) -> list[str]:
+def routes(plan: interface_plan.Plan) -> list[str]:
     """As a person would write them: `DESTINATION via GATEWAY`, with further gateways after commas."""
     lines = []
     for one in plan.routes:
@@ -178,10 +179,10 @@ def test_each_family_has_its_own_template() -> None:
     assert addresses(plan) == ["198.51.100.9/24", "2001:db8::7/64"]
     assert routes(plan) == ["default via 198.51.100.1", "default via fe80::a"]
     spec = NetworkSpec(contract="pasta")
-    assert namespace.name(spec, host(*records)) == "wlan0"
-    assert namespace.name(asked(enabled4=False), host(*records)) == "eth0"
-    assert namespace.name(spec, host(*records[1:2], *records[3:])) == "eth0"
-    assert namespace.name(spec, host()) == "tap0"
+    assert interface_plan.name(spec, host(*records)) == "wlan0"
+    assert interface_plan.name(asked(enabled4=False), host(*records)) == "eth0"
+    assert interface_plan.name(spec, host(*records[1:2], *records[3:])) == "eth0"
+    assert interface_plan.name(spec, host()) == "tap0"
 
 
 def test_a_host_without_any_network_gives_made_up_ones() -> None:
@@ -255,6 +256,6 @@ def test_the_interface_that_was_asked_for_is_copied_whatever_others_have() -> No
 
 def test_a_plan_has_an_end() -> None:
     """The default route is among what is left, as the kernel lists it first."""
-    many = [route(f"10.{n >> 8}.{n & 255}.0/24", (ETH0, "192.0.2.1")) for n in range(namespace.ROUTES_MAX + 5)]
+    many = [route(f"10.{n >> 8}.{n & 255}.0/24", (ETH0, "192.0.2.1")) for n in range(interface_plan.ROUTES_MAX + 5)]
     plan = planned(own(ETH0, "192.0.2.7/24"), route("0.0.0.0/0", (ETH0, "192.0.2.1")), *many)
-    assert len(plan.routes) == namespace.ROUTES_MAX and routes(plan)[0] == "default via 192.0.2.1"
+    assert len(plan.routes) == interface_plan.ROUTES_MAX and routes(plan)[0] == "default via 192.0.2.1"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/namespace_watch.py with files, processes, and a namespace that is mounted as callers do it."""
+"""plugin/namespace/namespace_watch.py with files, processes, and a namespace that is mounted as callers do it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from namespaces import Namespace
 
-from lockgate.plugin.namespace_watch import INTERVAL_MILLISECONDS, NamespaceWatch
+from lockgate.plugin.namespace.namespace_watch import INTERVAL_MILLISECONDS, NamespaceWatch
 
 PATIENCE = 20
 
@@ -129,7 +129,7 @@ def test_without_inotify_a_path_is_looked_at_each_second(path: Path, monkeypatch
     class Exhausted:
         lg_watch_open = staticmethod(lambda: -errno.EMFILE)
 
-    monkeypatch.setattr("lockgate.plugin.namespace_watch.lib", Exhausted)
+    monkeypatch.setattr("lockgate.plugin.namespace.namespace_watch.lib", Exhausted)
     watch = NamespaceWatch(str(path))
     assert (watch.fileno(), watch.interval, watch.gone()) == (-1, INTERVAL_MILLISECONDS, False)
     path.unlink()

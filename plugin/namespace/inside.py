@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import _socket
 
-from lockgate.plugin import address, agent_records, ports
+from lockgate.plugin import address, ports
 from lockgate.plugin.contracts.forward_spec import TCP
+from lockgate.plugin.namespace import agent_records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lockgate.plugin.agent_records import Agent
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable
+
     from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.namespace.agent_records import Agent
     from lockgate.plugin.port_scan import Tables
 
 
@@ -42,6 +46,27 @@ class Inside:
         self._splices = splices  # whether workers ask for sockets that are made there
         self.device = device  # None: there is loopback only
         self.tables = tables  # who listens there, and on the host; None: no ports follow that
+
+    def watch(self, loop: AbstractEventLoop, warn: Callable[[str], None]) -> None:
+        """Says once when the agent has ended. It speaks only when asked, and whoever asks waits for the answer."""
+        channel = self._agent.channel
+
+        def ended() -> None:
+            loop.remove_reader(channel)
+            warn(
+                "The namespace agent has ended: the namespace keeps the network that it has, and what comes to the "
+                "host's loopback does not reach it any more; start the container again"
+            )
+
+        loop.add_reader(channel, ended)
+
+    def outward_rights(self, rights: ports.Rights) -> ports.Rights | None:
+        """What may lead out of the namespace, where these may lead into it. None: nothing."""
+        if not self._splices:
+            return None
+        four, six = rights.ipv4, rights.ipv6
+        protocols, follows = rights.protocols, self.tables is not None
+        return ports.Rights(ipv4=four, ipv6=six, protocols=protocols, room=rights.room, auto=follows)
 
     def open_worker_channel(self) -> _socket.socket | None:
         """To the agent, for the next worker; None: it is to have none. Raises AgentError."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lockgate.plugin.forwards import Listener
-    from lockgate.plugin.inside import Inside
+    from lockgate.plugin.namespace.inside import Inside
 
 
 def tell(cmd: _socket.socket, view: bytes, listeners: Sequence[Listener], inside: Inside) -> None:

@@ -15,8 +15,9 @@ import json
 import os
 import sys
 
-from lockgate.plugin import bridge_network, hostnet, meeting, netlink
+from lockgate.plugin import hostnet, netlink
 from lockgate.plugin.address import UNSET, is_ipv4, to_text
+from lockgate.plugin.bridge import bridge_network, meeting
 from lockgate.plugin.contracts import netavark
 from lockgate.plugin.contracts.netavark import Attachment, ContractError, Subnet
 from lockgate.plugin.version import VERSION

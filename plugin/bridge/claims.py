@@ -38,6 +38,14 @@ class ClaimedTable:
     def rules(self) -> tuple[ForwardRule, ...]:
         return tuple(dict.fromkeys(self._asked.get(rule, rule) for rule in self._table.rules))
 
+    @property
+    def outward_rules(self) -> tuple[ForwardRule, ...]:
+        return self._table.outward_rules
+
+    async def replace_outward(self, rules: Sequence[ForwardRule]) -> Change:
+        """As ForwardTable.replace_outward(): nobody claims these."""
+        return await self._table.replace_outward(rules)
+
     async def replace(self, rules: Sequence[ForwardRule]) -> Change:
         """As ForwardTable.replace()."""
         async with self._turn:

@@ -18,11 +18,12 @@ import select
 import sys
 
 from lockgate.core._datapath import lib
-from lockgate.plugin import meeting, netlink
+from lockgate.plugin import netlink
 from lockgate.plugin.address import UNSET, is_ipv4
+from lockgate.plugin.bridge import meeting
+from lockgate.plugin.bridge.meeting import MeetingError
 from lockgate.plugin.contracts import rootlessport
 from lockgate.plugin.contracts.rootlessport import Config, ConfigError
-from lockgate.plugin.meeting import MeetingError
 from lockgate.plugin.spec import SHARED_NAME
 
 TYPE_CHECKING = False

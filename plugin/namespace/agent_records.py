@@ -27,7 +27,7 @@ import struct
 
 from lockgate.plugin import netlink
 from lockgate.plugin.address import IPV4_MAPPED, UNSET
-from lockgate.plugin.namespace import ADDRESSES_MAX, HOPS_MAX, ROUTES_MAX, Plan
+from lockgate.plugin.namespace.interface_plan import ADDRESSES_MAX, HOPS_MAX, ROUTES_MAX, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

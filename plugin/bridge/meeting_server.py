@@ -18,9 +18,10 @@ import os
 import socket
 from collections.abc import Callable
 
-from lockgate.plugin import forwards, meeting
+from lockgate.plugin import forwards
 from lockgate.plugin.address import UNSET
-from lockgate.plugin.claims import ClaimedTable
+from lockgate.plugin.bridge import meeting
+from lockgate.plugin.bridge.claims import ClaimedTable
 from lockgate.plugin.clients import Emit, accept
 from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, RULES_MAX, ForwardRule
 from lockgate.plugin.contracts.pesto import RULE_BYTES, ProtocolError, unpack_rule

@@ -27,15 +27,17 @@ import struct
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import address, agent_records, forwards, meeting, netlink, netlink_change, port_scan
+from lockgate.plugin import address, forwards, netlink, netlink_change, port_scan
 from lockgate.plugin.address import UNSET
+from lockgate.plugin.bridge import meeting
+from lockgate.plugin.namespace import agent_records
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lockgate.plugin.agent_records import Agent, SocketsWanted
-    from lockgate.plugin.namespace import Plan
+    from lockgate.plugin.namespace.agent_records import Agent, SocketsWanted
+    from lockgate.plugin.namespace.interface_plan import Plan
 
 _TUN = "/dev/net/tun"
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0  # of x86 and ARM
@@ -87,9 +89,7 @@ def start(target: Target, interface: Interface, process_name: str, files: Sequen
     return agent_records.Agent(pid, ours)
 
 
-def _live(
-    end: _socket.socket, target: Target, interface: Interface, process_name: str, files: Sequence[str]
-) -> None:
+def _live(end: _socket.socket, target: Target, interface: Interface, process_name: str, files: Sequence[str]) -> None:
     try:
         _keep_only(end, target)
         _join(target)

@@ -24,7 +24,7 @@ from lockgate.plugin.contracts.pesto import Message, ProtocolError, greeting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lockgate.plugin.claims import ClaimedTable
+    from lockgate.plugin.bridge.claims import ClaimedTable
     from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.forward_table import Change, ForwardTable
     from lockgate.plugin.ports import Rights
@@ -41,9 +41,16 @@ class ForwardServer:
     """One client after the other."""
 
     def __init__(
-        self, rights: Rights, table: ForwardTable | ClaimedTable, emit: Emit, client_seconds: float = CLIENT_SECONDS
+        self,
+        rights: Rights,
+        table: ForwardTable | ClaimedTable,
+        emit: Emit,
+        client_seconds: float = CLIENT_SECONDS,
+        outward: Rights | None = None,
     ) -> None:
+        """`outward`: of ports that lead out of a namespace; None: there is none."""
         self._rights = rights
+        self._outward = outward
         self._table = table
         self._emit = emit
         self._client_seconds = client_seconds
@@ -57,7 +64,7 @@ class ForwardServer:
 
     async def _serve_client(self, client: socket.socket) -> None:
         pid = process_of(client)
-        message = Message(self._rights)
+        message = Message(self._rights, self._outward)
         try:
             async with asyncio.timeout(self._client_seconds):
                 await self._converse(client, message)
@@ -71,12 +78,13 @@ class ForwardServer:
             pass  # it left before it had heard all
         else:
             if not message.wanted:
-                await self._replace(pid, message.rules)
+                await self._replace(pid, message)
 
     async def _converse(self, client: socket.socket, message: Message) -> None:
         """Until the message is whole, or the client has gone without one."""
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(client, greeting(self._rights, self._table.rules))
+        table = self._table
+        await loop.sock_sendall(client, greeting(self._rights, table.rules, self._outward, table.outward_rules))
         begun = False
         while message.wanted:
             data = b""
@@ -89,14 +97,18 @@ class ForwardServer:
                 data += piece
             begun = True
             message.feed(data)
-        forwards.check_room(message.rules, self._rights.room)
+        forwards.check_room([*message.rules, *message.outward], self._rights.room)
 
-    async def _replace(self, pid: int, rules: Sequence[ForwardRule]) -> None:
-        change = await self._table.replace(rules)
-        for reason in _explain(rules, change):
-            self._emit("forwards.failed", reason=reason)
-        numbers = {"opened": change.opened, "closed": change.closed, "kept": change.kept}
-        self._emit("forwards.replaced", client=pid, **numbers, table=shown(self._table.rules))
+    async def _replace(self, pid: int, message: Message) -> None:
+        changes = [await self._table.replace(message.rules)]
+        if self._outward is not None:
+            changes.append(await self._table.replace_outward(message.outward))
+        for rules, change in zip((message.rules, message.outward), changes, strict=False):
+            for reason in _explain(rules, change):
+                self._emit("forwards.failed", reason=reason)
+        numbers = {name: sum(getattr(one, name) for one in changes) for name in ("opened", "closed", "kept")}
+        there = *self._table.rules, *self._table.outward_rules
+        self._emit("forwards.replaced", client=pid, **numbers, table=shown(there))
 
     def _refuse(self, pid: int, reason: str) -> None:
         self._emit("forwards.refused", client=pid, reason=reason)

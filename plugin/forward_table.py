@@ -129,7 +129,7 @@ class ForwardTable:
     ) -> None:
         """`room`: sockets at once, of both directions."""
         self.rules = tuple(rule for rule in rules if not rule.outward)  # those of the host's ports
-        self._outward = tuple(rule for rule in rules if rule.outward)
+        self.outward_rules = tuple(rule for rule in rules if rule.outward)
         self._ask = ask
         self._room = room
         self._listening: dict[tuple[bool, int], Set[int]] = {}  # by direction and protocol, where rules lead
@@ -176,6 +176,11 @@ class ForwardTable:
         async with self._turn:
             return await self._replace(rules)
 
+    async def replace_outward(self, rules: Sequence[ForwardRule]) -> Change:
+        """The same for what leads out of the namespace."""
+        async with self._turn:
+            return await self._replace(rules, outward=True)
+
     async def exchange(self, old: Sequence[ForwardRule], new: Sequence[ForwardRule]) -> list[Failure]:
         """From now on `new` are in the place of `old`, which are those of one client; a port that both name is neither
         closed nor opened. All of them or none, but for those of best effort: if one cannot be bound, all is as before,
@@ -195,18 +200,22 @@ class ForwardTable:
                 await self._replace(before)
             return failures
 
-    async def _replace(self, rules: Sequence[ForwardRule]) -> Change:
+    async def _replace(self, rules: Sequence[ForwardRule], outward: bool = False) -> Change:
         change = Change()
         wanted = {ports.key_of(rule, port): rule async for rule, port in self._sliced(rules)}
-        inward = {key: port for key, port in self._ports.items() if not port.rule.outward}
+        mine = {key: port for key, port in self._ports.items() if port.rule.outward == outward}
         # What goes comes first: it may stand in the way of what is new.
-        await self._close([port for key, port in inward.items() if key not in wanted], change)
+        await self._close([port for key, port in mine.items() if key not in wanted], change)
         await self._lead(wanted)
-        change.kept = len(inward) - change.closed
+        change.kept = len(mine) - change.closed
         for rule in rules:
             await self._open(rule, change)
         bound = {id(port.rule) for port in self._ports.values()}
-        self.rules = tuple(rule for rule in rules if rule.auto or id(rule) in bound)
+        there = tuple(rule for rule in rules if rule.auto or id(rule) in bound)
+        if outward:
+            self.outward_rules = there
+        else:
+            self.rules = there
         return change
 
     async def follow(self, outward: bool, listening: Mapping[int, Set[int]]) -> Change:
@@ -217,7 +226,7 @@ class ForwardTable:
             self._listening |= {(outward, protocol): wanted for protocol, wanted in listening.items()}
             mine = [port for port in self._ports.values() if port.rule.auto and port.rule.outward == outward]
             await self._close([one for one in mine if one.guest_port not in listening[one.rule.protocol]], change)
-            for rule in self._outward if outward else self.rules:
+            for rule in self.outward_rules if outward else self.rules:
                 if rule.auto:
                     await self._open(rule, change)
             return change

@@ -330,7 +330,7 @@ struct lg_link_end {
 #define LG_EVENT_RING_STOPPED 8  /* value: ring index; reason: enum vring_fault, named by lg_fault_name() */
 #define LG_EVENT_FRAME_DROPPED 9 /* reason: index of the counter that counted it */
 #define LG_EVENT_NO_PING 10      /* error: why the host gives no ping socket; told once */
-#define LG_EVENT_FLOWS_FULL 11   /* value: the limit; told once a minute */
+#define LG_EVENT_FLOWS_FULL 11   /* value: how many there are; told once a minute */
 
 struct lg_event {
     uint32_t kind;   /* LG_EVENT_* */

@@ -5,6 +5,7 @@
 #include "flow.h"
 
 #include <errno.h>
+#include <netinet/in.h>
 #include <string.h>
 
 #include "pages.h"
@@ -63,10 +64,19 @@ static uint32_t slot_take(struct flow_table *table)
     return index;
 }
 
+/* A joined connection has two. Of datagrams, all peers of a port of ours share the socket that they came to. */
+static unsigned sockets_of(const struct flow_key *key)
+{
+    return key->port != PORT_LINK && key->protocol == IPPROTO_TCP ? 2 : 1;
+}
+
 struct flow *flow_add(struct flow_table *table, const struct flow_key *key)
 {
-    if (table->count == table->limit)
+    unsigned sockets = sockets_of(key);
+
+    if (table->sockets + sockets > table->limit)
         return NULL;
+    table->sockets += sockets;
     uint32_t index = slot_take(table);
     struct flow *flow = &table->slot[index];
     uint32_t generation = flow->generation + 1 ? flow->generation + 1 : 1;
@@ -102,6 +112,7 @@ void flow_remove(struct flow_table *table, struct flow *flow)
     while (table->bucket[at] != flow->index + 1)
         at = (at + 1) & table->bucket_mask;
     bucket_remove(table, at);
+    table->sockets -= sockets_of(&flow->key);
     node_leave(&flow->ready);
     node_leave(&flow->waiting);
     node_leave(&flow->age);

@@ -78,7 +78,8 @@ struct flow_table {
     struct flow *slot;
     uint32_t *bucket; /* slot index + 1; open addressing, linear probing; 0 empty */
     uint32_t bucket_mask;
-    uint32_t limit;
+    uint32_t limit; /* of sockets, and so of flows */
+    uint32_t sockets;
     uint32_t count;
     uint32_t used; /* slots that were ever used */
     uint32_t free; /* slot index + 1 of the free list's head; freed slots are used first, so that memory stays dense */

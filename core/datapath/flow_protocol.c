@@ -89,7 +89,7 @@ static bool evict(struct engine *engine)
 /* At any level of events: to a person it looks as if the network had gone. */
 static void tell_full(struct engine *engine)
 {
-    struct lg_event event = {.kind = LG_EVENT_FLOWS_FULL, .value = engine->flows.limit};
+    struct lg_event event = {.kind = LG_EVENT_FLOWS_FULL, .value = engine->flows.count};
 
     count(engine, C_flows_refused);
     if (engine->full_told_ms && engine->now_ms - engine->full_told_ms < FLOWS_FULL_TELL_MS)
@@ -102,7 +102,7 @@ struct flow *flow_make(struct engine *engine, const struct flow_key *key)
 {
     struct flow *flow = flow_add(&engine->flows, key);
 
-    if (!flow && evict(engine))
+    while (!flow && evict(engine)) /* a joined connection may need the room of two */
         flow = flow_add(&engine->flows, key);
     if (flow)
         engine->counters[C_flows] = engine->flows.count;

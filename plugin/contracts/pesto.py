@@ -10,7 +10,8 @@ Invariants: what a Message has as its rules could have come from a command line:
 want one socket. A Message asks for exactly the bytes that come next, so that nothing behind its end is ever read.
 
     greeting := "basil:s" NUL, version, length of a table's name, length of an interface's name; tables; 0
-    table    := u8 id, its name, u32 capabilities, u32 count, rules            (what the server has)
+    table    := u8 id, its name, u32 capabilities, u32 count, rules            (what the server has: HOST, and SPLICE
+                                                                                of a namespace)
     message  := tables; 0
     table    := u8 id, u32 count, rules                                        (what the client wants, in place of all)
     rule     := listening address, target address, interface, u16 first, u16 last, u16 first of the guest, u8 protocol,
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING
 from lockgate.plugin import address
 from lockgate.plugin.address import ANY4, UNSET
 from lockgate.plugin.contracts.forward_spec import (
+    LOOPBACK,
     PORT_MAX,
     PROTOCOL_NAMES,
     RULES_MAX,
@@ -50,8 +52,9 @@ VERSION = 2
 TABLE_NAME_BYTES = 128
 INTERFACE_BYTES = 16  # IFNAMSIZ of <linux/if.h>
 
-HOST = 1  # the one table that passt has: ports of the host that lead to the guest
-HOST_NAME = b"HOST"
+HOST = 1  # ports of the host that lead to the guest
+SPLICE = 3  # of pasta: ports of the namespace's loopback that lead to the host's
+TABLE_NAMES = {HOST: b"HOST", SPLICE: b"SPLICE"}
 END = b"\0"  # in the place of one more table
 
 CAP_IPV4, CAP_IPV6, CAP_TCP, CAP_UDP, CAP_AUTO, CAP_INTERFACE = 1, 2, 4, 8, 16, 32
@@ -83,11 +86,23 @@ def capabilities(rights: Rights) -> int:
     return sum(bit for there, bit in offered if there)
 
 
-def greeting(rights: Rights, rules: Sequence[ForwardRule]) -> bytes:
-    """All that the server ever says."""
+def greeting(
+    rights: Rights,
+    rules: Sequence[ForwardRule],
+    outward: Rights | None = None,
+    outward_rules: Sequence[ForwardRule] = (),
+) -> bytes:
+    """All that the server ever says. `outward` is for ports that lead out of a namespace; None: there is none."""
     hello = _HELLO.pack(MAGIC, VERSION, TABLE_NAME_BYTES, INTERFACE_BYTES)
-    table = _TABLE.pack(HOST, HOST_NAME, capabilities(rights), len(rules))
-    return b"".join((hello, table, *map(pack_rule, rules), END))
+    tables = _pack_table(HOST, rights, rules)
+    if outward is not None:
+        tables += _pack_table(SPLICE, outward, outward_rules)
+    return hello + tables + END
+
+
+def _pack_table(table: int, rights: Rights, rules: Sequence[ForwardRule]) -> bytes:
+    head = _TABLE.pack(table, TABLE_NAMES[table], capabilities(rights), len(rules))
+    return b"".join((head, *map(pack_rule, rules)))
 
 
 def pack_rule(rule: ForwardRule) -> bytes:
@@ -101,13 +116,18 @@ def pack_rule(rule: ForwardRule) -> bytes:
 class Message:
     """What a client wants, as far as it has come. `wanted` bytes come next; 0: the message is whole."""
 
-    __slots__ = ("_count", "_rights", "_sockets", "_take", "rules", "wanted")
+    __slots__ = ("_count", "_sockets", "_table", "_take", "_tables", "outward", "rules", "wanted")
 
-    def __init__(self, rights: Rights) -> None:
-        self._rights = rights
+    def __init__(self, rights: Rights, outward: Rights | None = None) -> None:
+        """`outward`: of the second table; None: there is none."""
+        self.rules: list[ForwardRule] = []
+        self.outward: list[ForwardRule] = []  # those that lead out of a namespace
+        self._tables = {HOST: (rights, self.rules)}
+        if outward is not None:
+            self._tables[SPLICE] = outward, self.outward
+        self._table = 0  # that is under way
         self._sockets = 0
         self._count = 0  # of rules that the table has still to bring
-        self.rules: list[ForwardRule] = []
         self._await_table()
 
     def feed(self, data: bytes) -> None:
@@ -120,15 +140,18 @@ class Message:
     def _take_id(self, data: bytes) -> None:
         if data == END:
             self.wanted = 0
-        elif data[0] == HOST:
+        elif data[0] in self._tables:
+            self._table = data[0]
             self.wanted, self._take = _WANTED.size, self._take_count
         else:
-            raise ProtocolError(f"there is no table {data[0]} here; expected {HOST}, {HOST_NAME.decode()}")
+            there = " or ".join(f"{one}, {TABLE_NAMES[one].decode()}" for one in self._tables)
+            raise ProtocolError(f"there is no table {data[0]} here; expected {there}")
 
     def _take_count(self, data: bytes) -> None:
         (self._count,) = _WANTED.unpack(data)
-        if self._count > RULES_MAX - len(self.rules):
-            raise ProtocolError(f"expected at most {RULES_MAX} rules in all, not {len(self.rules) + self._count}")
+        total = self._count + len(self._tables[self._table][1])
+        if total > RULES_MAX:
+            raise ProtocolError(f"expected at most {RULES_MAX} rules in all, not {total}")
         self._await_rule()
 
     def _await_rule(self) -> None:
@@ -138,20 +161,21 @@ class Message:
             self._await_table()
 
     def _take_rule(self, data: bytes) -> None:
-        rule = unpack_rule(data, self._rights)
+        rights, rules = self._tables[self._table]
+        rule = unpack_rule(data, rights, outward=self._table == SPLICE)
         self._sockets += rule.count
         if self._sockets > SOCKETS_MAX:
             raise ProtocolError(f"expected at most {SOCKETS_MAX} sockets in all; forward fewer ports")
-        for other in self.rules:
+        for other in rules:
             if rule.conflicts(other):
                 raise ProtocolError(f"two rules want the same port, [{other}] and [{rule}]; leave out one of the two")
-        self.rules.append(rule)
+        rules.append(rule)
         self._count -= 1
         self._await_rule()
 
 
-def unpack_rule(data: bytes, rights: Rights) -> ForwardRule:
-    """Raises ProtocolError."""
+def unpack_rule(data: bytes, rights: Rights, outward: bool = False) -> ForwardRule:
+    """`outward`: it leads out of a namespace. Raises ProtocolError."""
     listen, target, name, first, last, to_first, protocol, flags = _RULE.unpack(data)
     if protocol not in PROTOCOL_NAMES:
         raise ProtocolError(f"expected the number of TCP or UDP as a rule's protocol, not {protocol}")
@@ -163,17 +187,21 @@ def unpack_rule(data: bytes, rights: Rights) -> ForwardRule:
     _check_ports(first, last, to_first)
     listen, dual_stack = _where(listen, bool(flags & FLAG_DUAL_STACK), rights)
     _check_target(target, listen, dual_stack)
+    interface = _interface(name)
+    if outward and (interface, target, address.is_unspecified(listen)) != (LOOPBACK, UNSET, True):
+        raise ProtocolError(f"expected {LOOPBACK} as the interface of a port that leads out, and no addresses")
     return ForwardRule(
         protocol=protocol,
         listen=listen,
         dual_stack=dual_stack,
-        interface=_interface(name),
+        interface=interface,
         first=first,
         last=last,
         to_first=to_first,
         target=target,
         best_effort=bool(flags & FLAG_BEST_EFFORT),
         auto=bool(flags & FLAG_AUTO),
+        outward=outward,
     )
 
 

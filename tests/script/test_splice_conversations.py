@@ -343,7 +343,7 @@ def test_a_port_that_is_closed_leaves_its_connections(world: SpliceWorld) -> Non
 # ---- the table of flows ----
 
 
-@pytest.mark.world(flow_limit=2)
+@pytest.mark.world(flow_limit=4)
 def test_a_full_table_resets_the_newcomer(world: SpliceWorld) -> None:
     port = world.port(outward=True)
     joints = [world.joined(port) for _ in range(2)]
@@ -352,7 +352,17 @@ def test_a_full_table_resets_the_newcomer(world: SpliceWorld) -> None:
     assert all(joint.lives for joint in joints)
 
 
-@pytest.mark.world(flow_limit=2)
+@pytest.mark.world(flow_limit=3)
+def test_a_connection_has_two_sockets_and_takes_the_room_of_two(world: SpliceWorld) -> None:
+    """The limit is what the worker may open."""
+    port = world.port(outward=True)
+    first = world.joined(port)
+    assert world.connect(port).near.sees == "RST"
+    first.near.resets()
+    assert not first.lives and world.joined(port).lives
+
+
+@pytest.mark.world(flow_limit=4)
 def test_the_connection_that_was_idle_longest_makes_room(world: SpliceWorld) -> None:
     port = world.port(outward=True)
     first, second = (world.joined(port) for _ in range(2))
@@ -365,7 +375,7 @@ def test_the_connection_that_was_idle_longest_makes_room(world: SpliceWorld) -> 
     assert world.close_reasons() == ["evicted"]
 
 
-@pytest.mark.world(flow_limit=1)
+@pytest.mark.world(flow_limit=2)
 def test_one_that_waits_for_a_socket_can_be_evicted(world: SpliceWorld) -> None:
     port = world.port()
     first = world.connect(port)

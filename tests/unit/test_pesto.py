@@ -292,3 +292,61 @@ def test_ports_that_follow_what_listens_are_there_where_there_is_a_namespace() -
     assert pesto.pack_rule(got) == rule(flags=4)
     with pytest.raises(pesto.ProtocolError, match="flags 7 at most, not 8"):
         read(table(rule(flags=8)) + b"\0", following)
+
+
+# ---- the table of what leads out of a namespace ----
+
+OUT_80 = rule(interface=b"lo", flags=1)
+
+
+def outward(data: bytes) -> pesto.Message:
+    """Read where there is a namespace."""
+    message = pesto.Message(EVERYTHING, EVERYTHING)
+    while message.wanted and data:
+        part, data = data[: message.wanted], data[message.wanted :]
+        message.feed(part)
+    return message
+
+
+def splice_table(*rules: bytes) -> bytes:
+    return b"\3" + table(*rules)[1:]
+
+
+def test_of_a_namespace_there_are_two_tables() -> None:
+    """As pasta has them: the second is of ports at any address of the namespace's loopback interface."""
+    scope = forward_spec.Scope(ipv4=True, ipv6=True, tcp=True, udp=True, ephemeral=lambda: (1, 2), outbound=True)
+    rules = forward_spec.add((), "--tcp-ns", TCP, "80", scope)
+    said = pesto.greeting(EVERYTHING, (), IPV4_TCP, rules)
+    assert said[149:157] == bytes.fromhex("0000002f 00000000")
+    assert said[157:286] == b"\3" + b"SPLICE".ljust(128, b"\0")
+    assert said[286:294] == bytes.fromhex("00000025 00000001")
+    assert said[294:350] == OUT_80 and said[350:] == b"\0"
+
+
+def test_each_table_of_a_message_has_its_own_rules() -> None:
+    """One port may stand in both."""
+    message = outward(table(rule(flags=1)) + splice_table(OUT_80) + b"\0")
+    assert not message.wanted
+    assert [one.outward for one in (*message.rules, *message.outward)] == [False, True]
+    assert [pesto.pack_rule(one) for one in message.outward] == [OUT_80]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        rule(flags=1),
+        rule(interface=b"eth0", flags=1),
+        rule(interface=b"lo", listen=bytes(10) + b"\xff\xff\x7f\0\0\1"),
+        rule(interface=b"lo", target=bytes(15) + b"\1"),
+    ],
+    ids=["no interface", "another", "an address", "a target"],
+)
+def test_what_leads_out_does_so_from_loopback_and_to_loopback(data: bytes) -> None:
+    with pytest.raises(pesto.ProtocolError, match="expected lo as the interface of a port that leads out"):
+        outward(splice_table(data) + b"\0")
+
+
+def test_without_a_namespace_there_is_one_table() -> None:
+    assert refused(splice_table(OUT_80) + b"\0") == "there is no table 3 here; expected 1, HOST"
+    with pytest.raises(pesto.ProtocolError, match="no table 2 here; expected 1, HOST or 3, SPLICE"):
+        outward(b"\2")

@@ -81,6 +81,7 @@ def main() -> None:
 
 def _command(name: str, arguments: list[str]) -> int:
     lib.lg_process_name(os.fsencode(name))
+    lib.lg_show_command()
     if name == "rootlessport":
         from lockgate.plugin.bridge import rootlessport
 

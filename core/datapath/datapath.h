@@ -439,6 +439,10 @@ int lg_become(unsigned uid, unsigned gid, unsigned keep);
 
 int lg_process_name(const char *name);
 
+/* ps(1) shows the command as it was typed, no more the interpreter's own words. To be called once, by the launcher's
+ * Python, before it forks. */
+void lg_show_command(void);
+
 /* Blocks SIGTERM, SIGQUIT and SIGCHLD and returns a signalfd for them; SIGINT gets its default back. */
 int lg_signals_open(void);
 

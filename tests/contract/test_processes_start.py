@@ -223,6 +223,18 @@ def test_only_light_modules_are_imported_before_ready(folder: Path) -> None:
     assert not {module for module in ours if "vhost_user" in module or "services" in module or "control" in module}
 
 
+def test_ps_shows_the_command_as_it_was_typed(start: Start, folder: Path) -> None:
+    """Of all three processes, also with a word like one of the interpreter's own; and not how that was started."""
+    helper = start("-q", "-p", str(folder / "a b"), "-c", str(folder / "conf"))
+    FrontEnd.connect(helper.socket).negotiate()
+    typed = [str(word) for word in helper.process.args]  # type: ignore[union-attr]
+    for member in tree(helper.process.pid):
+        words = Path(f"/proc/{member}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        assert [os.fsdecode(word) for word in words] == typed, name(member)
+        shown = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(member)], capture_output=True, text=True)
+        assert shown.stdout == " ".join(typed) + "\n"
+
+
 def test_start_up_is_told_and_quiet_is_quiet(start: Start, folder: Path) -> None:
     """By default the addresses and the socket's path are on standard error; -q leaves only warnings."""
     helper = start()

@@ -29,7 +29,7 @@ DATAPATH = ROOT / "core" / "datapath"
 
 # The worker around the engine, and the link of a real guest: what tests/unit and tests/guest are for.
 LINKS = {"link_stream", "link_tap", "link_vhost", "link_vhost_setup", "memory", "pcap_ring", "vring"}
-NOT_HERE = LINKS | {"agent_channel", "command", "isolation", "namespace_command", "up", "worker"}
+NOT_HERE = LINKS | {"agent_channel", "command", "command_line", "isolation", "namespace_command", "up", "worker"}
 
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-DLG_FAKE_SYS", "-fPIC", "-g", *WARNINGS, "-I", str(DATAPATH)]

@@ -15,9 +15,10 @@
 #include "pcap_ring.h"
 
 enum link_tap_limits {
-    TAP_ROOM = 65600,         /* for one frame with its header, in whole cache lines */
-    TAP_IN_BYTES = 512 << 10, /* of a batch of frames: within the cache */
-    TAP_OUT_BYTES = 2 << 20,  /* of the frames reserved at once: what one turn of a flow commits (TCP_BUDGET_BYTES) */
+    TAP_ROOM = 65600, /* for one frame with its header, in whole cache lines */
+    TAP_IN_BYTES =
+        2 << 20, /* of a batch: of several streams, each has more than a frame in it, and one send and one ACK */
+    TAP_OUT_BYTES = 2 << 20, /* of the frames reserved at once: what one turn of a flow commits (TCP_BUDGET_BYTES) */
     TAP_RESERVED_MAX = 64,
 };
 

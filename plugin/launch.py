@@ -201,7 +201,6 @@ class Start:
         self.conf = made.listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
         self._tell_identity()  # once nothing is in the way: a mistake is one line
         self.capture_fd = self._open_capture()
-        os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
         self._announce_configuration()
 
     def _open_log(self) -> None:
@@ -340,8 +339,10 @@ class Start:
     def _announce_configuration(self) -> None:
         """What a person who starts this by hand wants to see; with -q, the warnings remain."""
         view = self.view
+        # Podman takes a line for a fault, and names a resolver whatever the host has.
+        tell = self.log.warning if self.spec.namespace is None else self.log.info
         for warning in view.warnings:
-            self.log.warning(_sentence(warning))
+            tell(_sentence(warning))
         if self.log.level < log.INFO:
             return
         if self.spec.namespace is not None and self.spec.namespace.splice_only:
@@ -399,6 +400,7 @@ class Start:
     def keep(self) -> int:
         spec = self.spec
         self.link.start(self.name, self.view, self.host, self.log)
+        os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
         self.forwards += self.link.open_ports(self.forwards, self.room_later, self.log.warning)
         plan = keeper.Plan(
             name=self.name,

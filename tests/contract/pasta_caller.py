@@ -91,11 +91,15 @@ def container(on: Namespace) -> Namespace:
 class Pasta:
     """One that has been started, and stays; by its PID file."""
 
-    def __init__(self, host: Namespace, folder: Path, netns: str, options: str, more: str = PODMAN) -> None:
+    def __init__(
+        self, host: Namespace, folder: Path, netns: str, options: str, more: str = PODMAN, here: str = "/"
+    ) -> None:
+        """`here`: the caller's own folder."""
         self.pid_file = folder / "pid"
         words = f"--config-net {options} {more} --pid {self.pid_file} --netns {netns} --map-guest-addr 169.254.1.2"
         # The end of both pipes is waited for, as Podman does: nobody may hold them any more.
-        done = subprocess.run([*host.prefix, PASTA, *words.split()], capture_output=True, text=True, timeout=PATIENCE)
+        command = [*host.prefix, "env", "-C", here, PASTA, *words.split()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
         self.status, self.told = done.returncode, done.stdout + done.stderr
         self.pid = int(self.pid_file.read_text()) if self.status == 0 else 0
         self._end = os.pidfd_open(self.pid) if self.pid else -1

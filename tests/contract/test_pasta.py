@@ -61,6 +61,15 @@ def test_the_container_gets_what_the_host_has(pasta: Pasta, container: Namespace
     assert "mtu 65520" in link and "lo: <LOOPBACK,UP" in link
 
 
+def test_what_a_host_lacks_is_no_news_to_podman(
+    host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
+) -> None:
+    """It names a resolver, and needs no DHCP, whatever there is."""
+    host.does("ip route del default; ip -6 route del default; : > /etc/resolv.conf")
+    start.append(Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", "-t none -u none"))
+    assert (start[0].status, start[0].told) == (0, "")
+
+
 def test_the_container_reaches_the_host(pasta: Pasta, host: Namespace, container: Namespace) -> None:
     """By the address that stands for it, since its own is the container's too."""
     server, port = serves(host, SERVER, "10.5.0.2")
@@ -108,6 +117,15 @@ def test_it_ends_with_the_process_of_the_namespace(pasta: Pasta, container: Name
     """`podman build` names /proc/PID/ns/net."""
     container.close()
     pasta.wait_end()
+
+
+def test_a_path_may_begin_in_the_callers_folder(
+    host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
+) -> None:
+    start.append(Pasta(host, tmp_path, "ns/net", "-t none -u none", here=f"/proc/{container.pid}"))
+    assert (start[0].status, start[0].told) == (0, "")
+    container.close()
+    start[0].wait_end()
 
 
 def test_it_ends_when_its_path_is_removed(

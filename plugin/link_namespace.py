@@ -98,6 +98,9 @@ class NamespaceLink:
                 self.watch = NamespaceWatch(wanted.path)
             except OSError as failure:
                 log.warning(f"The end of namespace {wanted.path} cannot be watched for: {failure.strerror}")
+            else:
+                if self.watch.gone():  # which nothing will tell
+                    raise vocabulary.StartError(f"Network namespace {wanted.path} has been removed meanwhile")
         if wanted.is_shared:
             self._open_meeting(log)
         self._seen = self._ready.mac, view.guest4, view.guest6, self._ready.link_local

@@ -25,6 +25,7 @@ import _socket
 
 from lockgate.plugin import address, hostnet, netlink, netview
 from lockgate.plugin.address import UNSET
+from lockgate.plugin.spec import NamespaceSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,9 +81,10 @@ def plan(spec: NetworkSpec, host: hostnet.HostNet) -> Plan:
     """Raises hostnet.InterfaceError."""
     families = _families(spec, host)
     alone = all(family.local for family in families)
+    copies = spec.namespace or NamespaceSpec()
     for family in families:
-        _plan_addresses(family, host)
-        _plan_routes(family, host, alone)
+        _plan_addresses(family, host, copies.copy_addrs)
+        _plan_routes(family, host, alone, copies.copy_routes)
     addresses = [one for family in families for one in family.addresses]
     routes = [one for family in families for one in family.routes]
     return Plan(spec.mtu, tuple(addresses[:ADDRESSES_MAX]), tuple(routes[:ROUTES_MAX]))
@@ -106,12 +108,13 @@ def _families(spec: NetworkSpec, host: hostnet.HostNet) -> list[_Family]:
 # ---- addresses ----
 
 
-def _plan_addresses(family: _Family, host: hostnet.HostNet) -> None:
+def _plan_addresses(family: _Family, host: hostnet.HostNet, copy_all: bool) -> None:
     wanted, template = family.wanted, family.template
     if wanted.address != UNSET:
         family.addresses = [_own(family.number, wanted.address, _wanted_prefix(family))]
     elif template is not None:
-        family.addresses = _copied_addresses(family, host.addresses, template)
+        copied = _copied_addresses(family, host.addresses, template)
+        family.addresses = [one for one in copied if copy_all or one.address == template.address]
         if family.number == _socket.AF_INET6:
             family.addresses.reverse()  # the kernel puts the newest first
     elif family.number == _socket.AF_INET:
@@ -149,11 +152,14 @@ def _own(family: int, own: bytes, prefix: int, scope: int = 0, peer: bytes = UNS
 # ---- routes ----
 
 
-def _plan_routes(family: _Family, host: hostnet.HostNet, alone: bool) -> None:
-    """`alone`: the host has no network of any family."""
+def _plan_routes(family: _Family, host: hostnet.HostNet, alone: bool, copy_all: bool) -> None:
+    """`alone`: the host has no network of any family. Unless all are to be copied, there is the way out."""
     wanted = family.wanted
     if wanted.gateway != UNSET:
         family.routes = [_default(family, wanted.gateway)]
+    elif family.template is not None and not copy_all:
+        gateway, on_link = family.template.gateway, family.template.on_link_default
+        family.routes = [_default(family, gateway)] if on_link or gateway != UNSET else []
     elif family.template is not None:
         copied = _copied_routes(family, host.routes, family.template.index)
         # Those on the link itself first, as the others lead through them; beyond that, the host's order.
@@ -169,7 +175,9 @@ def _leads_through_others(route: netlink.Route) -> bool:
 
 
 def _default(family: _Family, gateway: bytes) -> netlink.Route:
-    near = (family.number == _socket.AF_INET6 and address.is_link_local(gateway)) or any(
+    """`gateway` unset: all are on the link itself."""
+    on_link = gateway == UNSET or (family.number == _socket.AF_INET6 and address.is_link_local(gateway))
+    near = on_link or any(
         _network(gateway, family.number, one.prefix) == _network(one.address, family.number, one.prefix)
         for one in family.addresses
     )

@@ -9,7 +9,7 @@ from host_samples import ETH0, LO, ORDINARY, WG0, WLAN0, host, ip, own, route
 from lockgate.plugin import hostnet, netlink
 from lockgate.plugin.address import UNSET, to_text
 from lockgate.plugin.namespace import interface_plan
-from lockgate.plugin.spec import NetworkSpec
+from lockgate.plugin.spec import NamespaceSpec, NetworkSpec
 
 KERNEL, RA, DHCP = 2, 9, 16
 
@@ -165,6 +165,26 @@ def test_other_tables_other_kinds_and_other_interfaces_are_not_copied() -> None:
         spec=asked(enabled6=False),
     )
     assert routes(plan) == ["default via 192.0.2.1"]
+
+
+@pytest.mark.parametrize(
+    ("default", "way_out"),
+    [
+        (route("0.0.0.0/0", (ETH0, "192.0.2.1")), ["default via 192.0.2.1"]),
+        (route("0.0.0.0/0", (ETH0, "")), ["default"]),
+        (route("198.51.100.0/24", (ETH0, "192.0.2.2")), []),
+    ],
+    ids=["gateway", "on the link", "none"],
+)
+def test_less_may_be_copied(default: netlink.Route, way_out: list[str]) -> None:
+    """The one address that DHCP would hand out, and the one route that it would."""
+    spec = asked(enabled6=False)
+    spec.namespace = NamespaceSpec()
+    spec.namespace.copy_addrs = spec.namespace.copy_routes = False
+    records = own(ETH0, "192.0.2.6/16"), own(ETH0, "192.0.2.7/24"), own(ETH0, "192.0.2.8/24")
+    plan = planned(*records, default, route("10.0.0.0/8", (ETH0, "192.0.2.1")), spec=spec)
+    assert (addresses(plan), routes(plan)) == (["192.0.2.7/24"], way_out)
+    assert [hop.flags for one in plan.routes for hop in one.hops] == [0] * len(way_out)
 
 
 def test_each_family_has_its_own_template() -> None:

@@ -65,10 +65,20 @@ class Template:
     """An interface of the host, and what one family has on it; `address` and `gateway` may be unset.
 
     `on_link_default` tells a default route without a gateway (tun, WireGuard, ppp) from none at all. `others` names
-    further interfaces with a default route.
+    further interfaces with a default route; `further` are more addresses of this one.
     """
 
-    __slots__ = ("address", "gateway", "index", "interface", "link_local", "on_link_default", "others", "prefix")
+    __slots__ = (
+        "address",
+        "further",
+        "gateway",
+        "index",
+        "interface",
+        "link_local",
+        "on_link_default",
+        "others",
+        "prefix",
+    )
 
     def __init__(
         self,
@@ -80,6 +90,7 @@ class Template:
         gateway: bytes,
         on_link_default: bool,
         others: tuple[str, ...],
+        further: tuple[bytes, ...],
     ) -> None:
         self.interface = interface
         self.index = index
@@ -89,6 +100,7 @@ class Template:
         self.gateway = gateway
         self.on_link_default = on_link_default
         self.others = others
+        self.further = further
 
 
 def read_host(resolv_conf: str = RESOLV_CONF) -> HostNet:
@@ -273,4 +285,5 @@ def _template(
         default.gateway if default else address.UNSET,
         default is not None and default.gateway == address.UNSET,
         others,
+        tuple(own.address for own in candidates if own is not best),
     )

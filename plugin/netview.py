@@ -53,8 +53,8 @@ VIEW_SPLICE_LOOPBACK = 16384
 
 # datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6,
 # our_link_local, map_host4, map_host6, dns_match4, dns_host4, dns_match6, dns_host6, map_guest4, map_guest6, outbound4,
-# outbound6, outbound_if4, outbound_if6
-_NET_VIEW = struct.Struct("=IIII6s2x" + 17 * "16s")
+# outbound6, outbound_if4, outbound_if6, shared
+_NET_VIEW = struct.Struct("=IIII6s2x" + 17 * "16s" + "256s")
 
 PREFIX6_BYTES = 8  # a /64: the only one with which SLAAC works (RFC 4862 §5.5.3 d, RFC 7421)
 WITHDRAWN_MAX = 4  # prefixes; a host that roams all day leaves none of them in use for so long
@@ -84,6 +84,7 @@ class _Family:
         "outbound_interface",
         "prefix",
         "scope_id",
+        "shared",
     )
 
     def __init__(self) -> None:
@@ -94,6 +95,7 @@ class _Family:
         self.gateway = address.UNSET
         self.map_host = self.map_guest = self.outbound = address.UNSET
         self.outbound_interface = ""
+        self.shared: tuple[bytes, ...] = ()
         self.dns: tuple[bytes, ...] = ()
         self.dns_match = address.UNSET
         self.dns_host = address.UNSET
@@ -147,6 +149,7 @@ class Assignments:
         "prefix4",
         "scope_id",  # the number of interface6; 0 in local mode
         "search",
+        "shared",  # further addresses that the guest has in common with the host
         "warnings",
         "withdrawn6",  # prefixes of IPv6 that were the guest's before, the latest first
     )
@@ -183,6 +186,7 @@ class Assignments:
         self.dns6, self.dns_match6, self.dns_host6 = family6.dns, family6.dns_match, family6.dns_host
         self.our_link_local = our_link_local
         self.scope_id = family6.scope_id
+        self.shared = family4.shared + family6.shared
         self.hostname, self.fqdn, self.search = names.hostname, names.fqdn, names.search
         self.dhcp_dns, self.dhcp_search = names.dhcp_dns, names.dhcp_search
         self.notes = notes
@@ -231,6 +235,7 @@ class Assignments:
             self.outbound6,
             self.outbound_if4.encode(),
             self.outbound_if6.encode(),
+            b"".join(self.shared),
         )
 
 
@@ -331,6 +336,7 @@ def _assign4(spec: NetworkSpec, host: hostnet.HostNet, keep: bytes, notes: list[
         family.interface = template.interface
         family.guest, family.prefix = template.address, template.prefix
         family.gateway = LOCAL_GATEWAY4 if template.on_link_default else template.gateway
+        family.shared = _shared(spec, wanted, template)
     family.guest = _first_set(wanted.address, family.guest)
     family.prefix = wanted.prefix_length or family.prefix
     family.gateway = _first_set(wanted.gateway, family.gateway)
@@ -358,6 +364,7 @@ def _assign6(spec: NetworkSpec, host: hostnet.HostNet, keep: bytes, notes: list[
     if template is not None and _first_set(wanted.address, template.address) != address.UNSET:
         family.interface, family.scope_id = template.interface, template.index
         family.guest = template.address
+        family.shared = _shared(spec, wanted, template)
         gateway = _first_set(gateway, template.gateway)
         link_local = template.link_local
     family.guest = _first_set(wanted.address, family.guest)
@@ -380,6 +387,13 @@ def _template(
         others = ", ".join(template.others)
         notes.append(f"{name} follows interface {template.interface}; {others} too has a default route (--interface)")
     return template
+
+
+def _shared(spec: NetworkSpec, wanted: FamilySpec, template: hostnet.Template) -> tuple[bytes, ...]:
+    """What an interface that we configure has beside the address that it is known by (interface_plan.py)."""
+    namespace = spec.namespace
+    copied = namespace is not None and namespace.config_net and namespace.copy_addrs and wanted.address == address.UNSET
+    return template.further if copied else ()
 
 
 def _take_choices(family: _Family, wanted: FamilySpec) -> None:

@@ -39,6 +39,8 @@
                                 * guest's namespace; that of a rule with a target goes over the link all the same */
 #define LG_VIEW_SPLICE_LOOPBACK 16384 /* and arrives at the loopback address that it was sent to, not at guest4 or guest6 */
 
+#define LG_SHARED_MAX 16
+
 struct lg_net_view {
     uint32_t version;  /* counts up with each change */
     uint32_t flags;    /* LG_VIEW_* */
@@ -63,6 +65,7 @@ struct lg_net_view {
     uint8_t outbound6[16];
     uint8_t outbound_if4[16]; /* the name of the interface that they leave by, closed by a NUL; empty: as routed */
     uint8_t outbound_if6[16];
+    uint8_t shared[LG_SHARED_MAX][16]; /* further addresses of the host's that the guest has, too; unset: no more */
 };
 
 /* ---- Who has which MAC address: the host's neighbours, mirrored, so that the guest sees them as they are. ---- */

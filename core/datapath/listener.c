@@ -117,13 +117,25 @@ static bool is_host(const address *a)
     return address_is_loopback(a) && (!address_is_ipv4(a) || !memcmp(a->byte + 12, loopback4, sizeof(loopback4)));
 }
 
+/* The host's own address, which the guest has as well. */
+static bool is_shared(const struct lg_net_view *view, const address *a)
+{
+    static const uint8_t none[16];
+
+    if (address_is(view->guest4, a) || address_is(view->guest6, a))
+        return true;
+    for (unsigned i = 0; i < LG_SHARED_MAX && memcmp(view->shared[i], none, sizeof(none)); i++)
+        if (address_is(view->shared[i], a))
+            return true;
+    return false;
+}
+
 static bool is_guests(const struct engine *engine, const address *a)
 {
-    const struct lg_net_view *view = &engine->view;
     const struct lg_seen *seen = &engine->seen;
 
-    return address_is(view->guest4, a) || address_is(view->guest6, a) || address_is(seen->addr4, a) ||
-           address_is(seen->addr6, a) || address_is(seen->link_local, a);
+    return is_shared(&engine->view, a) || address_is(seen->addr4, a) || address_is(seen->addr6, a) ||
+           address_is(seen->link_local, a);
 }
 
 /* Whom the guest sees: the peer itself, but for addresses that would mean the guest to the guest, or nobody. */
@@ -137,7 +149,7 @@ static address shown_source(const struct engine *engine, const address *peer)
         if (!address_is_unset(&mapped))
             return mapped;
     }
-    if (address_is(view->guest4, peer) || address_is(view->guest6, peer)) { /* the host's own address */
+    if (is_shared(view, peer)) {
         address mapped = address_from(ipv4 ? view->map_guest4 : view->map_guest6);
         if (!address_is_unset(&mapped))
             return mapped;

@@ -221,6 +221,13 @@ def test_the_hosts_own_address_has_the_name_that_the_caller_gave_it(world: World
     assert host.segment().packet.source == HERE[family]
 
 
+def test_each_address_that_the_guest_has_in_common_with_the_host_means_the_host(host: Host) -> None:
+    ffi.memmove(host.world.view.shared[0], mapped16(HERE[10 - host.family]), 16)
+    ffi.memmove(host.world.view.shared[1], mapped16(HERE[host.family]), 16)
+    host.peer_connects(HERE[host.family])
+    assert host.segment().packet.source == (GATEWAY[4] if host.family == 4 else OUR_LINK_LOCAL)
+
+
 def test_a_peer_that_the_guest_could_not_be_shown_is_reset(world: World) -> None:
     """No gateway, and the host's loopback has no name there."""
     ffi.memmove(world.view.map_host4, ANY, 16)

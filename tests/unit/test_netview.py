@@ -373,6 +373,24 @@ def test_a_link_local_resolver_means_nothing_in_local_mode() -> None:
     assert netview.assign(passt(), host(resolv_conf=resolv_conf("fe80::53%eth0", "fe80::54"))).dns6 == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "shared"),
+    [
+        ("--config-net", ["192.0.2.8", "2001:db8::8"]),
+        ("--config-net -a 192.0.2.99", ["2001:db8::8"]),
+        ("--config-net --no-copy-addrs", []),
+        ("", []),
+    ],
+)
+def test_an_interface_that_we_configure_has_more_in_common_with_the_hosts(words: str, shared: list[str]) -> None:
+    """All its addresses, in the families for which none was asked for. A guest that asks for its own gets one."""
+    spec = pasta.parse([*words.split(), "--netns", "/n"], "pasta")
+    more = own(ETH0, "192.0.2.8/24"), own(ETH0, "2001:db8::8/64")
+    view = netview.assign(spec, host(*ORDINARY, *more))
+    assert names(view.shared) == shared
+    assert assignments(*ORDINARY, *more).shared == ()
+
+
 def test_named_resolvers_replace_the_hosts_of_their_family() -> None:
     """As they are, even those that the guest cannot reach through us; the other family keeps the host's."""
     wanted = (ip("127.0.0.1"), ip("192.0.2.1"), ip("192.0.2.1"))
@@ -413,6 +431,7 @@ int main(void)
     FIELD(version); FIELD(flags); FIELD(mtu); FIELD(our_mac); FIELD(guest4); FIELD(guest6); FIELD(gateway4);
     FIELD(gateway6); FIELD(our_link_local); FIELD(map_host4); FIELD(map_host6); FIELD(map_guest4); FIELD(map_guest6);
     FIELD(outbound4); FIELD(outbound6); FIELD(outbound_if4); FIELD(outbound_if6);
+    FIELD(shared);
     printf("%zu ", sizeof(struct lg_net_view));
     printf("%d %d %d %d %d %d %d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6,
            LG_VIEW_TCP, LG_VIEW_UDP, LG_VIEW_ICMP,
@@ -434,11 +453,13 @@ def test_the_packed_view_has_the_layout_of_the_header(tmp_path: Path) -> None:
     view.map_guest4, view.map_guest6 = ip("192.0.2.98"), ip("2001:db8::d")
     view.outbound4, view.outbound6 = ip("192.0.2.97"), ip("2001:db8::e")
     view.outbound_if4, view.outbound_if6 = "a" * 15, "eth6"
+    view.shared = (ip("192.0.2.96"), ip("2001:db8::f")) * 9  # more than there is room for
     packed = view.pack(7)
     integers = [struct.pack("=I", number) for number in (7, view.flags, view.mtu)]
     expected = [*integers, view.our_mac, view.guest4, view.guest6, view.gateway4, view.gateway6]
     expected += [view.our_link_local, view.map_host4, view.map_host6, view.map_guest4, view.map_guest6]
     expected += [view.outbound4, view.outbound6, b"a" * 15 + b"\0", b"eth6".ljust(16, b"\0")]
+    expected.append(b"".join(view.shared[:16]))
     count = 2 * len(expected)
     fields = list(zip(numbers[0:count:2], numbers[1:count:2], strict=True))
     assert [packed[offset : offset + size] for offset, size in fields] == expected

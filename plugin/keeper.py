@@ -243,7 +243,7 @@ class Keeper:
             if self._signals in ready and self._exit_code is None:
                 self._on_signals()
             if watch and (watch.fileno() in ready or watch.interval) and watch.gone() and self._exit_code is None:
-                self._exit_code = 0
+                self._on_namespace_end()
         self._end_children()
         return self._exit_code
 
@@ -391,6 +391,11 @@ class Keeper:
         ending = select.poll()
         ending.register(self._control, 0)  # POLLHUP is always reported
         return bool(ending.poll(_HANGUP_MILLISECONDS))
+
+    def _on_namespace_end(self) -> None:
+        if not self._ready:
+            self._log.error("The network namespace has been removed meanwhile")
+        self._exit_code = 0 if self._ready else 1
 
     def _too_many_losses(self) -> bool:
         now = time.monotonic()

@@ -13,6 +13,16 @@ from lockgate.core.isolation import Isolation, parse_report
 from lockgate.plugin import keeper
 
 
+class Said:
+    """In the place of a log."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def error(self, text: str) -> None:
+        self.lines.append(text)
+
+
 def exited(code: int) -> int:
     return code << 8
 
@@ -47,6 +57,15 @@ def test_lost_memory_has_one_line_however_it_shows() -> None:
     by_call = keeper.describe_worker_end(exited(errno.EFAULT))
     assert by_call == keeper.describe_worker_end(signal.SIGBUS)
     assert "guest's memory" in by_call
+
+
+@pytest.mark.parametrize(("ready", "code"), [(True, 0), (False, 1)])
+def test_the_end_of_the_namespace_is_ours_and_a_fault_before_we_are_ready(ready: bool, code: int) -> None:
+    """Whoever waits for that is told why it will not come."""
+    one, said = object.__new__(keeper.Keeper), Said()
+    one._ready, one._log = ready, said  # type: ignore[assignment]
+    one._on_namespace_end()
+    assert (one._exit_code, len(said.lines)) == (code, code)
 
 
 def test_refused_layers_are_named_with_their_reason() -> None:

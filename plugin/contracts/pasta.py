@@ -99,6 +99,11 @@ class _Request(Request):
 
     def _choose_command(self, words: Sequence[str]) -> None:
         """In the foreground, and without a word of our own unless events are wanted."""
+        if self._namespace.userns:
+            raise refusal(
+                f"--userns {self._namespace.userns}: a command gets a user namespace of its own; leave it out, or name "
+                "the network namespace with --netns"
+            )
         self._namespace.command = tuple(words)
         self.spec.foreground = True
         if self.spec.log_level not in (DEBUG, TRACE):

@@ -338,7 +338,6 @@ def test_events_of_a_command_are_told_if_wanted(text: str, level: str) -> None:
         ("--netns /n --userns /u", "/n", "/u", False),
         ("--userns /u --netns-only --netns /n", "/n", "", True),
         ("--netns-only --userns /u --netns /n", "/n", "/u", False),
-        ("--userns /u true", "", "/u", False),
         ("--netns-only true", "", "", True),
     ],
 )
@@ -353,6 +352,7 @@ def test_which_namespaces_are_joined(text: str, path: str, userns: str, netns_on
     [
         ("--netns /n true", "--netns /n: true would choose another"),
         ("--netns /n 4711", "--netns /n: 4711 would choose another"),
+        ("--userns /u true", "--userns /u: a command gets a user namespace of its own"),
         ("0", "Invalid PID 0: "),
         ("4194305", "Invalid PID 4194305: "),
         ("9" * 5000, "Invalid PID 999"),

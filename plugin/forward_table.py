@@ -195,7 +195,7 @@ class ForwardTable:
                     if rule.conflicts(other):
                         raise ConflictError(rule, other)
             change = await self._replace([*others, *new])
-            failures = [one for one in change.failures if not one.rule.best_effort]
+            failures = [one for one in change.failures if not (one.rule.best_effort or _names(before, one))]
             if failures:
                 await self._replace(before)
             return failures
@@ -210,12 +210,11 @@ class ForwardTable:
         change.kept = len(mine) - change.closed
         for rule in rules:
             await self._open(rule, change)
-        bound = {id(port.rule) for port in self._ports.values()}
-        there = tuple(rule for rule in rules if rule.auto or id(rule) in bound)
+        # Also those of which nothing could be had: whoever asked for them will want to take them back (pesto --delete).
         if outward:
-            self.outward_rules = there
+            self.outward_rules = tuple(rules)
         else:
-            self.rules = there
+            self.rules = tuple(rules)
         return change
 
     async def follow(self, outward: bool, listening: Mapping[int, Set[int]]) -> Change:
@@ -323,6 +322,12 @@ class ForwardTable:
             return heapq.heappop(self._free)
         self._next += 1
         return self._next - 1
+
+
+def _names(rules: Iterable[ForwardRule], one: Failure) -> bool:
+    """Whether the port was asked for before: then that it cannot be had is no news."""
+    key = ports.key_of(one.rule, one.port)
+    return any(rule.first <= one.port <= rule.last and ports.key_of(rule, one.port) == key for rule in rules)
 
 
 def _of(batch: Sequence[Port]) -> tuple[ForwardRule, list[int], list[int]]:

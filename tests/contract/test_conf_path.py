@@ -118,15 +118,15 @@ def test_a_connection_goes_on_without_its_port(begin: Begin, host: Host, conf: P
 
 
 def test_a_port_that_is_taken_is_told_and_the_rest_is_there(begin: Begin, host: Host, conf: Path) -> None:
-    """One line with the holder, by name. Later it can be had."""
+    """One line with the holder, by name. It stays in the table, can be taken back like others, and be had later."""
     helper = begin("-q", "-t", f"{A}")
     host.holds(B)
     replace(conf, rule(A), rule(B), rule(C))
     line = helper.line_with("not forwarded")
     holder = f"{name(host.process.pid)} (process {host.process.pid})"
     assert line.startswith(f"Ports are not forwarded: TCP port {B} is held by {holder}; ")
-    assert shown(conf) == [rule(A), rule(C)]
     host.connects(C).close()
+    assert shown(conf) == [rule(A), rule(B), rule(C)]
     host.holds(0)
     replace(conf, rule(A), rule(B), rule(C))
     assert shown(conf) == [rule(A), rule(B), rule(C)]

@@ -100,12 +100,26 @@ def test_ports_that_lead_out_come_and_go(host: Namespace, container: Namespace, 
 
 
 def test_a_port_that_somebody_has_in_the_container_is_left_out(container: Namespace, conf: Path) -> None:
-    """The others are there."""
+    """The others are there. It stays in the table, and comes with the next change once it is free."""
     server, _ = serves(container, SERVER, "0.0.0.0", 5555)
-    send(conf, [], [out(5555, 8080), out(5556, 8081)])
-    assert tables(conf)[b"SPLICE"] == [out(5556, 8081)]
+    wanted = [out(5555, 8080), out(5556, 8081)]
+    send(conf, [], wanted)
+    assert tables(conf)[b"SPLICE"] == wanted and container.does("ss -Htln").count("%lo:") == 1
     server.kill()
     server.communicate()
+    send(conf, [], wanted)
+    assert container.does("ss -Htln").count("%lo:") == 2
+
+
+def test_ports_lead_out_also_without_splicing(host: Namespace, container: Namespace, tmp_path: Path) -> None:
+    """Which is about the way in."""
+    conf = tmp_path / "conf"
+    options = f"-c {conf} --no-splice -T 5555:8080 -t none -u none -U none"
+    pasta = Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", options, "--no-map-gw --quiet")
+    assert tables(conf) == {b"HOST": [], b"SPLICE": [out(5555, 8080)]}
+    send(conf, [], [out(5556, 8081)])
+    passes(container, host, 5556, 8081)
+    pasta.close()
 
 
 @pytest.fixture(name="pesto")

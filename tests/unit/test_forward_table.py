@@ -107,14 +107,14 @@ def test_the_old_table_makes_room_for_the_new_one() -> None:
 
 
 def test_what_cannot_be_bound_is_told_and_the_rest_is_there() -> None:
-    """A rule of which nothing could be had does not stand in the table; one of which something could does."""
+    """A rule of which nothing could be had stands in the table all the same: to be taken back, and tried again."""
 
     async def part(scene: Scene) -> None:
         with socket.create_server((HERE, B)), socket.create_server((HERE, C)):
             wanted = rules(f"{A}-{B}", f"{C}", f"{C + 1}")
             change = await scene.table.replace(wanted)
             assert failed(change) == {B: errno.EADDRINUSE, C: errno.EADDRINUSE}
-            assert scene.table.rules == (wanted[0], wanted[2])
+            assert scene.table.rules == wanted
             assert set(scene.worker.leads()) == {A, C + 1}
         again = await scene.table.replace(wanted)
         assert (again.opened, again.kept) == (2, 2) and scene.table.rules == wanted
@@ -143,7 +143,6 @@ def test_a_request_that_the_keeper_refuses_is_a_failure() -> None:
 
         scene.table._ask = refuse
         assert failed(await scene.table.replace(rules(f"{A}"))) == {A: errno.EINVAL}
-        assert not scene.table.rules
 
     play(part)
 
@@ -221,6 +220,19 @@ def test_a_clients_ports_are_had_all_or_not_at_all() -> None:
             assert (failure.port, failure.error) == (C, errno.EADDRINUSE)
         assert set(scene.worker.leads()) == listening() == {A, B}
         assert set(scene.table.rules) == {*rules(f"{A}"), *before}
+
+    play(part, f"{A}")
+
+
+def test_what_could_not_be_had_before_hinders_no_client() -> None:
+    """A claim on ports of which one is taken moves the others."""
+
+    async def part(scene: Scene) -> None:
+        with socket.create_server((HERE, B)):
+            await scene.table.replace(rules(f"{A}", f"{B}"))
+            claimed = rules(f"{A}:10.0.0.2/81", f"{B}:10.0.0.2/82")
+            assert await scene.table.exchange(rules(f"{A}", f"{B}"), claimed) == []
+        assert scene.worker.slots == {0: (A, 81, ip("10.0.0.2"))}
 
     play(part, f"{A}")
 

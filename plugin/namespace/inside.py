@@ -60,10 +60,9 @@ class Inside:
 
         loop.add_reader(channel, ended)
 
-    def outward_rights(self, rights: ports.Rights) -> ports.Rights | None:
-        """What may lead out of the namespace, where these may lead into it. None: nothing."""
-        if not self._splices:
-            return None
+    def outward_rights(self, rights: ports.Rights) -> ports.Rights:
+        """What may lead out of the namespace, where these may lead into it: also with --no-splice, which is about the
+        way in."""
         four, six = rights.ipv4, rights.ipv6
         protocols, follows = rights.protocols, self.tables is not None
         return ports.Rights(ipv4=four, ipv6=six, protocols=protocols, room=rights.room, auto=follows)

@@ -100,6 +100,20 @@ def test_published_ports_lead_into_the_container(
     assert echo.wait(PATIENCE) == 0
 
 
+@pytest.mark.parametrize(("address", "seen"), [("10.7.0.3", "169.254.1.2"), ("fd07::3", "fe80::")])
+def test_a_published_port_is_reached_at_each_address_of_the_host(
+    host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path, address: str, seen: str
+) -> None:
+    """The container has all of them, and would take what comes from there for its own."""
+    host.does("ip address add 10.7.0.3/16 dev cable; ip address add fd07::3/64 dev cable nodad")
+    host.does("ip address add 10.7.0.4/24 dev cable; ip address add fd07::4/64 dev cable nodad")
+    start.append(Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", "-t 5555:80 -u none"))
+    server, _ = serves(container, SERVER, "::" if ":" in address else "0.0.0.0", 80)
+    peer, came = runs(host, CLIENT, address, 5555, BYTES).split()
+    assert peer.startswith(seen) and came == digest()
+    assert server.wait(PATIENCE) == 0
+
+
 def test_the_network_does_not_wait_for_control(pasta: Pasta, host: Namespace, container: Namespace) -> None:
     """It is complete when the caller goes on, and stays so whatever control does, or does not do yet."""
     (control,) = (pid for pid in tree(pasta.pid) if name(pid) == "pasta-control")

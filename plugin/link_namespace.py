@@ -104,8 +104,8 @@ class NamespaceLink:
         if wanted.is_shared:
             self._open_meeting(log)
         self._seen = self._ready.mac, view.guest4, view.guest6, self._ready.link_local
-        if self._ready.note:
-            log.warning(f"In the namespace: {self._ready.note}")
+        if self._ready.note:  # a route of the host's that leads nowhere, a namespace without IPv6: no fault of a start
+            log.info(f"In the namespace: {self._ready.note}")
 
     def _plan_interface(self, host: HostNet) -> agent.Interface:
         wanted = self._wanted

@@ -64,7 +64,9 @@ def test_the_container_gets_what_the_host_has(pasta: Pasta, container: Namespace
 def test_what_a_host_lacks_is_no_news_to_podman(
     host: Namespace, container: Namespace, start: list[Pasta], tmp_path: Path
 ) -> None:
-    """It names a resolver, and needs no DHCP, whatever there is."""
+    """It names a resolver, and needs no DHCP, whatever there is. Nor is a route whose router is gone any."""
+    host.does("ip address add 10.7.0.2/24 dev cable; ip route add 10.9.0.0/16 via 10.7.0.1")
+    host.does("ip address del 10.7.0.2/24 dev cable")
     host.does("ip route del default; ip -6 route del default; : > /etc/resolv.conf")
     start.append(Pasta(host, tmp_path, f"/proc/{container.pid}/ns/net", "-t none -u none"))
     assert (start[0].status, start[0].told) == (0, "")

@@ -190,11 +190,14 @@ class ForwardTable:
         async with self._turn:
             before = self.rules
             others = [rule for rule in before if rule not in old]
+            wanted = []
             for rule in new:
-                for other in others:
-                    if rule.conflicts(other):
-                        raise ConflictError(rule, other)
-            change = await self._replace([*others, *new])
+                rival = next(filter(rule.conflicts, others), None)
+                if rival is None:
+                    wanted.append(rule)
+                elif not rule.best_effort:
+                    raise ConflictError(rule, rival)
+            change = await self._replace([*others, *wanted])
             failures = [one for one in change.failures if not (one.rule.best_effort or _names(before, one))]
             if failures:
                 await self._replace(before)

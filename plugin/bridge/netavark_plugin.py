@@ -52,11 +52,11 @@ def _do(command: str, arguments: Sequence[str]) -> dict[str, Any] | None:
     given = _read()
     if command == "create":
         return netavark.complete(given, _used())
-    made = netavark.attachment(given)
     if command == "setup":
-        return _setup(made, arguments[0])
-    bridge_network.detach(made)
-    _disclaim(made)
+        return _setup(netavark.attachment(given), arguments[0])
+    leaving = netavark.departure(given)
+    bridge_network.detach(leaving)
+    _disclaim(leaving)
     return None
 
 

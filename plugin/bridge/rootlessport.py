@@ -19,7 +19,7 @@ import sys
 
 from lockgate.core._datapath import lib
 from lockgate.plugin import netlink
-from lockgate.plugin.address import UNSET, is_ipv4
+from lockgate.plugin.address import UNSET
 from lockgate.plugin.bridge import meeting
 from lockgate.plugin.bridge.meeting import MeetingError
 from lockgate.plugin.contracts import rootlessport
@@ -28,6 +28,7 @@ from lockgate.plugin.spec import SHARED_NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import NoReturn
 
 # Where Podman looks for its own helpers, after folders that the user names.
@@ -153,20 +154,16 @@ class Ports:
             pass  # not yet, or not again
 
     def lead_to(self, child: bytes) -> None:
-        """Raises MeetingError; the ports lead where they did then."""
-        before = self._config.child
+        """The container has joined a network, or left one; unset: it has left the last one. Raises MeetingError."""
         self._config.child = child
+        if self._helper is None:
+            return  # whichever comes is told
         try:
-            if self._helper is None:
-                self._open()
-            else:
-                self._ask(self._helper)
+            self._ask(self._helper)
         except NotOurs:
-            self._config.child = before
-            raise MeetingError("these ports cannot lead to that address") from None
-        except MeetingError:
-            self._config.child = before
-            raise
+            self._helper.ask(meeting.pack_ports(()))
+            if child != UNSET:
+                raise MeetingError("its networks have no way back to whoever calls; restart the container") from None
 
     def _open(self) -> None:
         try:
@@ -182,8 +179,8 @@ class Ports:
 
     def _ask(self, helper: meeting.Client) -> None:
         facts = meeting.parse_facts(helper.ask(meeting.HELLO))
-        joined, child6 = _look_inside(self._config.namespace, os.path.join(self._folder, SHARED_NAME))
-        rules = rootlessport.rules(self._config, child6, (facts.ipv4, facts.ipv6)) if joined else None
+        children = _look_inside(self._config, os.path.join(self._folder, SHARED_NAME))
+        rules = rootlessport.rules(self._config, children, (facts.ipv4, facts.ipv6))
         if rules is None:
             raise NotOurs
         helper.ask(meeting.pack_ports(rules))
@@ -200,35 +197,57 @@ def _has_helper(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, meeting.FILE))
 
 
-def _look_inside(namespace: str, shared: str) -> tuple[bool, bytes]:
-    """Whether a link leads from a container's namespace to the shared one, and an address of IPv6 that it has. By a
-    child: who enters could not come back."""
+def _look_inside(config: Config, shared: str) -> tuple[bytes, bytes]:
+    """The container's addresses of IPv4 and of IPv6 on the link by which it answers, if that leads to the shared
+    namespace; unset: none. By a child: who enters could not come back."""
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            os.write(send, _seen_inside(namespace, shared))
+            os.write(send, _seen_inside(config, shared))
         finally:
             os._exit(0)
     os.close(send)
     said = _read_all(receive)
     os.close(receive)
     os.waitpid(pid, 0)
-    return said[:1] == b"1", said[1:17] or UNSET
+    return said[:16] or UNSET, said[16:] or UNSET
 
 
-def _seen_inside(namespace: str, shared: str) -> bytes:
+def _seen_inside(config: Config, shared: str) -> bytes:
     other = os.open(shared, os.O_RDONLY | os.O_CLOEXEC)
-    fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(config.namespace, os.O_RDONLY | os.O_CLOEXEC)
     if lib.lg_namespace_enter(fd, True):
         return b""
-    links = netlink.dump(netlink.open_socket(), netlink.link_request(1)).links
     number = netlink.namespace_number(netlink.open_socket(), other)
-    joined = number >= 0 and any(link.peer_namespace == number for link in links)
+    links = netlink.dump(netlink.open_socket(), netlink.link_request(1)).links
+    joined = {link.index for link in links if link.kind == "veth" and link.peer_namespace == number >= 0}
     addresses = netlink.dump(netlink.open_socket(), netlink.address_request(1)).addresses
+    found = b""
+    for family in (_socket.AF_INET, _socket.AF_INET6):
+        routes = netlink.dump(netlink.open_socket(), netlink.route_request(1, family)).routes
+        way = _way_out(routes, family)
+        found += _child(addresses, family, way, config.child) if way in joined else UNSET
+    return found
+
+
+def _way_out(routes: Iterable[netlink.Route], family: int) -> int:
+    """The link by which answers go to whoever is far away; 0: none, as on an internal network."""
+    main = (one for one in routes if (one.family, one.table) == (family, netlink.TABLE_MAIN))
+    best = min((one for one in main if one.hops and not one.prefix), key=lambda one: one.priority, default=None)
+    return best.hops[0].index if best else 0
+
+
+def _child(addresses: Iterable[netlink.Address], family: int, link: int, preferred: bytes) -> bytes:
+    """Podman names any address of those that the container has on its networks: on another link, a question and its
+    answer would go different ways."""
     unfit = netlink.ADDRESS_DEPRECATED | netlink.ADDRESS_DAD_FAILED
-    fit = (one.address for one in addresses if one.scope == 0 and not is_ipv4(one.address) and not one.flags & unfit)
-    return (b"1" if joined else b"0") + next(fit, UNSET)
+    fit = [
+        one.address
+        for one in addresses
+        if (one.family, one.index, one.scope) == (family, link, 0) and not one.flags & unfit
+    ]
+    return preferred if preferred in fit else next(iter(fit), UNSET)
 
 
 # ---- Podman, later ----

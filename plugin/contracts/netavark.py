@@ -96,7 +96,7 @@ class Attachment:
         "metric",
         "mtu",  # 0: as large as possible
         "network",
-        "ports",  # of the host, that lead to the container
+        "ports",  # of the host, that lead to the container; none where nobody could be answered
         "routes",
         "subnets",
     )
@@ -202,14 +202,19 @@ def _shown(subnet: Subnet) -> str:
 # ---- setup and teardown ----
 
 
+def departure(request: Mapping[str, Any]) -> Attachment:
+    """As much of it as says who leaves which network: that must succeed, whatever else is wrong."""
+    network = _mapping(request, "network")
+    return Attachment(_text(request, "container_id"), _text(network, "id"), "", "")
+
+
 def attachment(request: Mapping[str, Any]) -> Attachment:
     network, options = _mapping(request, "network"), _mapping(request, "network_options")
-    made = Attachment(
-        _text(request, "container_id"),
-        _text(network, "id"),
-        _interface(_text(network, "network_interface")),
-        _interface(_text(options, "interface_name")),
-    )
+    made = departure(request)
+    made.bridge = _interface(_text(network, "network_interface"))
+    made.interface = _interface(_text(options, "interface_name"))
+    for name in _mapping(options, "options"):
+        raise ContractError(f"lockgate knows no option {name} of a container on a network")
     _read_options(made, network)
     made.internal = bool(network.get("internal"))
     made.subnets = [_subnet(one) for one in _list(network, "subnets")]
@@ -223,8 +228,10 @@ def attachment(request: Mapping[str, Any]) -> Attachment:
         if subnet is None:
             raise ContractError(f"{text} is in no subnet of the network {network.get('name')}; choose another --ip")
         made.addresses.append((one, subnet))
-    for mapping in _list(request, "port_mappings"):
-        made.ports += published.rules(mapping, *map(made.child, (_socket.AF_INET, _socket.AF_INET6))) or []
+    children = made.child(_socket.AF_INET), made.child(_socket.AF_INET6)
+    for mapping in [] if made.internal else _list(request, "port_mappings"):
+        made.ports += published.rules(mapping, *children) or []
+    made.ports = published.without_rivals(made.ports)
     return made
 
 

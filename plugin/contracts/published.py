@@ -12,7 +12,7 @@ from lockgate.plugin.contracts.forward_spec import PORT_MAX, TCP, UDP, ForwardRu
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
@@ -46,6 +46,12 @@ def rules(mapping: Mapping[str, Any], child4: bytes, child6: bytes) -> list[Forw
         for protocol in filter(None, protocols)
         for where, target, best_effort in ways
     ]
+
+
+def without_rivals(some: Sequence[ForwardRule]) -> list[ForwardRule]:
+    """What is only welcome makes way for what was named."""
+    named = [rule for rule in some if not rule.best_effort]
+    return [rule for rule in some if not (rule.best_effort and any(map(rule.conflicts, named)))]
 
 
 def _listen(text: str) -> bytes | None:

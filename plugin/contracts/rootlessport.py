@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 
 class Config:
-    """`child` is the container's address of IPv4, or unset; `bridge`: it is on a bridge network."""
+    """`child` is one of the container's addresses, or unset; `bridge`: it is on a bridge network."""
 
     __slots__ = ("bridge", "child", "container", "exit_fd", "folder", "mappings", "namespace", "ready_fd")
 
@@ -62,18 +62,21 @@ def parse(text: bytes) -> Config:
 
 
 def parse_child(text: str) -> bytes:
-    """What is no address of IPv4 is none at all."""
-    found = address.parse_ipv4(text)
-    return UNSET if found is None else found
+    """Of a container without any network there is none. Raises ConfigError."""
+    found = address.parse(text) if text else UNSET
+    if found is None:
+        raise ConfigError(f"{text}: expected the address of a container")
+    return found
 
 
-def rules(config: Config, child6: bytes, families: tuple[bool, bool]) -> list[ForwardRule] | None:
-    """`child6` is the container's address of IPv6, or unset; `families` are those of the helper."""
-    children = [child if on else UNSET for child, on in zip((config.child, child6), families, strict=True)]
+def rules(config: Config, children: tuple[bytes, bytes], families: tuple[bool, bool]) -> list[ForwardRule] | None:
+    """`children` are the container's addresses of IPv4 and IPv6, or unset; `families` are those of the helper."""
+    child4, child6 = (child if on else UNSET for child, on in zip(children, families, strict=True))
     made: list[ForwardRule] = []
     for mapping in config.mappings:
-        more = published.rules(mapping, *children)
-        if more is None:
+        more = published.rules(mapping, child4, child6)
+        if more is None or not (child4 != UNSET or mapping.get("host_ip")):  # of IPv4 at least, as with Podman's own
             return None
         made += more
+    made = published.without_rivals(made)
     return made if len(made) <= RULES_MAX else None

@@ -36,6 +36,7 @@ NETWORK: dict[str, Any] = {
     "network_interface": "lan0",
     "subnets": [{"subnet": "10.89.7.0/24", "gateway": "10.89.7.1"}],
 }
+INNER = {"id": 64 * "b", "network_interface": "lan1", "subnets": [{"subnet": "10.89.8.0/24"}], "internal": True}
 # Descriptors 3 and 4 are Podman's pipes; its own name is all that rootlessport is told on its command line.
 START = "import os, sys; [os.dup2(int(sys.argv[at]), at + 1) for at in (2, 3)]; os.execv(sys.argv[1], ['rootlessport'])"
 
@@ -105,10 +106,11 @@ class Shared:
         self.opened.append(made)
         return made
 
-    def plugin(self, command: str, container: Namespace, place: int) -> tuple[int, Any]:
-        """For the container with this number."""
-        options = {"interface_name": "eth0", "static_ips": [f"10.89.7.{place}"]}
-        given = {"container_id": f"{place:064x}", "network": NETWORK, "network_options": options}
+    def plugin(self, command: str, container: Namespace, place: int, inner: bool = False) -> tuple[int, Any]:
+        """For the container with this number, on the one or the other network."""
+        options = {"interface_name": f"eth{int(inner)}", "static_ips": [f"10.89.{7 + inner}.{place}"]}
+        network = NETWORK | INNER if inner else NETWORK
+        given = {"container_id": f"{place:064x}", "network": network, "network_options": options}
         return plugin(command, given, f"/proc/{container.pid}/ns/net", prefix=self.prefix)
 
     def links(self) -> list[str]:
@@ -231,24 +233,60 @@ def test_a_container_is_attached_and_let_go_of(shared: Shared) -> None:
 def test_ports_come_and_go_with_a_container(shared: Shared, tmp_path: Path) -> None:
     """Podman's pipes are let go of; a container with another address keeps its ports."""
     shared.start_pasta()
-    first, second = shared.container(), shared.container()
-    for place, container in ((5, first), (6, second)):
-        assert shared.plugin("setup", container, place)[0] == 0
+    container = shared.container()
+    shared.plugin("setup", container, 5)
     host = shared.sockets(shared.host)
-    servers = [shared.sockets(container).bound(STREAM, "0.0.0.0", 80)[0] for container in (first, second)]
-    port = RootlessPort(shared, first, tmp_path, "10.89.7.5")
+    server, _ = shared.sockets(container).bound(STREAM, "0.0.0.0", 80)
+    port = RootlessPort(shared, container, tmp_path, "10.89.7.5")
     assert port.is_ready and port.told == ""
-    assert arrives(servers[0], host) == GATEWAY
+    assert arrives(server, host) == GATEWAY
+    shared.plugin("teardown", container, 5)
+    shared.plugin("setup", container, 6)
     assert port.tell(b'"10.89.7.6"\n') == b"OK"
-    assert arrives(servers[1], host) == GATEWAY
-    for nonsense in (b"", b"{", b'"fd00::1"', b"7", b'"nobody"', b"\xff" * 5000):
+    assert arrives(server, host) == GATEWAY
+    for nonsense in (b"", b"{", b"7", b'"nobody"', b"\xff" * 5000):
         assert port.tell(nonsense) not in (b"", b"OK")
-    assert arrives(servers[1], host) == GATEWAY
+    assert arrives(server, host) == GATEWAY
     assert port.end() == 0
     assert not list((tmp_path / "tmp/rp").iterdir())
+    is_closed(host)
+
+
+def is_closed(host: NamespaceSockets) -> None:
     until = time.monotonic() + PATIENCE
     while host.make(socket.AF_INET, STREAM).connect_ex(("127.0.0.1", 8080)) == 0:
         assert time.monotonic() < until, "somebody listens still"
+
+
+def test_a_container_that_has_left_all_networks_has_its_port_again_on_the_next(shared: Shared, tmp_path: Path) -> None:
+    shared.start_pasta()
+    container = shared.container()
+    shared.plugin("setup", container, 5)
+    host = shared.sockets(shared.host)
+    server, _ = shared.sockets(container).bound(STREAM, "0.0.0.0", 80)
+    port = RootlessPort(shared, container, tmp_path, "10.89.7.5")
+    shared.plugin("teardown", container, 5)
+    assert port.tell(b'""') == b"OK"
+    is_closed(host)
+    shared.plugin("setup", container, 5, inner=True)
+    assert b"no way back" in port.tell(b'"10.89.8.5"')
+    is_closed(host)
+    shared.plugin("setup", container, 5)
+    assert port.tell(b'"10.89.8.5"') == b"OK"
+    assert arrives(server, host) == GATEWAY
+    assert port.end() == 0
+
+
+def test_a_port_leads_to_the_network_by_which_answers_go(shared: Shared, tmp_path: Path) -> None:
+    """Of several, Podman names any."""
+    shared.start_pasta()
+    container = shared.container()
+    for inner in (True, False):
+        shared.plugin("setup", container, 5, inner)
+    server, _ = shared.sockets(container).bound(STREAM, "10.89.7.5", 80)
+    port = RootlessPort(shared, container, tmp_path, "10.89.8.5")
+    assert arrives(server, shared.sockets(shared.host)) == GATEWAY
+    assert port.end() == 0
 
 
 def test_a_port_that_is_taken_is_told_on_standard_output(shared: Shared, tmp_path: Path) -> None:
@@ -263,13 +301,14 @@ def test_a_port_that_is_taken_is_told_on_standard_output(shared: Shared, tmp_pat
 
 
 @pytest.mark.skipif(os.path.exists(PODMANS_OWN), reason="Podman's own rootlessport is here")
-@pytest.mark.parametrize("attached", [True, False])
-def test_what_is_not_ours_needs_podmans_own(shared: Shared, tmp_path: Path, attached: bool) -> None:
-    """SCTP; and a container that another helper serves."""
+@pytest.mark.parametrize(("inner", "protocol"), [(False, "sctp"), (True, "tcp"), (None, "tcp")])
+def test_what_is_not_ours_needs_podmans_own(
+    shared: Shared, tmp_path: Path, inner: bool | None, protocol: str
+) -> None:
+    """SCTP; a container on an internal network, which answers nobody far away; and one that another helper serves."""
     container = shared.container()
     shared.start_pasta()
-    if attached:
-        shared.plugin("setup", container, 5)
-    protocol = "sctp" if attached else "tcp"
+    if inner is not None:
+        shared.plugin("setup", container, 5, inner)
     port = RootlessPort(shared, container, tmp_path, "10.89.7.5", protocol=protocol)
     assert not port.is_ready and port.told.startswith("no rootlessport of Podman's own is in ") and port.end() == 1

@@ -241,9 +241,11 @@ def test_a_port_of_best_effort_may_be_missing() -> None:
     async def part(scene: Scene) -> None:
         (rule,) = rules(f"{B}")
         rule.best_effort = True
+        (other,) = rules(f"{A}:80")  # which is another client's
+        other.best_effort = True
         with socket.create_server((HERE, B)):
-            assert await scene.table.exchange((), [rule, *rules(f"{C}")]) == []
-        assert set(scene.worker.leads()) == {A, C}
+            assert await scene.table.exchange((), [rule, other, *rules(f"{C}")]) == []
+        assert scene.worker.leads() == {A: A, C: C}
 
     play(part, f"{A}")
 

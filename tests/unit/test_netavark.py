@@ -191,6 +191,23 @@ def test_an_attachment_knows_where_ports_of_the_host_lead() -> None:
     assert ports("10.1.2.9", "fd00:1::9") == [four, f"{six} (best effort)", *one]
 
 
+def test_who_leaves_is_known_whatever_else_is_wrong() -> None:
+    """Podman may have lost the container's addresses; its users may have the options of another version."""
+    network = {**WHOLE, "network_interface": "", "options": {"colour": "red"}}
+    made = netavark.departure({"container_id": CONTAINER, "network": network, "network_options": {"static_ips": [7]}})
+    assert (made.container, made.network) == (CONTAINER, ID)
+
+
+def test_no_port_leads_to_an_internal_network_and_none_to_two_places() -> None:
+    port = {"container_port": 80, "host_ip": "", "host_port": 8080, "protocol": "tcp", "range": 1}
+    own = {"interface_name": "eth0", "static_ips": ["10.1.2.9", "fd00:1::9"]}
+    ports = [port, {**port, "host_ip": "::", "container_port": 81}]
+    request = {"container_id": CONTAINER, "network": WHOLE, "network_options": own, "port_mappings": ports}
+    ways = [" ".join(str(rule).split()) for rule in netavark.attachment(request).ports]
+    assert ways == ["TCP 0.0.0.0:8080 => 10.1.2.9:80", "TCP [::]:8080 => [fd00:1::9]:81"]
+    assert not netavark.attachment({**request, "network": {**WHOLE, "internal": True}}).ports
+
+
 def test_an_attachment_takes_the_options_of_its_network() -> None:
     made = attached(
         {
@@ -234,6 +251,7 @@ def test_routes_of_a_network_are_of_four_kinds() -> None:
         ({"routes": [{"destination": "10.9.0.0/16", "gateway": "fd00:1::7"}]}, {}, "not of the family"),
         ({"routes": [{"destination": "10.9.0.0/16", "route_type": "scenic"}]}, {}, "expected one of unicast"),
         ({"network_interface": None}, {}, "network_interface: expected a text"),
+        ({}, {"options": {"colour": "red"}}, "knows no option colour of a container"),
     ],
 )
 def test_what_is_wrong_with_an_attachment_is_one_sentence(

@@ -37,7 +37,7 @@ def mapping(**changes: Any) -> dict[str, Any]:
 def ways(
     *mappings: dict[str, Any], child4: str = CHILD4, child6: str = CHILD6, families: tuple[bool, bool] = BOTH
 ) -> list[str] | None:
-    made = rootlessport.rules(parsed(Mappings=list(mappings), ChildIP=child4), ip(child6), families)
+    made = rootlessport.rules(parsed(Mappings=list(mappings)), (ip(child4), ip(child6)), families)
     return None if made is None else [" ".join(str(rule).split()) for rule in made]
 
 
@@ -52,17 +52,22 @@ def test_a_configuration_says_who_the_container_is() -> None:
     assert (config.namespace, config.folder) == (GIVEN["NetNSPath"], GIVEN["TmpDir"])
 
 
-@pytest.mark.parametrize("child", ["", "fd00::5", "nobody"])
-def test_what_is_no_address_of_ipv4_is_none(child: str) -> None:
-    assert parsed(ChildIP=child).child == bytes(16)
+@pytest.mark.parametrize(("child", "found"), [("", NONE), (CHILD4, CHILD4), (CHILD6, CHILD6)])
+def test_a_container_has_an_address_of_either_family_or_none(child: str, found: str) -> None:
+    assert parsed(ChildIP=child).child == ip(found)
 
 
-def test_a_port_without_an_address_is_of_the_families_that_the_container_has() -> None:
+def test_a_port_without_an_address_is_one_of_ipv4_and_of_ipv6_if_the_container_has_that() -> None:
+    """To a container without IPv4, whoever comes by that must be led by Podman's own."""
     assert ways(mapping()) == [FOUR, SIX]
     assert ways(mapping(), child6=NONE) == [FOUR]
-    assert ways(mapping(), child4="") == [SIX.removesuffix(" (best effort)")]
     assert ways(mapping(), families=(True, False)) == [FOUR]
-    assert ways(mapping(), families=(False, True)) == [SIX.removesuffix(" (best effort)")]
+    assert ways(mapping(), child4=NONE) is None
+    assert ways(mapping(), families=(False, True)) is None
+
+
+def test_what_is_only_welcome_makes_way_for_what_was_named() -> None:
+    assert ways(mapping(), mapping(host_ip="::1", container_port=81)) == [FOUR, "TCP [::1]:8080 => [fd00::5]:81"]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ def test_more_ports_than_a_table_takes_are_not_ours() -> None:
     "text",
     [b"", b"{", b"[]", b"null", b'{"ExitFD": "three"}']
     + [json.dumps({**GIVEN, name: None}).encode() for name in ("NetNSPath", "ExitFD", "ReadyFD", "TmpDir")]
-    + [json.dumps({**GIVEN, "ContainerID": "../../x"}).encode()],
+    + [json.dumps({**GIVEN, **change}).encode() for change in ({"ContainerID": "../../x"}, {"ChildIP": "nobody"})],
 )
 def test_what_is_no_configuration_is_one_sentence(text: bytes) -> None:
     with pytest.raises(ConfigError) as caught:

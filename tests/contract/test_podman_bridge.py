@@ -264,6 +264,25 @@ def sees_across(inside: NamespaceSockets, outside: NamespaceSockets) -> str:
         return str(peer[0])
 
 
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [(["--internal"], 4), (["-d", "lockgate", "--internal"], 4), (["-o", "no_default_route=1"], 4)]
+    + [(["--subnet", "fd00:66::/64"], 6)],
+    ids=str,
+)
+def test_callers_whom_a_container_cannot_answer_reach_it_by_podmans_own(
+    host: PodmanHost, options: list[str], version: int
+) -> None:
+    """For want of a route, or of an address of their family."""
+    host.podman("network", "create", *options, "shut")
+    try:
+        with host.container("--network=shut", "-p", "8080:80") as container, container.sockets() as inside:
+            seen = sees(inside, STREAM, 80, host.sockets, ("127.0.0.1", 8080), version)
+            assert seen == addresses(container, "shut")[version]
+    finally:
+        host.podman("network", "rm", "-f", "-t", "0", "shut")
+
+
 def test_nobody_leaves_an_internal_network(host: PodmanHost) -> None:
     host.podman("network", "create", "-d", "lockgate", "--internal", "--ipv6", "inner")
     try:

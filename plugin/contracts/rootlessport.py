@@ -78,5 +78,15 @@ def rules(config: Config, children: tuple[bytes, bytes], families: tuple[bool, b
         if more is None or not (child4 != UNSET or mapping.get("host_ip")):  # of IPv4 at least, as with Podman's own
             return None
         made += more
+        if address.parse(str(mapping.get("host_ip")).strip("[]")) == UNSET:
+            made += _of_ipv4_too(mapping, child4)
     made = published.without_rivals(made)
     return made if len(made) <= RULES_MAX else None
+
+
+def _of_ipv4_too(mapping: dict[str, Any], child4: bytes) -> list[ForwardRule]:
+    """A port at [::] is one of both families with Podman's own."""
+    more = published.rules({**mapping, "host_ip": "0.0.0.0"}, child4, UNSET) or []
+    for rule in more:
+        rule.best_effort = True
+    return more

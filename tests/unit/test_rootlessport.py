@@ -76,11 +76,16 @@ def test_what_is_only_welcome_makes_way_for_what_was_named() -> None:
         ("0.0.0.0", FOUR),
         ("127.0.0.1", "TCP 127.0.0.1:8080 => 10.89.0.5:80"),
         ("::1", "TCP [::1]:8080 => [fd00::5]:80"),
-        ("::", "TCP [::]:8080 => [fd00::5]:80"),
     ],
 )
 def test_a_port_with_an_address_is_of_its_family_alone(address: str, way: str) -> None:
     assert ways(mapping(host_ip=address)) == [way]
+
+
+def test_a_port_at_any_address_of_ipv6_is_one_of_ipv4_too_unless_that_was_named() -> None:
+    """As with Podman's own."""
+    assert ways(mapping(host_ip="::")) == ["TCP [::]:8080 => [fd00::5]:80", f"{FOUR} (best effort)"]
+    assert ways(mapping(host_ip="::"), mapping(host_ip="0.0.0.0")) == ["TCP [::]:8080 => [fd00::5]:80", FOUR]
 
 
 def test_ranges_and_both_protocols_are_rules_of_their_own() -> None:

@@ -157,11 +157,13 @@ class Ports:
         """The container has joined a network, or left one; unset: it has left the last one. Raises MeetingError."""
         self._config.child = child
         if self._helper is None:
-            return  # whichever comes is told
+            self.find_helper()
+            return
         try:
             self._ask(self._helper)
         except NotOurs:
-            self._helper.ask(meeting.pack_ports(()))
+            self._helper.close()  # and so the ports
+            self._helper = None  # to be asked again and again: Podman does not tell of each network that is joined
             if child != UNSET:
                 raise MeetingError("its networks have no way back to whoever calls; restart the container") from None
 

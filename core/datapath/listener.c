@@ -206,11 +206,14 @@ static address guest_address(const struct engine *engine, const address *source)
 }
 
 /* Whom one sees who may be behind the guest: a link-local address would get no further than the guest, which so sees the
- * host by its other name, if there is one. */
-static address source_beyond(const struct engine *engine, const address *source)
+ * host by its other name, if there is one. So does one of IPv4 of whoever has come by IPv6. */
+static address source_beyond(const struct engine *engine, const address *source, const address *target)
 {
-    address mapped = address_from(engine->view.map_guest6);
+    const struct lg_net_view *view = &engine->view;
+    address mapped = address_from(view->map_guest6);
 
+    if (address_is_ipv4(target) && !address_is_ipv4(source))
+        return first_set(view->map_guest4, view->gateway4);
     return address_is_ipv4(source) || !address_is_link_local(source) || address_is_unset(&mapped) ? *source : mapped;
 }
 
@@ -226,7 +229,7 @@ bool listener_key(const struct engine *engine, const struct listener *listener, 
     if (address_is_unset(&guest))
         guest = guest_address(engine, &source);
     else
-        source = source_beyond(engine, &source);
+        source = source_beyond(engine, &source, &guest);
 
     *ret_key = (struct flow_key){.guest = guest,
                                  .remote = source,

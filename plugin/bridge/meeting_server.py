@@ -24,7 +24,7 @@ from lockgate.plugin.bridge import meeting
 from lockgate.plugin.bridge.claims import ClaimedTable
 from lockgate.plugin.clients import Emit, accept
 from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, RULES_MAX, ForwardRule
-from lockgate.plugin.contracts.pesto import RULE_BYTES, ProtocolError, unpack_rule
+from lockgate.plugin.contracts.pesto import FLAG_BEST_EFFORT, RULE_BYTES, FamilyOffError, ProtocolError, unpack_rule
 from lockgate.plugin.forward_server import process_of, shown
 from lockgate.plugin.forward_table import ConflictError, ForwardTable
 from lockgate.plugin.ports import Rights
@@ -157,7 +157,13 @@ def parse_ports(record: bytes, rights: Rights) -> list[ForwardRule]:
         raise ProtocolError(f"expected at most {RULES_MAX} whole rules")
     rules: list[ForwardRule] = []
     for at in range(0, len(packed), RULE_BYTES):
-        rule = unpack_rule(packed[at : at + RULE_BYTES], rights)
+        data = packed[at : at + RULE_BYTES]
+        try:
+            rule = unpack_rule(data, rights, mixed=True)
+        except FamilyOffError:
+            if data[-1] & FLAG_BEST_EFFORT:
+                continue
+            raise
         for other in rules:
             if rule.conflicts(other):
                 raise ProtocolError(f"two rules want the same port, [{other}] and [{rule}]")

@@ -66,7 +66,7 @@ class ForwardRule:
         "first",
         "last",
         "to_first",  # the guest's port for `first`, and so on
-        "target",  # of the family of `listen`; UNSET: the guest, whatever its address
+        "target",  # of the family of `listen`, or of IPv4 (rootlessport); UNSET: the guest, whatever its address
         "best_effort",  # a port that cannot be bound is no fault, as long as one of them can
         "auto",  # of these ports, only those are to be bound to which something listens where they lead, at any time
         "outward",  # the other way round: ports of the namespace's loopback that lead to the host's

@@ -113,6 +113,10 @@ def pack_rule(rule: ForwardRule) -> bytes:
     return _RULE.pack(rule.listen, rule.target, interface, *ports, rule.protocol, flags)
 
 
+class FamilyOffError(ProtocolError):
+    """A rule is of a family that is switched off."""
+
+
 class Message:
     """What a client wants, as far as it has come. `wanted` bytes come next; 0: the message is whole."""
 
@@ -174,8 +178,9 @@ class Message:
         self._await_rule()
 
 
-def unpack_rule(data: bytes, rights: Rights, outward: bool = False) -> ForwardRule:
-    """`outward`: it leads out of a namespace. Raises ProtocolError."""
+def unpack_rule(data: bytes, rights: Rights, outward: bool = False, mixed: bool = False) -> ForwardRule:
+    """`outward`: it leads out of a namespace. `mixed`: connections that come by IPv6 may be led to an address of IPv4.
+    Raises ProtocolError."""
     listen, target, name, first, last, to_first, protocol, flags = _RULE.unpack(data)
     if protocol not in PROTOCOL_NAMES:
         raise ProtocolError(f"expected the number of TCP or UDP as a rule's protocol, not {protocol}")
@@ -186,7 +191,7 @@ def unpack_rule(data: bytes, rights: Rights, outward: bool = False) -> ForwardRu
         raise ProtocolError(f"expected flags {known} at most, not {flags}")
     _check_ports(first, last, to_first)
     listen, dual_stack = _where(listen, bool(flags & FLAG_DUAL_STACK), rights)
-    _check_target(target, listen, dual_stack)
+    _check_target(target, listen, dual_stack, mixed and protocol == TCP)
     interface = _interface(name)
     if outward and (interface, target, address.is_unspecified(listen)) != (LOOPBACK, UNSET, True):
         raise ProtocolError(f"expected {LOOPBACK} as the interface of a port that leads out, and no addresses")
@@ -222,16 +227,17 @@ def _where(listen: bytes, any_family: bool, rights: Rights) -> tuple[bytes, bool
             return UNSET, True
         return (ANY4 if rights.ipv4 else UNSET), False
     if not (rights.ipv4 if address.is_ipv4(listen) else rights.ipv6):
-        raise ProtocolError(f"{bracketed(listen)} is of a family that is switched off")
+        raise FamilyOffError(f"{bracketed(listen)} is of a family that is switched off")
     return listen, False
 
 
-def _check_target(target: bytes, listen: bytes, dual_stack: bool) -> None:
+def _check_target(target: bytes, listen: bytes, dual_stack: bool, mixed: bool) -> None:
     if target == UNSET:
         return
     if address.is_unspecified(target):
         raise ProtocolError(f"expected a target that a guest can be, not {address.to_text(target)}")
-    if dual_stack or address.is_ipv4(listen) != address.is_ipv4(target):
+    fits = address.is_ipv4(listen) == address.is_ipv4(target) or (mixed and address.is_ipv4(target))
+    if dual_stack or not fits:
         raise ProtocolError(f"expected to listen on an address of the family of its target {address.to_text(target)}")
 
 

@@ -12,7 +12,7 @@ import json
 from lockgate.plugin import address
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.contracts import published
-from lockgate.plugin.contracts.forward_spec import RULES_MAX
+from lockgate.plugin.contracts.forward_spec import RULES_MAX, TCP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,13 +78,24 @@ def rules(config: Config, children: tuple[bytes, bytes], families: tuple[bool, b
         if more is None or not (child4 != UNSET or mapping.get("host_ip")):  # of IPv4 at least, as with Podman's own
             return None
         made += more
-        if address.parse(str(mapping.get("host_ip")).strip("[]")) == UNSET:
-            made += _of_ipv4_too(mapping, child4)
+        where = str(mapping.get("host_ip") or "").strip("[]")
+        if where and address.parse(where) == UNSET:
+            made += _of_ipv4(mapping, child4)
+        elif not where and child6 == UNSET:
+            made += _of_ipv6(mapping, child4)
     made = published.without_rivals(made)
     return made if len(made) <= RULES_MAX else None
 
 
-def _of_ipv4_too(mapping: dict[str, Any], child4: bytes) -> list[ForwardRule]:
+def _of_ipv6(mapping: dict[str, Any], child4: bytes) -> list[ForwardRule]:
+    """Who asks for localhost by IPv6 reaches a container of IPv4, too, with Podman's own, by TCP. It sees the host."""
+    more = [rule for rule in _of_ipv4(mapping, child4) if rule.protocol == TCP]
+    for rule in more:
+        rule.listen = UNSET
+    return more
+
+
+def _of_ipv4(mapping: dict[str, Any], child4: bytes) -> list[ForwardRule]:
     """A port at [::] is one of both families with Podman's own."""
     more = published.rules({**mapping, "host_ip": "0.0.0.0"}, child4, UNSET) or []
     for rule in more:

@@ -8,7 +8,7 @@ import struct
 import pytest
 from fake_core import lib
 from segments import ip_packet
-from test_accept import Port
+from test_accept_datagrams import Port
 from test_datagrams import GUEST_PORT, PEER_PORT, UDP, Datagrams
 from world import World
 

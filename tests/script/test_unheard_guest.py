@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 from fake_core import lib
 from segments import ACK, OUR_MAC, address, checksum, ip_packet, pseudo_header
-from test_accept import Host, Port, destination, moves
+from test_accept import Host
+from test_accept_datagrams import Port, destination, moves
 from world import GATEWAY, GUEST, OUR_LINK_LOCAL, World
 
 GUEST_EUI = address("fe80::5054:ff:fe12:3456")  # of GUEST_MAC

@@ -15,11 +15,13 @@ from host_samples import ip
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lockgate.plugin.address import UNSET
 from lockgate.plugin.bridge import meeting, meeting_server
 from lockgate.plugin.bridge.claims import ClaimedTable
 from lockgate.plugin.bridge.meeting import Facts, MeetingError
 from lockgate.plugin.bridge.meeting_server import MeetingServer, parse_ports
 from lockgate.plugin.contracts.pesto import ProtocolError, pack_rule
+from lockgate.plugin.ports import Rights
 
 A, B = FIRST, FIRST + 1
 PATIENCE = 20.0  # seconds, for what takes no time
@@ -287,6 +289,21 @@ def test_another_user_is_not_heard() -> None:
         assert place.told == [("meeting.refused", {"client": pid, "reason": "it belongs to another user"})]
 
     play(part)
+
+
+@pytest.mark.parametrize("best_effort", [True, False])
+def test_a_port_of_a_family_that_is_off_is_left_out_if_it_is_no_matter(best_effort: bool) -> None:
+    """Of IPv6, to a container of IPv4."""
+    four, six = rules(f"{A}")[0], rules(f"{B}")[0]
+    six.listen, six.target, six.best_effort = UNSET, ip("10.89.0.2"), best_effort
+    record = meeting.pack_ports([four, six])
+    assert parse_ports(record, RIGHTS) == [four, six]
+    only4 = Rights(ipv4=True, ipv6=False, protocols=RIGHTS.protocols, room=10)
+    if best_effort:
+        assert parse_ports(record, only4) == [four]
+    else:
+        with pytest.raises(ProtocolError, match="switched off"):
+            parse_ports(record, only4)
 
 
 @given(st.binary(max_size=200))

@@ -43,6 +43,7 @@ def ways(
 
 FOUR = "TCP 0.0.0.0:8080 => 10.89.0.5:80"
 SIX = "TCP [::]:8080 => [fd00::5]:80 (best effort)"
+SIX_TO_FOUR = "TCP [::]:8080 => 10.89.0.5:80 (best effort)"
 
 
 def test_a_configuration_says_who_the_container_is() -> None:
@@ -60,8 +61,8 @@ def test_a_container_has_an_address_of_either_family_or_none(child: str, found: 
 def test_a_port_without_an_address_is_one_of_ipv4_and_of_ipv6_if_the_container_has_that() -> None:
     """To a container without IPv4, whoever comes by that must be led by Podman's own."""
     assert ways(mapping()) == [FOUR, SIX]
-    assert ways(mapping(), child6=NONE) == [FOUR]
-    assert ways(mapping(), families=(True, False)) == [FOUR]
+    assert ways(mapping(), child6=NONE) == [FOUR, SIX_TO_FOUR]
+    assert ways(mapping(), families=(True, False)) == [FOUR, SIX_TO_FOUR]
     assert ways(mapping(), child4=NONE) is None
     assert ways(mapping(), families=(False, True)) is None
 
@@ -92,6 +93,7 @@ def test_ranges_and_both_protocols_are_rules_of_their_own() -> None:
     assert ways(mapping(protocol="tcp,udp", range=3), child6=NONE) == [
         "TCP 0.0.0.0:8080-8082 => 10.89.0.5:80-82",
         "UDP 0.0.0.0:8080-8082 => 10.89.0.5:80-82",
+        "TCP [::]:8080-8082 => 10.89.0.5:80-82 (best effort)",
     ]
 
 

@@ -72,6 +72,9 @@ int datagram_deliver(struct engine *engine, const struct flow_key *key, struct d
                      uint32_t *ret_bytes);
 
 /* datagram_accept.c */
+/* Answers of this flow leave by the port, and from the address, that this sender asked. */
+void datagram_note_peer(const struct engine *engine, struct flow *flow, const struct listener *listener,
+                        const struct datagram_sender *from);
 void datagram_accept(struct engine *engine, struct listener *listener, uint32_t events);
 /* The link has room again: what waits is delivered, and as far as all of it is, the ports that wait are heard again. */
 void datagram_accept_room(struct engine *engine);

@@ -17,10 +17,8 @@
 #include "splice.h"
 #include "sys.h"
 
-/* The guest's answers leave by the port, and from the address, that was asked: several may lead to one of the guest's, and
- * to the guest it is all the same peer, so the last one counts. */
-static void answer_there(const struct engine *engine, struct flow *flow, const struct listener *listener,
-                         const struct datagram_sender *from)
+void datagram_note_peer(const struct engine *engine, struct flow *flow, const struct listener *listener,
+                        const struct datagram_sender *from)
 {
     struct datagram_peer *peer = &flow->datagram.peer;
 
@@ -40,14 +38,15 @@ static struct flow *flow_of(struct engine *engine, const struct listener *listen
         !listener_key(engine, listener, &from->address, &key))
         return NULL;
     struct flow *flow = flow_find(&engine->flows, &key);
+    /* To the guest it is all the same peer, whichever of several ports it came by: the last one counts. */
     if (flow && flow->fd < 0 && !flow->done)
-        answer_there(engine, flow, listener, from);
+        datagram_note_peer(engine, flow, listener, from);
     if (flow)
         return flow->done ? NULL : flow;
     if (!(flow = flow_make(engine, &key)))
         return NULL;
     flow->active_ms = engine->now_ms;
-    answer_there(engine, flow, listener, from);
+    datagram_note_peer(engine, flow, listener, from);
     count(engine, C_datagram_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
     return flow;

@@ -80,19 +80,6 @@ static int far_socket(struct engine *engine, const struct listener *listener, co
     return splice_socket_take(engine, splice_kind_of(ipv6, IPPROTO_UDP));
 }
 
-static void note_peer(struct engine *engine, struct flow *flow, const struct listener *listener,
-                      const struct datagram_sender *from)
-{
-    struct datagram_peer *peer = &flow->datagram.peer;
-
-    peer->fd = listener->fd;
-    peer->slot = listener_slot(&engine->listeners, listener);
-    peer->addr_length = from->length;
-    memcpy(&peer->addr, &from->address, from->length);
-    memcpy(peer->local, from->local.byte, sizeof(peer->local));
-    peer->interface = from->interface;
-}
-
 /* A new flow with this socket, which is closed if there can be none. */
 static struct flow *make_flow(struct engine *engine, const struct listener *listener, const struct flow_key *key,
                               int fd, const address *target)
@@ -105,7 +92,7 @@ static struct flow *make_flow(struct engine *engine, const struct listener *list
     }
     flow->fd = fd;
     flow->active_ms = engine->now_ms;
-    note_peer(engine, flow, listener, sender_at(engine));
+    datagram_note_peer(engine, flow, listener, sender_at(engine));
     count(engine, C_splice_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
     int err = connect_far(engine, fd, key, target, listener->port);

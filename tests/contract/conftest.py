@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that the helper may use, helpers that are gone after each test, and one host with Podman for all tests.
+"""A folder that the helper may use, helpers that are gone after each test, a host and a container for `pasta`, and one
+host with Podman for all tests.
 
 Read by pytest. Adversary: nobody.
 """
@@ -13,8 +14,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pasta_caller
 import pytest
 from cables import Cables, make_cables
+from host_namespace import Namespace
 from monitor import Monitor
 from podman_host import PodmanHost, peer_words
 from running import Foreground
@@ -79,6 +82,22 @@ def guest(cables: Cables, start: Callable[..., Foreground]) -> Iterator[Callable
     yield begin
     for monitor in monitors:
         monitor.socket.close()
+
+
+@pytest.fixture
+def host() -> Iterator[Namespace]:
+    """Where tap devices can be made, with a network."""
+    made = pasta_caller.host()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def container(host: Namespace) -> Iterator[Namespace]:
+    """On that host, without a network."""
+    made = pasta_caller.container(host)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

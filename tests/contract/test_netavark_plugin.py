@@ -18,13 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import host_namespace
+import pasta_caller
 import pytest
 from host_namespace import Namespace
 from namespace_sockets import NamespaceSockets
 from running import PATIENCE, ended
 
-LOCKGATE, PASTA = (str(Path(sys.executable).with_name(name)) for name in ("lockgate", "pasta"))
+LOCKGATE = str(Path(sys.executable).with_name("lockgate"))
 PODMANS_OWN = "/usr/libexec/podman/rootlessport"
 STREAM = socket.SOCK_STREAM
 GATEWAY = "10.5.0.1"  # of the host, by which who comes from its loopback is seen
@@ -91,7 +91,7 @@ class Shared:
             f"-T none -U none --no-map-gw --quiet --netns {self.path} --map-guest-addr 169.254.1.2"
         )
         done = subprocess.run(
-            [*self.host.prefix, PASTA, *words.split()], capture_output=True, text=True, timeout=PATIENCE
+            [*self.host.prefix, pasta_caller.PASTA, *words.split()], capture_output=True, text=True, timeout=PATIENCE
         )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
         self.pid = int((self.folder / "rootless-netns-conn.pid").read_text())
@@ -130,11 +130,7 @@ class Shared:
 
 @pytest.fixture(name="shared")
 def made_shared(folder: Path) -> Iterator[Shared]:
-    host = host_namespace.host()
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        host.close()
-        pytest.skip("no tap devices here")
-    made = Shared(host, folder)
+    made = Shared(pasta_caller.host(), folder)
     yield made
     made.close()
 

@@ -15,25 +15,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pasta_caller
 import pytest
 from host_namespace import Namespace
 from pasta_caller import ASK, BYTES, CLIENT, ECHO, SERVER, Pasta, digest, runs, serves
 from running import PATIENCE, name, tree
-
-
-@pytest.fixture(name="host")
-def made_host() -> Iterator[Namespace]:
-    host = pasta_caller.host()
-    yield host
-    host.close()
-
-
-@pytest.fixture(name="container")
-def made_container(host: Namespace) -> Iterator[Namespace]:
-    container = pasta_caller.container(host)
-    yield container
-    container.close()
 
 
 @pytest.fixture(name="start")

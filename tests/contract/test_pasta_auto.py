@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pasta_caller
 import pytest
 from host_namespace import Namespace
 from pasta_caller import ASK, BYTES, CLIENT, ECHO, PASTA, SERVER, Pasta, digest, runs, serves
@@ -42,20 +41,6 @@ class Foreground:
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-
-
-@pytest.fixture(name="host")
-def made_host() -> Iterator[Namespace]:
-    host = pasta_caller.host()
-    yield host
-    host.close()
-
-
-@pytest.fixture(name="container")
-def made_container(host: Namespace) -> Iterator[Namespace]:
-    container = pasta_caller.container(host)
-    yield container
-    container.close()
 
 
 @pytest.fixture(name="begin")

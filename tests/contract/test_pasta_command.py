@@ -19,9 +19,9 @@ from pathlib import Path
 import host_namespace
 import pytest
 from host_namespace import Namespace
+from pasta_caller import PASTA
 from running import PATIENCE, ended, kill_all, name, status, tree
 
-PASTA = str(Path(sys.executable).with_name("pasta"))
 OPTIONS = ("--config-net", "-t", "none", "-u", "none", "-T", "none", "-U", "none")
 # Each says that it is there, and waits. (A shell would handle signals of its own accord.)
 WAITS = """
@@ -50,16 +50,6 @@ try:
 except KeyboardInterrupt:
     print("caught", flush=True)
 """
-
-
-@pytest.fixture(name="host")
-def made_host() -> Iterator[Namespace]:
-    host = host_namespace.host()
-    if host.does("test -w /dev/net/tun && echo yes || echo no") != "yes":
-        host.close()
-        pytest.skip("/dev/net/tun is not there for everybody: no tap devices without root here")
-    yield host
-    host.close()
 
 
 def words(host: Namespace, command: Sequence[str], options: Sequence[str] = ()) -> list[str]:

@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pasta_caller
 import pesto_client
 import pytest
 from host_namespace import Namespace
@@ -25,20 +24,6 @@ Pesto = Callable[..., list[str]]
 
 HEAD = "!B128sII"  # of a table: id, name, capabilities, how many rules
 NO_PORTS = "-t none -u none -T none -U none --no-map-gw --quiet"
-
-
-@pytest.fixture(name="host")
-def made_host() -> Iterator[Namespace]:
-    host = pasta_caller.host()
-    yield host
-    host.close()
-
-
-@pytest.fixture(name="container")
-def made_container(host: Namespace) -> Iterator[Namespace]:
-    container = pasta_caller.container(host)
-    yield container
-    container.close()
 
 
 @pytest.fixture(name="conf")

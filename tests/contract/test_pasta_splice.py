@@ -14,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pasta_caller
 import pytest
 import running
 from host_namespace import Namespace
@@ -140,20 +139,6 @@ DIGESTS = " ".join(hashlib.sha256(unit * (BYTES // 10)).hexdigest() for unit in 
 BOTH_FAMILIES = pytest.mark.parametrize("loopback", ["127.0.0.1", "::1"])
 
 Start = Callable[..., Pasta]
-
-
-@pytest.fixture(name="host")
-def made_host() -> Iterator[Namespace]:
-    host = pasta_caller.host()
-    yield host
-    host.close()
-
-
-@pytest.fixture(name="container")
-def made_container(host: Namespace) -> Iterator[Namespace]:
-    container = pasta_caller.container(host)
-    yield container
-    container.close()
 
 
 @pytest.fixture(name="begin")

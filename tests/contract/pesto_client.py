@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of --conf-path that writes its bytes by hand, and the host of a helper: a network namespace that ends with
-the test. Used by test_conf_path. Adversary: nobody.
+"""Clients of --conf-path: one that writes its bytes by hand, and the real `pesto`; and the host of a helper: a network
+namespace that ends with the test. Used by test_conf_path and test_pasta_conf. Adversary: nobody.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from running import PATIENCE
 
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
@@ -89,6 +92,22 @@ def replace(path: Path, *rules: bytes) -> None:
         greeted(client)
         client.sendall(b"\1" + struct.pack("!I", len(rules)) + b"".join(rules) + b"\0")
         assert client.recv(1) == b""
+
+
+def real_pesto(path: Path) -> Callable[..., list[str]]:
+    """Runs the command, and returns the lines of rules that it shows. Where there is none, the test is skipped."""
+    root, words = os.environ.get("LOCKGATE_PEER_ROOT"), shlex.split(os.environ.get("LOCKGATE_PEER_RUN", ""))
+    if not root or not words or not Path(root, "usr/bin/pesto").exists():
+        pytest.skip("no pesto: LOCKGATE_PEER_ROOT and LOCKGATE_PEER_RUN do not name a root that has it")
+    if subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip(f"no pesto: {words[0]} runs nothing here")
+
+    def command(*options: str) -> list[str]:
+        done = subprocess.run([*words, "pesto", *options, str(path)], capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == 0, done.stderr
+        return [" ".join(line.split()) for line in done.stdout.splitlines() if "=>" in line]
+
+    return command
 
 
 class Host:

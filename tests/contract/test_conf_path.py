@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from monitor import GATEWAY, GUEST, GUEST_MAC, Monitor
-from pesto_client import UDP, Host, connect, greeted, replace, rule, shown
+from pesto_client import UDP, Host, connect, greeted, real_pesto, replace, rule, shown
 from running import PATIENCE, Foreground, FrontEnd, kill, name, run, status
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
@@ -257,26 +256,9 @@ def test_without_the_option_the_keeper_keeps_no_right(start: Begin) -> None:
 # ---- the real client ----
 
 
-@pytest.fixture(name="pesto")
-def real_client(conf: Path) -> Callable[..., list[str]]:
-    """Runs the command, and returns the lines of rules that it shows."""
-    root, words = os.environ.get("LOCKGATE_PEER_ROOT"), shlex.split(os.environ.get("LOCKGATE_PEER_RUN", ""))
-    if not root or not words or not Path(root, "usr/bin/pesto").exists():
-        pytest.skip("no pesto: LOCKGATE_PEER_ROOT and LOCKGATE_PEER_RUN do not name a root that has it")
-    if subprocess.run([*words, "true"], capture_output=True).returncode:
-        pytest.skip(f"no pesto: {words[0]} runs nothing here")
-
-    def command(*options: str) -> list[str]:
-        whole = [*words, "pesto", *options, str(conf)]
-        result = subprocess.run(whole, capture_output=True, text=True, timeout=PATIENCE)
-        assert result.returncode == 0, result.stderr
-        return [" ".join(line.split()) for line in result.stdout.splitlines() if "=>" in line]
-
-    return command
-
-
-def test_the_real_pesto(begin: Begin, host: Host, pesto: Callable[..., list[str]]) -> None:
+def test_the_real_pesto(begin: Begin, host: Host, conf: Path) -> None:
     """Each of its commands, and the ports that follow; it shows what it did from a second look of its own."""
+    pesto = real_pesto(conf)
     begin("-q", "-t", f"{A}:80", "-u", f"127.0.0.1%lo/{A}")
     first, datagrams = f"TCP [*]:{A} => 80", f"UDP [127.0.0.1]%lo:{A} => {A}"
     assert pesto("--show") == [first, datagrams]

@@ -7,11 +7,8 @@ Adversary: clients, in tests/unit/test_forward_server.py; namespaces as in test_
 
 from __future__ import annotations
 
-import os
-import shlex
 import struct
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pesto_client
@@ -19,8 +16,6 @@ import pytest
 from host_namespace import Namespace
 from pasta_caller import BYTES, CLIENT, SERVER, Pasta, digest, runs, serves
 from running import PATIENCE
-
-Pesto = Callable[..., list[str]]
 
 HEAD = "!B128sII"  # of a table: id, name, capabilities, how many rules
 NO_PORTS = "-t none -u none -T none -U none --no-map-gw --quiet"
@@ -107,25 +102,9 @@ def test_ports_lead_out_also_without_splicing(host: Namespace, container: Namesp
     pasta.close()
 
 
-@pytest.fixture(name="pesto")
-def real_client(conf: Path) -> Pesto:
-    """Runs the command, and returns the lines of rules that it shows."""
-    root, words = os.environ.get("LOCKGATE_PEER_ROOT"), shlex.split(os.environ.get("LOCKGATE_PEER_RUN", ""))
-    if not root or not words or not Path(root, "usr/bin/pesto").exists():
-        pytest.skip("no pesto: LOCKGATE_PEER_ROOT and LOCKGATE_PEER_RUN do not name a root that has it")
-    if subprocess.run([*words, "true"], capture_output=True).returncode:
-        pytest.skip(f"no pesto: {words[0]} runs nothing here")
-
-    def command(*options: str) -> list[str]:
-        done = subprocess.run([*words, "pesto", *options, str(conf)], capture_output=True, text=True, timeout=PATIENCE)
-        assert done.returncode == 0, done.stderr
-        return [" ".join(line.split()) for line in done.stdout.splitlines() if "=>" in line]
-
-    return command
-
-
-def test_the_real_pesto_sees_both_tables(host: Namespace, container: Namespace, conf: Path, pesto: Pesto) -> None:
+def test_the_real_pesto_sees_both_tables(host: Namespace, container: Namespace, conf: Path) -> None:
     """And adds to each, and deletes."""
+    pesto = pesto_client.real_pesto(conf)
     pesto("--add", "-t", "5555:80", "-T", "5556:8081")
     assert sorted(pesto("--show")) == ["TCP [*]%lo:5556 => 8081", "TCP [*]:5555 => 80"]
     passes(host, container, 5555, 80)

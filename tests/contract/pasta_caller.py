@@ -20,14 +20,24 @@ PASTA = str(Path(sys.executable).with_name("pasta"))
 PODMAN = "--dns-forward 169.254.1.1 -T none -U none --no-map-gw --quiet"
 BYTES = 10_000_000
 
-# One connection: says whom it sees, and the digest of what came until the end.
-SERVER = """
-import hashlib, socket, sys
+# How a server begins: it says its port.
+LISTENS = """
+import hashlib, socket, struct, sys
 family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
 listener = socket.socket(family)
 listener.bind((sys.argv[1], int(sys.argv[2])))
 listener.listen()
 print(listener.getsockname()[1], flush=True)
+"""
+BINDS = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+end = socket.socket(family, socket.SOCK_DGRAM)
+end.bind((sys.argv[1], int(sys.argv[2])))
+print(end.getsockname()[1], flush=True)
+"""
+# One connection: says whom it sees, and the digest of what came until the end.
+SERVER = LISTENS + """
 end, peer = listener.accept()
 seen = hashlib.sha256()
 while data := end.recv(1 << 20):
@@ -41,12 +51,7 @@ end.sendall(b"0123456789" * (int(sys.argv[3]) // 10))
 end.shutdown(socket.SHUT_WR)
 print(end.recv(1000).decode())
 """
-ECHO = """
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-end = socket.socket(family, socket.SOCK_DGRAM)
-end.bind((sys.argv[1], int(sys.argv[2])))
-print(end.getsockname()[1], flush=True)
+ECHO = BINDS + """
 data, peer = end.recvfrom(65536)
 end.sendto(peer[0].encode() + b" " + data, peer)
 """

@@ -17,17 +17,11 @@ from pathlib import Path
 import pytest
 import running
 from host_namespace import Namespace
-from pasta_caller import ASK, BYTES, CLIENT, ECHO, PASTA, SERVER, Pasta, digest, runs, serves
+from pasta_caller import ASK, BINDS, BYTES, CLIENT, ECHO, LISTENS, PASTA, SERVER, Pasta, digest, runs, serves
 from running import PATIENCE
 
 # One direction until its end, then the other: an end of one is not the end of the other.
-ANSWERS_LATER = """
-import hashlib, socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-listener = socket.socket(family)
-listener.bind((sys.argv[1], int(sys.argv[2])))
-listener.listen()
-print(listener.getsockname()[1], flush=True)
+ANSWERS_LATER = LISTENS + """
 end, peer = listener.accept()
 seen = hashlib.sha256()
 while data := end.recv(1 << 20):
@@ -45,13 +39,7 @@ while data := end.recv(1 << 20):
 print(came[:32].hex(), hashlib.sha256(came[32:]).hexdigest())
 """
 # Of a connection whose other side resets it: the kernel says so, and no end comes before.
-HEARS_RESET = """
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-listener = socket.socket(family)
-listener.bind((sys.argv[1], int(sys.argv[2])))
-listener.listen()
-print(listener.getsockname()[1], flush=True)
+HEARS_RESET = LISTENS + """
 end, peer = listener.accept()
 end.send(b"x")
 try:
@@ -68,13 +56,7 @@ end.recv(1)
 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 end.close()
 """
-RESETS_CLIENT = """
-import socket, struct, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-listener = socket.socket(family)
-listener.bind((sys.argv[1], int(sys.argv[2])))
-listener.listen()
-print(listener.getsockname()[1], flush=True)
+RESETS_CLIENT = LISTENS + """
 end, peer = listener.accept()
 end.recv(1)
 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -90,12 +72,7 @@ except ConnectionError:
     print("reset")
 """
 # What a datagram came with: as many bytes, from this port.
-MEASURES = """
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-end = socket.socket(family, socket.SOCK_DGRAM)
-end.bind((sys.argv[1], int(sys.argv[2])))
-print(end.getsockname()[1], flush=True)
+MEASURES = BINDS + """
 while True:
     data, peer = end.recvfrom(65536)
     end.sendto(f"{len(data)} {peer[1]}".encode(), peer)
@@ -113,13 +90,7 @@ for size in (0, 1, 1472, 65000):
 """
 
 # More connections, one after the other, than anybody would have sockets for in advance.
-ANSWERS_MANY = """
-import socket, sys
-family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-listener = socket.socket(family)
-listener.bind((sys.argv[1], int(sys.argv[2])))
-listener.listen()
-print(listener.getsockname()[1], flush=True)
+ANSWERS_MANY = LISTENS + """
 for _ in range(300):
     end, peer = listener.accept()
     end.sendall(end.recv(100))

@@ -29,9 +29,10 @@ def takes(host: PodmanHost, container: Container, to: tuple[str, int], port: int
     return str(peer[0])
 
 
-def asks(client: socket.socket, server: socket.socket) -> None:
-    """A datagram, and its answer."""
+def asks(client: socket.socket, server: socket.socket) -> str:
+    """A datagram, and its answer. Whom the server saw."""
     client.send(b"question")
     question, source = server.recvfrom(100)
     server.sendto(b"answer to " + question, source)
     assert client.recv(100) == b"answer to question"
+    return str(source[0])

@@ -10,45 +10,30 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 from namespace_sockets import NamespaceSockets
-from podman_host import ADDRESSES, AS_USER, FAR, IMAGE, USER, Container, PodmanHost, exchange, peer_words
+from podman_host import ADDRESSES, AS_USER, FAR, IMAGE, USER, Container, PodmanHost, exchange
+from podman_traffic import ANY, DATAGRAM, HOST, RESOLVER, STREAM, asks, each_version
 from resolver import ANSWER, NAME, answer
 from running import PATIENCE, name
 
-STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
-HOST, RESOLVER = "169.254.1.2", "169.254.1.1"  # as containers see them
-ANY = {4: "0.0.0.0", 6: "::"}
 SHARED = f"/run/user/{USER}/containers/networks/rootless-netns"
-each_version = pytest.mark.parametrize("version", [4, 6])
 
 
 @pytest.fixture(scope="module", name="host")
-def made_host() -> Iterator[PodmanHost]:
-    run = peer_words()
-    folder = Path(tempfile.mkdtemp(prefix="lockgate-"))
-    folder.chmod(0o755)
-    host = PodmanHost(folder, run)
-    try:
-        host.install()
-        host.make_image()
-        for network, driver in (("lockgate", "lockgate"), ("plain", "bridge")):
-            host.podman("network", "create", "-d", driver, "--ipv6", network)
-        host.podman("network", "create", "-d", "lockgate", "other")
-        yield host
-    finally:
-        host.close()
-        shutil.rmtree(folder)
+def host_with_networks(podman_host: PodmanHost) -> Iterator[PodmanHost]:
+    for network, driver in (("lockgate", "lockgate"), ("plain", "bridge")):
+        podman_host.podman("network", "create", "-d", driver, "--ipv6", network)
+    podman_host.podman("network", "create", "-d", "lockgate", "other")
+    yield podman_host
+    podman_host.podman("network", "rm", "-f", "-t", "0", "lockgate", "plain", "other")
 
 
 each_network = pytest.mark.parametrize("network", ["lockgate", "plain"])  # the second one is of netavark's own driver
@@ -58,15 +43,6 @@ def addresses(container: Container, network: str = "lockgate") -> dict[int, str]
     (told,) = json.loads(container.host.podman("inspect", container.name))
     own = told["NetworkSettings"]["Networks"][network]
     return {4: own["IPAddress"], 6: own["GlobalIPv6Address"]}
-
-
-def asks(client: socket.socket, server: socket.socket) -> str:
-    """A datagram, and its answer. Whom the server saw."""
-    client.send(b"question")
-    question, source = server.recvfrom(100)
-    server.sendto(b"answer to " + question, source)
-    assert client.recv(100) == b"answer to question"
-    return str(source[0])
 
 
 def sees(

@@ -89,6 +89,12 @@ class Scene:
         self.worker.close()
         self.listener.close()
 
+    async def front_end_comes_and_goes(self) -> None:
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(self.listener.getsockname())
+        client.close()
+        assert (await self.worker.answer())[0] == lib.LG_CMD_LINK_RESET
+
     def replace_worker(self) -> None:
         self.worker.close()
         channels = core_worker.Channels()
@@ -179,10 +185,7 @@ def test_a_capture_that_cannot_begin_is_one_warning(capfd: pytest.CaptureFixture
 
     async def part(scene: Scene) -> None:
         await scene.worker.answer()
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(scene.listener.getsockname())
-        client.close()
-        assert (await scene.worker.answer())[0] == lib.LG_CMD_LINK_RESET
+        await scene.front_end_comes_and_goes()
 
     play(part, capture_fd=os.open("/dev/full", os.O_WRONLY))
     assert capfd.readouterr().err == "Capture stopped, the file cannot be written: No space left on device\n"
@@ -365,10 +368,7 @@ def test_one_off_is_reported_to_the_keeper() -> None:
 
     async def part(scene: Scene) -> None:
         await scene.worker.answer()
-        client = socket.socket(socket.AF_UNIX)
-        client.connect(scene.listener.getsockname())
-        client.close()
-        assert (await scene.worker.answer())[0] == lib.LG_CMD_LINK_RESET
+        await scene.front_end_comes_and_goes()
         assert await receive(scene.keeper) == keeper.CONTROL_DONE
 
     play(part, one_off=True)

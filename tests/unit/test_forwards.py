@@ -8,14 +8,12 @@ import fcntl
 import os
 import socket
 import struct
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fresh_python
 import pytest
 
-import lockgate.plugin
 from lockgate.plugin import forwards, port_holder
 from lockgate.plugin.contracts import forward_spec
 from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule, Scope
@@ -507,17 +505,11 @@ def test_descriptors_are_counted_before_anything_is_bound(port: int) -> None:
 
 def test_the_module_imports_nothing_heavy(tmp_path: Path) -> None:
     """It is part of the wrapper before READY: beside our own modules, only these three."""
-    package = tmp_path / "lockgate"
-    package.mkdir()
-    (package / "plugin").symlink_to(Path(lockgate.plugin.__file__).resolve().parent)
     program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); before = set(sys.modules)\n"
         "from lockgate.plugin import forwards\n"
         "from lockgate.plugin.contracts.passt import parse\n"
         "parse(['--vhost-user', '-t', 'all,~80', '-u', '127.0.0.1%lo/53:10.0.0.1/54'], 'passt')\n"
-        "print(*sorted(set(sys.modules) - before - {'lockgate'}))\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, text=True, check=True)
-    imported = done.stdout.split()
+    imported = fresh_python.imported(tmp_path, program)
     assert "lockgate.plugin.contracts.forward_spec" in imported
     assert {name for name in imported if not name.startswith("lockgate.")} <= {"__future__", "_socket", "errno"}

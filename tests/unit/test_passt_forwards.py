@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import refused
 
 from lockgate.plugin.contracts import passt, request
-from lockgate.plugin.spec import NetworkSpec, Stop
+from lockgate.plugin.spec import NetworkSpec
 
 
 def parse(*words: str) -> NetworkSpec:
@@ -17,13 +18,7 @@ def parse(*words: str) -> NetworkSpec:
 
 
 def refusal(*words: str) -> str:
-    """The one line of a refused command line."""
-    with pytest.raises(Stop) as caught:
-        parse(*words)
-    assert (caught.value.exit_code, caught.value.stdout_text) == (1, "")
-    line = caught.value.stderr_text
-    assert line.endswith("\n") and line.count("\n") == 1
-    return line[:-1]
+    return refused.refusal(lambda: parse(*words))
 
 
 def forwards(*words: str) -> list[str]:

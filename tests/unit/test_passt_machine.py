@@ -8,9 +8,10 @@ import grp
 import pwd
 
 import pytest
+import refused
 
 from lockgate.plugin.contracts import passt, request
-from lockgate.plugin.spec import NetworkSpec, Stop
+from lockgate.plugin.spec import NetworkSpec
 
 
 def parse(*words: str) -> NetworkSpec:
@@ -18,13 +19,7 @@ def parse(*words: str) -> NetworkSpec:
 
 
 def refusal(*words: str) -> str:
-    """The one sentence."""
-    with pytest.raises(Stop) as caught:
-        parse(*words)
-    assert (caught.value.exit_code, caught.value.stdout_text) == (1, "")
-    line, end, rest = caught.value.stderr_text.partition("\n")
-    assert end and not rest
-    return line
+    return refused.refusal(lambda: parse(*words))
 
 
 def test_counters_need_the_foreground_before_them() -> None:

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fresh_python
 import pytest
+import refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import lockgate.plugin
 from lockgate.plugin import address, resolvconf, spec
 from lockgate.plugin.contracts import passt
 from lockgate.plugin.contracts.getopt import Option
@@ -30,17 +29,11 @@ def parse(*words: str) -> NetworkSpec:
 
 
 def stop(*words: str) -> Stop:
-    with pytest.raises(Stop) as caught:
-        passt.parse(words, PROGRAM)
-    return caught.value
+    return refused.stop(lambda: passt.parse(words, PROGRAM))
 
 
 def refusal(*words: str) -> str:
-    """The one line of a refused command line."""
-    ended = stop("--vhost-user", *words)
-    assert (ended.exit_code, ended.stdout_text) == (1, "")
-    assert ended.stderr_text.endswith("\n")
-    return ended.stderr_text[:-1]
+    return refused.refusal(lambda: parse(*words))
 
 
 def ip(text: str) -> bytes:
@@ -560,20 +553,14 @@ def test_every_command_line_ends_in_a_checked_spec_or_in_one_sentence(words: lis
 
 def test_parsing_imports_nothing_heavy(tmp_path: Path) -> None:
     """Each module costs its tenth of a millisecond before READY: beside our own, only these three."""
-    package = tmp_path / "lockgate"
-    package.mkdir()
-    (package / "plugin").symlink_to(Path(lockgate.plugin.__file__).resolve().parent)
     program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); before = set(sys.modules)\n"
         "from lockgate.plugin.contracts.passt import parse\n"
         "parse(['--vhost-user', '-fqs', '/tmp/s', '-a', '10.0.0.1/24', '-m', '1500', '-i', 'lo'], 'passt')\n"
-        "print(*sorted(set(sys.modules) - before - {'lockgate'}))\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, text=True, check=True)
-    imported = done.stdout.split()
-    ours = [name for name in imported if name.startswith("lockgate.")]
-    assert set(imported) - set(ours) <= {"__future__", "_socket", "errno"}
-    assert set(ours) == {
+    imported = fresh_python.imported(tmp_path, program)
+    ours = {name for name in imported if name.startswith("lockgate.")}
+    assert imported - ours <= {"__future__", "_socket", "errno"}
+    assert ours == {
         "lockgate.plugin",
         "lockgate.plugin.address",
         "lockgate.plugin.contracts",

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import pytest
+import refused
 from host_samples import ip
 
 from lockgate.plugin.contracts import pasta, request
-from lockgate.plugin.spec import NetworkSpec, Stop
+from lockgate.plugin.spec import NetworkSpec
 
 NETNS = "/run/netns/blue"
 
@@ -23,13 +24,7 @@ def parse(*words: str) -> NetworkSpec:
 
 
 def refusal(*words: str) -> str:
-    """The one line of a refused command line."""
-    with pytest.raises(Stop) as caught:
-        parse(*words)
-    assert (caught.value.exit_code, caught.value.stdout_text) == (1, "")
-    told = caught.value.stderr_text
-    assert told.endswith("\n") and told.count("\n") == 1
-    return told[:-1]
+    return refused.refusal(lambda: parse(*words))
 
 
 def inbound(*words: str) -> list[str]:

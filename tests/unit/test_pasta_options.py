@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh_python
 import pytest
+import refused
 from host_samples import ip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lockgate.plugin
 from lockgate.plugin import address, spec
 from lockgate.plugin.contracts import pasta, request
 from lockgate.plugin.contracts.getopt import Option
@@ -53,17 +52,11 @@ def joined(*words: str) -> NamespaceSpec:
 
 
 def stop(*words: str) -> Stop:
-    with pytest.raises(Stop) as caught:
-        pasta.parse(words, PROGRAM)
-    return caught.value
+    return refused.stop(lambda: parse(*words))
 
 
 def refusal(*words: str) -> str:
-    """The one line of a refused command line."""
-    ended = stop(*words)
-    assert (ended.exit_code, ended.stdout_text) == (1, "")
-    assert ended.stderr_text.endswith("\n") and ended.stderr_text.count("\n") == 1
-    return ended.stderr_text[:-1]
+    return refused.refusal(lambda: parse(*words))
 
 
 def is_podmans(got: NetworkSpec, path: str = NETNS, host6: str = "::") -> None:
@@ -501,20 +494,14 @@ def test_every_command_line_ends_in_a_checked_spec_or_in_one_sentence(words: lis
 
 def test_parsing_imports_nothing_heavy(tmp_path: Path) -> None:
     """Each module costs its tenth of a millisecond before READY: beside our own, only these three."""
-    package = tmp_path / "lockgate"
-    package.mkdir()
-    (package / "plugin").symlink_to(Path(lockgate.plugin.__file__).resolve().parent)
     words = f"--config-net -t 8080-8080:80-80 --dns-forward 169.254.1.1 -u none -T none -U none {PODMAN_END}".split()
     program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); before = set(sys.modules)\n"
         "from lockgate.plugin.contracts.pasta import parse\n"
         f"parse({words!r}, 'pasta')\n"
-        "print(*sorted(set(sys.modules) - before - {'lockgate'}))\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, text=True, check=True)
-    imported = done.stdout.split()
+    imported = fresh_python.imported(tmp_path, program)
     ours = {name for name in imported if name.startswith("lockgate.")}
-    assert set(imported) - ours <= {"__future__", "_socket", "errno"}
+    assert imported - ours <= {"__future__", "_socket", "errno"}
     assert ours == {
         "lockgate.plugin",
         "lockgate.plugin.address",

@@ -22,6 +22,7 @@ from vhost_user_front_end import (
     event_file,
     open_descriptors,
     play,
+    play_whole,
     run,
     served,
     turn,
@@ -77,10 +78,7 @@ def test_messages_sent_together_keep_their_own_descriptors(tmp_path: Path, scrip
     async def conversation() -> None:
         async with served(FakeWorker(), tmp_path) as service:
             front_end = await service.connect()
-            await play(front_end, script.whole())
-            for index in (0, 1):
-                answer = await front_end.receive()
-                assert answer is not None and VringState.unpack(answer[1]) == VringState(index, 0)
+            await play_whole(front_end, script)
             await front_end.leave()
             assert service.events.names() == ["link.attach", "link.detach"]
 

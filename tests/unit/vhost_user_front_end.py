@@ -406,6 +406,14 @@ async def play(front_end: FrontEnd, steps: Iterable[Step]) -> None:
         await front_end.send(request, payload, fds)
 
 
+async def play_whole(front_end: FrontEnd, script: Script) -> None:
+    """A whole session, all sent at once; then its rings, which nobody has used, have said where they stood."""
+    await play(front_end, script.whole())
+    for index in (0, 1):
+        answer = await front_end.receive()
+        assert answer is not None and VringState.unpack(answer[1]) == VringState(index, 0)
+
+
 class Served:
     """A running server, and how to reach it."""
 

@@ -7,9 +7,11 @@ Called by the tests with podman. Adversary: nobody. Sockets of a container are m
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from podman_host import Container, PodmanHost, exchange
+from podman_host import FAR, Container, PodmanHost, exchange
+from resolver import ANSWER, NAME, answer
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 HOST, RESOLVER = "169.254.1.2", "169.254.1.1"  # as containers see them
@@ -36,3 +38,13 @@ def asks(client: socket.socket, server: socket.socket) -> str:
     server.sendto(b"answer to " + question, source)
     assert client.recv(100) == b"answer to question"
     return str(source[0])
+
+
+def looks_up(host: PodmanHost, container: Container) -> None:
+    """A name, which the host's resolver is asked for."""
+    server, _ = host.far.bound(DATAGRAM, FAR[4], 53)
+    with server, ThreadPoolExecutor(1) as pool:
+        told = pool.submit(container.does, f"nslookup -type=a {NAME}.")
+        question, source = server.recvfrom(512)
+        server.sendto(answer(question), source)
+        assert ANSWER in told.result()

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from podman_host import ADDRESSES, FAR, IMAGE, PodmanHost, exchange
-from podman_traffic import ANY, DATAGRAM, HOST, RESOLVER, STREAM, asks, each_version, takes
-from resolver import ANSWER, NAME, answer
+from podman_traffic import ANY, DATAGRAM, HOST, RESOLVER, STREAM, asks, each_version, looks_up, takes
 from running import name
 
 
@@ -49,12 +47,8 @@ def test_a_container_pings_the_host_by_its_name(host: PodmanHost) -> None:
 
 
 def test_a_name_is_looked_up_by_the_hosts_resolver(host: PodmanHost) -> None:
-    server, _ = host.far.bound(DATAGRAM, FAR[4], 53)
-    with server, host.container() as container, ThreadPoolExecutor(1) as pool:
-        told = pool.submit(container.does, f"nslookup -type=a {NAME}.")
-        question, source = server.recvfrom(512)
-        server.sendto(answer(question), source)
-        assert ANSWER in told.result()
+    with host.container() as container:
+        looks_up(host, container)
 
 
 @each_version

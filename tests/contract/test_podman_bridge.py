@@ -14,14 +14,12 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 from namespace_sockets import NamespaceSockets
 from podman_host import ADDRESSES, AS_USER, FAR, IMAGE, USER, Container, PodmanHost, exchange
-from podman_traffic import ANY, DATAGRAM, HOST, RESOLVER, STREAM, asks, each_version
-from resolver import ANSWER, NAME, answer
+from podman_traffic import ANY, DATAGRAM, HOST, RESOLVER, STREAM, asks, each_version, looks_up
 from running import PATIENCE, name
 
 SHARED = f"/run/user/{USER}/containers/networks/rootless-netns"
@@ -107,12 +105,8 @@ def test_a_container_reaches_the_host(host: PodmanHost) -> None:
 
 
 def test_a_name_is_looked_up_by_the_hosts_resolver(host: PodmanHost) -> None:
-    server, _ = host.far.bound(DATAGRAM, FAR[4], 53)
-    with server, host.container("--network=lockgate") as container, ThreadPoolExecutor(1) as pool:
-        told = pool.submit(container.does, f"nslookup -type=a {NAME}.")
-        question, source = server.recvfrom(512)
-        server.sendto(answer(question), source)
-        assert ANSWER in told.result()
+    with host.container("--network=lockgate") as container:
+        looks_up(host, container)
 
 
 @each_version

@@ -25,7 +25,7 @@ from namespace_sockets import NamespaceSockets
 from running import PATIENCE, ended
 
 LOCKGATE = str(Path(sys.executable).with_name("lockgate"))
-PODMANS_OWN = "/usr/libexec/podman/rootlessport"
+PODMANS_OWN = [f"{folder}/podman/rootlessport" for folder in ("/usr/libexec", "/usr/lib")]
 STREAM = socket.SOCK_STREAM
 GATEWAY = "10.5.0.1"  # of the host, by which who comes from its loopback is seen
 CONTAINER = 64 * "c"
@@ -297,7 +297,7 @@ def test_a_port_that_is_taken_is_told_on_standard_output(shared: Shared, tmp_pat
         assert port.told.count("\n") == 1 and port.end() == 1
 
 
-@pytest.mark.skipif(os.path.exists(PODMANS_OWN), reason="Podman's own rootlessport is here")
+@pytest.mark.skipif(any(map(os.path.exists, PODMANS_OWN)), reason="Podman's own rootlessport is here")
 @pytest.mark.parametrize(("inner", "protocol"), [(False, "sctp"), (True, "tcp"), (None, "tcp")])
 def test_what_is_not_ours_needs_podmans_own(
     shared: Shared, tmp_path: Path, inner: bool | None, protocol: str

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from seeds import SEEDS
@@ -44,22 +45,28 @@ def sources(name: str) -> list[Path]:
     return [HERE / f"fuzz_{name}.c", HERE / "to_guest.c", *engine, *sorted(SCRIPT.glob("*.c"))]
 
 
+def _command(fake: bool) -> list[str]:
+    return ["clang", *FLAGS, *SANITIZERS, *(["-DLG_FAKE_SYS"] if fake else []), *INCLUDES]
+
+
+@cache
+def _compiled(source: Path, fake: bool) -> str:
+    """Once for all harnesses of a run: two of them share the engine."""
+    target = FOLDER / ("fake" if fake else "real") / f"{source.stem}.o"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    command = [*_command(fake), "-c", "-o", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return str(target)
+
+
 def build(name: str) -> Path:
     """The harness; raises CalledProcessError with the compiler's words."""
-    folder = FOLDER / name
-    folder.mkdir(parents=True, exist_ok=True)
-    fake = [] if name == "vring" else ["-DLG_FAKE_SYS"]
-    command = ["clang", *FLAGS, *SANITIZERS, *fake, *INCLUDES]
-
-    def compile_one(source: Path) -> str:
-        target = folder / f"{source.stem}.o"
-        subprocess.run([*command, "-c", "-o", str(target), str(source)], check=True, capture_output=True, text=True)
-        return str(target)
-
+    fake = name != "vring"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources(name)))
-    harness = folder / f"fuzz_{name}"
-    subprocess.run([*command, "-o", str(harness), *objects], check=True, capture_output=True, text=True)
+        objects = list(pool.map(lambda source: _compiled(source, fake), sources(name)))
+    harness = FOLDER / name / f"fuzz_{name}"
+    harness.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([*_command(fake), "-o", str(harness), *objects], check=True, capture_output=True, text=True)
     return harness
 
 

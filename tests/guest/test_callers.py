@@ -96,8 +96,8 @@ def test_datagrams_and_pings_are_answered(called: Called) -> None:
         assert called.guest.output(f"echo_datagrams {called.gateway} {echo.port} 1 1400 9000") == "echoed 3"
     finally:
         echo.close()
-    assert "2 packets received" in called.guest.output(f"ping -c 2 -W 5 {called.gateway}")
-    assert "2 packets received" in called.guest.output(f"ping -c 2 -W 5 {called.guest.gateway(6)}")
+    assert "2 packets received" in called.guest.output(f"ping -c 2 -i 0.1 -W 5 {called.gateway}")
+    assert "2 packets received" in called.guest.output(f"ping -c 2 -i 0.1 -W 5 {called.guest.gateway(6)}")
 
 
 def test_the_forwarded_ports_lead_to_the_guest(called: Called) -> None:

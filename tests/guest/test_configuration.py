@@ -54,5 +54,5 @@ def test_the_gateway_answers_echo_requests_of_both_families(network: Network) ->
     """ping of the IPv4 gateway, and of the link-local router."""
     assert network.addressed
     for family in (4, 6):
-        result = network.run(f"ping -c 2 -W 2 {network.guest.gateway(family)}")
+        result = network.run(f"ping -c 2 -i 0.1 -W 2 {network.guest.gateway(family)}")
         assert result.status == 0, result.output

@@ -40,5 +40,5 @@ def test_datagrams_beyond_the_mtu_come_back_as_they_went(narrow: Network, family
 @pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 def test_pings_beyond_the_mtu_are_answered(narrow: Network, family: int) -> None:
     for size in (8000, 65000):
-        result = narrow.run(f"ping -{family} -s {size} -c 2 -W 5 {GATEWAY[family]}")
+        result = narrow.run(f"ping -{family} -s {size} -c 2 -i 0.1 -W 5 {GATEWAY[family]}")
         assert result.status == 0 and "2 packets received" in result.output, result.output

@@ -39,7 +39,7 @@ def network_whose_host_allows_ping_sockets(request: pytest.FixtureRequest, serve
 @pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 def test_pings_of_others_come_back_from_the_hosts_kernel(allowed: Network, family: int) -> None:
     """Another address than the gateway's, for which the helper would answer by itself."""
-    result = allowed.run(f"ping -{family} -c 2 -W 5 {HOST[family]}")
+    result = allowed.run(f"ping -{family} -c 2 -i 0.1 -W 5 {HOST[family]}")
     assert result.status == 0 and "2 packets received" in result.output, result.output
     nobody = allowed.run(f"ping -{family} -c 1 -W 1 {NOBODY[family]}")
     assert nobody.status == 1 and " 0 packets received" in nobody.output, nobody.output

@@ -54,5 +54,5 @@ def test_a_port_where_nobody_listens_refuses(network: Network, family: int) -> N
 
 @FAMILIES
 def test_the_gateway_answers_pings_by_itself(network: Network, family: int) -> None:
-    result = network.run(f"ping -{family} -c 3 -W 5 {GATEWAY[family]}")
+    result = network.run(f"ping -{family} -c 3 -i 0.1 -W 5 {GATEWAY[family]}")
     assert result.status == 0 and "3 packets received" in result.output, result.output

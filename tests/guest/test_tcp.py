@@ -15,10 +15,11 @@ from data_server import PAYLOAD_BYTES
 from network import Network
 
 SIZES = [1, 1447, 1448, 1449, 65535, 65536, 65537, 1_000_003]
+EMULATED_BYTES = 50_000_000  # at most for an emulated processor: more than all queues on the way hold
 FAMILIES = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 CONNECTIONS = 10
 REFUSED_WITHIN_MS = 1000
-ANSWER_SECONDS = 180  # an emulated processor takes its time over sha256 of 200 MB
+ANSWER_SECONDS = 180  # an emulated processor takes its time over sha256
 
 
 def prepared(network: Network, family: int, size: int) -> str:
@@ -30,11 +31,13 @@ def prepared(network: Network, family: int, size: int) -> str:
 
 
 @FAMILIES
-@pytest.mark.parametrize("size", [*SIZES, PAYLOAD_BYTES])
+@pytest.mark.parametrize("size", [*SIZES, pytest.param(PAYLOAD_BYTES, id="large")])
 def test_as_many_bytes_arrive_in_each_direction_as_were_sent_and_the_same(
     network: Network, family: int, size: int
 ) -> None:
     """A download, then an upload of what came: both have the sha256 of what the server has."""
+    if network.variant.kind.startswith("qemu"):
+        size = min(size, EMULATED_BYTES)
     expected = network.server.payload.sha256(size)
     assert prepared(network, family, size) == expected
     result = network.run(f"{network.client(family, f'PUT {size}')} </tmp/data", ANSWER_SECONDS)

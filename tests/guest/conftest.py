@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the guest tests: a booted network for each variant, shared by the tests of one file.
+"""Fixtures of the guest tests: a booted network for each variant, shared by all tests that want nothing special of it.
 
 Read by pytest. Adversary: nobody. Invariants: a variant that this machine lacks is skipped with the reason; the logs
 of a failing test are named in its report and stay in build/guest-logs.
@@ -36,10 +36,10 @@ def names() -> Iterator[Resolver]:
     started.close()
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=lambda variant: variant.name)
+@pytest.fixture(scope="session", params=VARIANTS, ids=lambda variant: variant.name)
 def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Network]:
-    """A guest on its network, in every variant."""
-    booted = Network(usable(request.param), server)
+    """A guest on its network, in every variant; pytest takes all tests with one before those with the next."""
+    booted = Network(usable(request.param), server, logs=f"{request.param.name}-shared")
     yield booted
     booted.close()
 

@@ -130,14 +130,17 @@ class Network:
         more_options: str = "",
         prefix: Sequence[str] = (),
         more_files: Mapping[str, bytes] | None = None,
+        logs: str = "",
     ) -> None:
+        """`logs`: what its logs are called, if not as the variant: two networks at a time need two names."""
         self.variant = variant
         self.server = server
         self._families = families
-        self.helper = variant.helper(variant.name, f"-1 {OPTIONS} {more_options}", prefix)
+        name = logs or variant.name
+        self.helper = variant.helper(name, f"-1 {OPTIONS} {more_options}", prefix)
         try:
             self.guest = Guest.boot(
-                variant.name,
+                name,
                 variant.kind,
                 self.helper.socket,
                 more_programs=more_programs,

@@ -38,8 +38,10 @@ def names() -> Iterator[Resolver]:
 
 @pytest.fixture(scope="session", params=VARIANTS, ids=lambda variant: variant.name)
 def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Network]:
-    """A guest on its network, in every variant; pytest takes all tests with one before those with the next."""
-    booted = Network(usable(request.param), server, logs=f"{request.param.name}-shared")
+    """A guest on its network, in every variant, as it comes up by itself. pytest takes all tests with one
+    before those with the next."""
+    name = f"{request.param.name}-shared"
+    booted = Network(usable(request.param), server, logs=name, detection=True)
     yield booted
     booted.close()
 

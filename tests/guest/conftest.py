@@ -13,7 +13,7 @@ import pytest
 from counters import Counters, NoCounters
 from data_server import DataServer
 from helper import LOGS
-from network import VARIANTS, Network, usable
+from network import VARIANTS, Network, Ports, usable
 from resolver import ADDRESS, PORT, Resolver
 
 
@@ -38,10 +38,10 @@ def names() -> Iterator[Resolver]:
 
 @pytest.fixture(scope="session", params=VARIANTS, ids=lambda variant: variant.name)
 def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Network]:
-    """A guest on its network, in every variant, as it comes up by itself. pytest takes all tests with one
-    before those with the next."""
-    name = f"{request.param.name}-shared"
-    booted = Network(usable(request.param), server, logs=name, detection=True)
+    """A guest on its network, in every variant, as it comes up by itself; ports of this machine lead to it. pytest takes
+    all tests with one before those with the next."""
+    variant = usable(request.param)
+    booted = Network(variant, server, logs=f"{variant.name}-shared", detection=True, ports=Ports.free())
     yield booted
     booted.close()
 

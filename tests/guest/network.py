@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from functools import cached_property
 import machine
 import pytest
 from data_server import DataServer
+from free_ports import free_ports
 from guest import Guest, Result
 from helper import OUR_COMMAND, ROOT, Helper
 from image import MissingIngredient
@@ -119,6 +121,26 @@ def usable(variant: Variant) -> Variant:
     return variant
 
 
+WEB, ECHO, NOBODY = 8080, 7007, 9999  # of the guest
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Of this machine, and they lead to those of a guest."""
+
+    web: int
+    nobody: int
+    echo: int
+
+    @classmethod
+    def free(cls) -> Ports:
+        return cls(*free_ports(socket.SOCK_STREAM, 2), *free_ports(socket.SOCK_DGRAM, 1))
+
+    @property
+    def options(self) -> str:
+        return f"-t {self.web}:{WEB},{self.nobody}:{NOBODY} -u {self.echo}:{ECHO}"
+
+
 class Network:
     """A booted guest with addresses, its helper, and a data server on this machine's loopback."""
 
@@ -134,6 +156,7 @@ class Network:
         more_files: Mapping[str, bytes] | None = None,
         logs: str = "",
         detection: bool = False,
+        ports: Ports | None = None,
     ) -> None:
         """`logs`: what its logs are called, if not as the variant: two networks at a time need two names. `detection`:
         the guest first asks whether others have its IPv6 addresses, which takes three seconds."""
@@ -141,8 +164,10 @@ class Network:
         self.server = server
         self._families = families
         self._detection = detection
+        self.ports = ports
         name = logs or variant.name
-        self.helper = variant.helper(name, f"-1 {OPTIONS} {more_options}", prefix)
+        more = f"{more_options} {ports.options if ports else ''}"
+        self.helper = variant.helper(name, f"-1 {OPTIONS} {more}", prefix)
         try:
             self.guest = Guest.boot(
                 name,

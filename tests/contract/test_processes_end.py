@@ -39,6 +39,9 @@ def all_ended(watched: dict[str, int]) -> bool:
 def test_a_signal_ends_the_whole_helper(start: Start, number: signal.Signals, expected: int) -> None:
     """SIGTERM and SIGQUIT are success, SIGINT and SIGHUP have their default; no process is left, the socket is free."""
     helper = start("-q")
+    front_end = FrontEnd.connect(helper.socket)
+    front_end.negotiate()  # before control has begun, a signal that kills the keeper takes the socket's file back
+    front_end.close()
     children = pidfds(helper)
     helper.send(number)
     assert helper.wait() == expected

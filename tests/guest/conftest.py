@@ -38,8 +38,8 @@ def names() -> Iterator[Resolver]:
 
 @pytest.fixture(scope="session", params=VARIANTS, ids=lambda variant: variant.name)
 def network(request: pytest.FixtureRequest, server: DataServer) -> Iterator[Network]:
-    """A guest on its network, in every variant, as it comes up by itself; ports of this machine lead to it. pytest takes
-    all tests with one before those with the next."""
+    """A guest on its network, in every variant, as it comes up by itself; ports of this machine lead to it. pytest
+    takes all tests with one before those with the next."""
     variant = usable(request.param)
     booted = Network(variant, server, logs=f"{variant.name}-shared", detection=True, ports=Ports.free())
     yield booted

@@ -42,7 +42,7 @@ help:
 	@echo 'make bench             lockgate beside passt, in turn, behind a real guest (3 hours; less: ONLY="ready udp" PAIRS=5)'
 	@echo 'make bench GUEST=pasta   pasta beside another pasta, with a network namespace for a container; GUEST=podman: podman run'
 	@echo 'make venv              lockgate and its commands in .venv/bin'
-	@echo 'make lint|unit|guest   parts of the test;  make format, make clean'
+	@echo 'make lint|unit|guest|all-but-guest   parts of the test;  make format, make clean'
 
 # ---- what it needs ----
 
@@ -119,8 +119,9 @@ format: .venv/test-tools
 	$(CHECK)/clang-format -i $(C_FILES)
 
 # Guests mostly wait: what else there is runs beside them. More at a time would want more than two processors. Each half
-# tells all when it has ended, and neither stops the other.
+# tells all when it has ended, and neither stops the other. First what a helper's memory is: another's shares it.
 test: apt-test .venv/installed .venv/test-tools .venv-asan/installed lint
+	@.venv/bin/python -m pytest -q -k at_rest tests/contract/test_processes_isolation.py
 	@echo 'tests: with guests, and beside them all others; each half is told when it has ended'
 	@$(MAKE) --no-print-directory -k -j2 --output-sync=target guest all-but-guest
 

@@ -17,10 +17,6 @@
 #include "pages.h"
 #include "sys.h"
 
-enum {
-    LENGTH_BYTES = 4,
-};
-
 static struct link_stream *stream_of(struct link *link)
 {
     return (struct link_stream *)link; /* the link is the first member */
@@ -47,20 +43,45 @@ static void apply_interest(struct link_stream *stream)
 
 /* ---- from the guest ---- */
 
+static uint32_t load_length(const struct link_stream *stream)
+{
+    const uint8_t *at = stream->in + stream->in_start;
+
+    return stream->framing & LG_STREAM_LENGTH_16 ? at[0] | (uint32_t)at[1] << 8 : load_be32(at);
+}
+
+static void store_length(const struct link_stream *stream, uint8_t *at, uint32_t length)
+{
+    if (stream->framing & LG_STREAM_LENGTH_16) {
+        at[0] = (uint8_t)length;
+        at[1] = (uint8_t)(length >> 8);
+    } else {
+        store_be32(at, length);
+    }
+}
+
 /* The length of the frame at in_start, if all of it is there; 0: not yet, or the stream is lost. */
 static uint32_t whole_frame(struct link_stream *stream)
 {
-    size_t have = stream->in_end - stream->in_start;
+    for (;;) {
+        size_t have = stream->in_end - stream->in_start;
 
-    if (have < LENGTH_BYTES)
-        return 0;
-    uint32_t length = load_be32(stream->in + stream->in_start);
-    if (length < STREAM_FRAME_MIN || length > STREAM_FRAME_MAX) {
-        stream->length = length;
-        end(stream, EPROTO);
-        return 0;
+        if (have < stream->length_bytes)
+            return 0;
+        uint32_t length = load_length(stream);
+        bool none = length < STREAM_FRAME_MIN && stream->framing & LG_STREAM_SKIP_SHORT;
+        if ((length < STREAM_FRAME_MIN && !none) || length > STREAM_FRAME_MAX) {
+            stream->length = length;
+            end(stream, EPROTO);
+            return 0;
+        }
+        if (have - stream->length_bytes < length)
+            return 0;
+        if (!none)
+            return length;
+        stream->in_start += stream->length_bytes + length;
+        stream->counters[C_drop_short]++;
     }
-    return have - LENGTH_BYTES >= length ? length : 0;
 }
 
 /* Room behind what is there of the next frame. It is moved to the front only where the frame might not fit: a large frame
@@ -69,7 +90,7 @@ static void make_room(struct link_stream *stream)
 {
     size_t rest = stream->in_end - stream->in_start;
 
-    if (rest && STREAM_IN_BYTES - stream->in_end >= LENGTH_BYTES + STREAM_FRAME_MAX)
+    if (rest && STREAM_IN_BYTES - stream->in_end >= stream->length_bytes + STREAM_FRAME_MAX)
         return;
     memmove(stream->in, stream->in + stream->in_start, rest);
     stream->in_start = 0;
@@ -98,10 +119,10 @@ static unsigned take_frames(struct link_stream *stream, struct guest_frame *fram
     uint32_t length;
 
     while (count < LINK_BATCH && (length = whole_frame(stream))) {
-        uint8_t *bytes = stream->in + stream->in_start + LENGTH_BYTES;
+        uint8_t *bytes = stream->in + stream->in_start + stream->length_bytes;
         struct guest_frame *frame = &frames[count];
 
-        stream->in_start += LENGTH_BYTES + length;
+        stream->in_start += stream->length_bytes + length;
         stream->frame_iov[count] = (struct iovec){bytes, length};
         frame->iov = &stream->frame_iov[count];
         frame->iov_count = 1;
@@ -142,111 +163,44 @@ static void stream_release(struct link *link)
 
 /* ---- to the guest ---- */
 
-/* Where a frame of `bytes` with its length fits behind the last reservation; false: nowhere for now. */
-static bool find_room(const struct link_stream *stream, size_t bytes, struct stream_reservation *ret_room)
-{
-    bool none = stream->reserved_first == stream->reserved_end;
-    size_t tail = none ? stream->out_end : stream->reserved[stream->reserved_end - 1].end;
-    bool wrapped = none ? stream->wrapped : stream->reserved[stream->reserved_end - 1].wrapped;
-
-    if (!wrapped && bytes > STREAM_OUT_BYTES - tail) {
-        wrapped = true;
-        tail = 0;
-    }
-    if (wrapped && (tail > stream->out_start || bytes > stream->out_start - tail))
-        return false;
-    *ret_room = (struct stream_reservation){.at = tail, .end = tail + bytes, .wrapped = wrapped};
-    return true;
-}
-
 static int stream_reserve(struct link *link, size_t header, size_t payload, struct payload_pieces *pieces,
                           struct guest_room *ret_room)
 {
     struct link_stream *stream = stream_of(link);
-    size_t frame = header + payload < FRAME_BYTES_MIN ? FRAME_BYTES_MIN : header + payload;
-    struct stream_reservation *reservation;
 
     if (stream->fd < 0 || stream->ended)
         return -ENOTCONN;
-    if (stream->reserved_first == stream->reserved_end)
-        stream->reserved_first = stream->reserved_end = 0;
-    if (stream->reserved_end == STREAM_RESERVED_MAX || (pieces && payload && pieces->count == LINK_PIECES))
-        return -ENOBUFS;
-    reservation = &stream->reserved[stream->reserved_end];
-    if (!find_room(stream, LENGTH_BYTES + frame, reservation))
-        return -EAGAIN;
-    stream->reserved_end++;
-
-    uint8_t *bytes = stream->out + reservation->at + LENGTH_BYTES;
-    ret_room->header[0] = (struct iovec){bytes, header};
-    ret_room->header_count = 1;
-    ret_room->payload = payload;
-    if (payload)
-        pieces->iov[pieces->count++] = (struct iovec){bytes + header, payload};
-    return 0;
+    return frame_ring_reserve(&stream->out, header, payload, pieces, ret_room);
 }
 
 static void stream_rollback(struct link *link)
 {
-    struct link_stream *stream = stream_of(link);
-
-    stream->reserved_end = stream->reserved_first;
+    frame_ring_rollback(&stream_of(link)->out);
 }
 
 static void stream_commit(struct link *link, size_t length, const struct offload *offload)
 {
     struct link_stream *stream = stream_of(link);
-    const struct stream_reservation *reservation = &stream->reserved[stream->reserved_first++];
-    uint8_t *at = stream->out + reservation->at;
+    size_t padded = length;
+    uint8_t *at = frame_ring_commit(&stream->out, &padded);
 
     (void)offload; /* there is none: link.csum and link.tso* are false */
-    if (reservation->wrapped && !stream->wrapped) {
-        stream->wrapped = true;
-        stream->out_wrap = stream->out_end;
-    }
     stream->counters[C_frames_to_guest]++;
     stream->counters[C_bytes_to_guest] += length;
     if (stream->pcap->on) {
-        struct iovec iov = {at + LENGTH_BYTES, length};
+        struct iovec iov = {at + stream->length_bytes, length};
         pcap_ring_put(stream->pcap, &iov, 1, (uint32_t)length, true);
     }
-    if (length < FRAME_BYTES_MIN) {
-        memset(at + LENGTH_BYTES + length, 0, FRAME_BYTES_MIN - length);
-        length = FRAME_BYTES_MIN;
-    }
-    store_be32(at, (uint32_t)length);
-    stream->out_end = reservation->at + LENGTH_BYTES + length;
-    if (stream->out_end < reservation->end)
-        stream_rollback(link); /* the later ones do not follow upon this one any more */
-}
-
-static bool is_empty(const struct link_stream *stream)
-{
-    return !stream->wrapped && stream->out_start == stream->out_end;
-}
-
-static void note_sent(struct link_stream *stream, size_t sent)
-{
-    size_t before_wrap = stream->out_wrap - stream->out_start;
-
-    if (stream->wrapped && sent >= before_wrap) {
-        stream->wrapped = false;
-        stream->out_start = sent - before_wrap;
-    } else {
-        stream->out_start += sent;
-    }
-    if (is_empty(stream))
-        stream->out_start = stream->out_end = 0; /* as much room in one piece as there can be */
+    store_length(stream, at, (uint32_t)padded);
 }
 
 /* Only between two batches: no reservation is out. */
 static void send_committed(struct link_stream *stream)
 {
-    while (!stream->blocked && !stream->ended && !is_empty(stream)) {
-        size_t first = (stream->wrapped ? stream->out_wrap : stream->out_end) - stream->out_start;
-        struct iovec iov[] = {{stream->out + stream->out_start, first}, {stream->out, stream->out_end}};
-        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = stream->wrapped ? 2 : 1};
-        size_t bytes = first + (stream->wrapped ? stream->out_end : 0);
+    while (!stream->blocked && !stream->ended && !frame_ring_is_empty(&stream->out)) {
+        struct iovec iov[2];
+        size_t bytes;
+        struct msghdr msg = {.msg_iov = iov, .msg_iovlen = frame_ring_pieces(&stream->out, iov, &bytes)};
         ssize_t sent = sys_sendmsg(stream->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 
         if (sent < 0 && sent != -EAGAIN && sent != -ENOBUFS) {
@@ -254,7 +208,7 @@ static void send_committed(struct link_stream *stream)
             return;
         }
         if (sent > 0)
-            note_sent(stream, (size_t)sent);
+            frame_ring_consume(&stream->out, (size_t)sent);
         stream->blocked = sent < (ssize_t)bytes;
     }
 }
@@ -315,11 +269,10 @@ int link_stream_init(struct link_stream *stream, uint64_t *counters, struct pcap
         .fd = -1,
     };
     stream->in = pages_reserve(STREAM_IN_BYTES); /* costs nothing until it is used */
-    stream->out = pages_reserve(STREAM_OUT_BYTES);
-    return stream->in && stream->out ? 0 : -ENOMEM;
+    return stream->in ? frame_ring_init(&stream->out) : -ENOMEM;
 }
 
-int link_stream_attach(struct link_stream *stream, int fd)
+int link_stream_attach(struct link_stream *stream, int fd, unsigned framing)
 {
     static const int queue = STREAM_QUEUE_BYTES;
     const uint32_t interest = EPOLLIN | EPOLLRDHUP | EPOLLET;
@@ -332,11 +285,13 @@ int link_stream_attach(struct link_stream *stream, int fd)
     /* Its own end only is ours to set, and it is what both directions of a unix socket are made of, one each. */
     sys_setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &queue, sizeof(queue));
     stream->fd = fd;
+    stream->framing = framing;
+    stream->length_bytes = framing & LG_STREAM_LENGTH_16 ? 2 : 4;
     stream->interest = interest;
     stream->unread = true;
-    stream->blocked = stream->hung_up = stream->ended = stream->wrapped = false;
-    stream->in_start = stream->in_end = stream->out_start = stream->out_end = 0;
-    stream->reserved_first = stream->reserved_end = 0;
+    stream->blocked = stream->hung_up = stream->ended = false;
+    stream->in_start = stream->in_end = 0;
+    frame_ring_clear(&stream->out, stream->length_bytes);
     return 0;
 }
 

@@ -31,7 +31,10 @@ INCLUDES = [f"-I{folder}" for folder in (DATAPATH, HERE, SCRIPT)]
 
 # The rings meet the real kernel, the engine that of tests/script; neither needs the worker around them.
 RINGS = ("vring", "memory", "link_vhost", "link_vhost_setup", "pcap_ring", "pieces", "counters")
-LINKS = {"link_stream", "link_tap", "link_vhost", "link_vhost_setup", "memory", "pcap_ring", "vring"}
+LINKS = {
+    *("frame_ring", "link_dgram", "link_stream", "link_switch", "link_tap"),
+    *("link_vhost", "link_vhost_setup", "memory", "pcap_ring", "vring"),
+}
 NOT_THE_ENGINE = LINKS | {"agent_channel", "command", "command_line", "isolation", "namespace_command", "up", "worker"}
 
 LENGTHS = {"vring": 1400, "frame": 2000, "tcp": 1200}  # bytes of an input: room for some dozen steps

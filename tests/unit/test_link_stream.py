@@ -38,11 +38,12 @@ class Stream:
         self.monitor = socket.socket()
         self.connect()
 
-    def connect(self) -> None:
+    def connect(self, framing: int = 0) -> None:
         self.monitor.close()
+        lib.link_stream_detach(self.stream)
         self.monitor, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.monitor.setblocking(False)
-        assert lib.link_stream_attach(self.stream, ours.detach()) == 0
+        assert lib.link_stream_attach(self.stream, ours.detach(), framing) == 0
 
     def batch(self) -> list[bytes]:
         count = self.operations.from_guest(self.link, self.frames, self._more)
@@ -164,6 +165,51 @@ def test_a_length_that_no_frame_has_ends_the_stream(link: Stream, length: int) -
     assert link.batch() == [] and link.reserve(60, 0)[0] == -errno.ENOTCONN
 
 
+@pytest.mark.parametrize("length", [0, 1, 13])
+def test_a_link_that_passes_over_short_frames_goes_on_behind_them(link: Stream, length: int) -> None:
+    """Of a virtual network's: they are counted."""
+    link.connect(lib.LG_STREAM_SKIP_SHORT)
+    link.monitor.sendall(framed(b"a" * 20) + framed(b"s" * length) * 3 + framed(b"b" * 30))
+    assert link.everything() == [b"a" * 20, b"b" * 30]
+    assert not link.stream.ended and link.counters[COUNTERS.index("drop_short")] == 3
+
+
+def test_a_short_frame_is_passed_over_only_when_all_of_it_is_there(link: Stream) -> None:
+    link.connect(lib.LG_STREAM_SKIP_SHORT)
+    wire = framed(b"s" * 13) + framed(b"b" * 30)
+    for byte in wire[:-1]:
+        link.monitor.sendall(bytes((byte,)))
+        assert link.everything() == []
+    link.monitor.sendall(wire[-1:])
+    assert link.everything() == [b"b" * 30]
+
+
+@pytest.mark.parametrize("length", [65536, 131073, (1 << 32) - 1])
+def test_a_length_that_is_too_large_ends_such_a_stream_all_the_same(link: Stream, length: int) -> None:
+    link.connect(lib.LG_STREAM_SKIP_SHORT)
+    link.monitor.sendall(struct.pack("!I", length))
+    assert link.everything() == [] and link.ended == (True, errno.EPROTO, length)
+
+
+@settings(max_examples=EXAMPLES)
+@given(FRAMES, st.lists(st.integers(1, 4000), min_size=1))
+def test_lengths_of_two_bytes_have_the_lower_first_both_ways(frames: list[bytes], cuts: list[int]) -> None:
+    link = Stream()
+    link.connect(lib.LG_STREAM_LENGTH_16)
+    wire, got, at, turn = b"".join(struct.pack("<H", len(frame)) + frame for frame in frames), [], 0, 0
+    while at < len(wire):
+        at += link.monitor.send(wire[at : at + cuts[turn % len(cuts)]])
+        got += link.everything()
+        turn += 1
+    assert got == frames
+    for frame in frames:
+        assert link.queue(frame) == 0
+    link.flush()
+    padded = [frame.ljust(60, b"\0") for frame in frames]
+    assert link.read() == b"".join(struct.pack("<H", len(frame)) + frame for frame in padded)
+    link.close()
+
+
 def test_a_monitor_that_leaves_ends_the_stream_after_its_last_frame(link: Stream) -> None:
     """A part of a frame dies with it."""
     link.monitor.sendall(framed(b"a" * 20) + framed(b"b" * 30)[:17])
@@ -210,7 +256,7 @@ def test_the_next_client_starts_with_an_empty_stream(link: Stream) -> None:
 
 def test_one_connection_at_a_time(link: Stream) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    assert lib.link_stream_attach(link.stream, ours.fileno()) == -errno.EBUSY
+    assert lib.link_stream_attach(link.stream, ours.fileno(), 0) == -errno.EBUSY
     ours.close()
     theirs.close()
 

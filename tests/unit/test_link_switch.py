@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""core/datapath/link_switch.c: several guests on one link, who hears whom, and what a guest cannot do to another."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from core_pieces import ffi, lib
+
+SOURCE = 300
+COUNTERS = [ffi.string(lib.lg_counter_name(i)).decode() for i in range(lib.lg_counter_count())]
+OURS, BROADCAST, STRANGER = b"\x5a\x94\xef\xe4\x0c\xdd", b"\xff" * 6, b"\x5a\x94\xef\xe4\x0c\x77"
+MULTICAST = b"\x33\x33\0\0\0\1"
+MACS = [bytes((0x52, 0, 0, 0, 0, number)) for number in range(8)]
+
+
+def frame(to: bytes, source: bytes, text: bytes = b"hello") -> bytes:
+    return to + source + b"\x08\0" + text.ljust(46, b".")
+
+
+class Network:
+    """The switch, and a guest at the other end of each of its sockets."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll()
+        self.counters = ffi.new("uint64_t[]", len(COUNTERS))
+        self.pcap: Any = ffi.new("struct pcap_ring *")
+        self.switch: Any = ffi.new("struct link_switch *")
+        self._mac = ffi.new("uint8_t[]", OURS)
+        made = lib.link_switch_init(self.switch, self.counters, self.pcap, self.epoll.fileno(), SOURCE, self._mac)
+        assert made == 0
+        self.link = ffi.addressof(self.switch, "link")
+        self.operations = self.switch.link.operations
+        self.frames, self._more = ffi.new("struct guest_frame[]", lib.LINK_BATCH), ffi.new("bool *")
+        self.guests: dict[int, socket.socket] = {}
+
+    def join(self, port: int, messages: bool = False) -> socket.socket:
+        guest, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if messages else socket.SOCK_STREAM)
+        guest.setblocking(False)
+        if messages:
+            assert lib.link_switch_attach_dgram(self.switch, port, ours.detach()) == 0
+        else:
+            assert lib.link_switch_attach_stream(self.switch, port, ours.detach(), 0) == 0
+        self.guests[port] = guest
+        return guest
+
+    def says(self, port: int, *frames: bytes) -> list[bytes]:
+        """What the engine gets of it."""
+        guest = self.guests[port]
+        for one in frames:
+            guest.send(one if guest.type == socket.SOCK_SEQPACKET else struct.pack("!I", len(one)) + one)
+        return self.turn()
+
+    def turn(self) -> list[bytes]:
+        for source, mask in self.epoll.poll(0):
+            lib.link_switch_event(self.switch, source - SOURCE, mask)
+        got = []
+        for _ in range(1000):
+            count = self.operations.from_guest(self.link, self.frames, self._more)
+            for one in self.frames[0:count]:
+                got.append(bytes(ffi.buffer(one.iov[0].iov_base, one.iov[0].iov_len)))
+            self.operations.release(self.link)
+            if not self._more[0]:
+                break
+        else:
+            raise AssertionError("the switch never comes to rest")
+        self.operations.flush(self.link, 0)
+        return got
+
+    def gateway_says(self, one: bytes) -> None:
+        pieces, room = ffi.new("struct payload_pieces *"), ffi.new("struct guest_room *")
+        assert self.operations.reserve(self.link, 14, len(one) - 14, pieces, room) == 0
+        ffi.memmove(room.header[0].iov_base, one[:14], 14)
+        ffi.memmove(pieces.iov[0].iov_base, one[14:], len(one) - 14)
+        self.operations.commit(self.link, len(one), ffi.new("struct offload *"))
+        self.operations.flush(self.link, 0)
+
+    def heard(self, port: int) -> list[bytes]:
+        guest, data = self.guests[port], b""
+        if guest.type == socket.SOCK_SEQPACKET:
+            found = []
+            while True:
+                try:
+                    found.append(guest.recv(1 << 17))
+                except BlockingIOError:
+                    return found
+        while True:
+            try:
+                piece = guest.recv(1 << 20)
+            except BlockingIOError:
+                break
+            data += piece
+        frames = []
+        while data:
+            (length,) = struct.unpack("!I", data[:4])
+            frames.append(data[4 : 4 + length])
+            data = data[4 + length :]
+        return frames
+
+    def count(self, name: str) -> int:
+        return int(self.counters[COUNTERS.index(name)])
+
+    def ended(self) -> list[int]:
+        """The ports that are over, each detached as the worker does."""
+        port, end, found = ffi.new("unsigned *"), ffi.new("struct lg_link_end *"), []
+        while lib.link_switch_ended(self.switch, port, end):
+            found.append(int(port[0]))
+            lib.link_switch_detach(self.switch, port[0])
+        return found
+
+    def close(self) -> None:
+        for port, guest in self.guests.items():
+            lib.link_switch_detach(self.switch, port)
+            guest.close()
+        self.epoll.close()
+
+
+@pytest.fixture(name="net")
+def three_guests() -> Iterator[Network]:
+    """Of which the third comes by messages."""
+    network = Network()
+    for port in range(3):
+        network.join(port, messages=port == 2)
+    yield network
+    network.close()
+
+
+def introduce(net: Network) -> None:
+    """Each has spoken to the gateway once."""
+    for port in net.guests:
+        assert net.says(port, frame(OURS, MACS[port])) == [frame(OURS, MACS[port])]
+
+
+def test_what_is_for_the_gateway_comes_up_and_goes_to_nobody_else(net: Network) -> None:
+    introduce(net)
+    assert [net.heard(port) for port in net.guests] == [[], [], []]
+
+
+@pytest.mark.parametrize("group", [BROADCAST, MULTICAST])
+def test_what_is_for_all_comes_up_and_goes_to_all_others(net: Network, group: bytes) -> None:
+    said = frame(group, MACS[0])
+    assert net.says(0, said) == [said]
+    assert [net.heard(port) for port in net.guests] == [[], [said], [said]]
+
+
+def test_guests_speak_with_each_other_past_the_gateway(net: Network) -> None:
+    introduce(net)
+    there, back = frame(MACS[2], MACS[0]), frame(MACS[0], MACS[2])
+    assert net.says(0, there) == [] and net.heard(2) == [there]
+    assert net.says(2, back) == [] and net.heard(0) == [back]
+    assert net.heard(1) == []
+
+
+def test_what_is_for_nobody_goes_nowhere(net: Network) -> None:
+    introduce(net)
+    assert net.says(0, frame(STRANGER, MACS[0])) == []
+    assert [net.heard(port) for port in net.guests] == [[], [], []] and net.count("drop_address") == 1
+
+
+def test_the_gateways_answer_goes_to_whom_it_is_for(net: Network) -> None:
+    introduce(net)
+    answer = frame(MACS[1], OURS)
+    net.gateway_says(answer)
+    assert [net.heard(port) for port in net.guests] == [[], [answer], []]
+
+
+def test_the_gateway_speaks_to_all(net: Network) -> None:
+    said = frame(BROADCAST, OURS)
+    net.gateway_says(said)
+    assert [net.heard(port) for port in net.guests] == [[said]] * 3
+
+
+def test_nobody_speaks_in_the_gateways_name(net: Network) -> None:
+    introduce(net)
+    assert net.says(0, frame(MACS[1], OURS), frame(OURS, OURS)) == []
+    assert net.heard(1) == [] and net.switch.entries == 3
+
+
+def test_a_guest_that_moves_to_another_port_is_found_there(net: Network) -> None:
+    introduce(net)
+    net.says(1, frame(OURS, MACS[0]))
+    net.gateway_says(frame(MACS[0], OURS))
+    assert net.heard(1) == [frame(MACS[0], OURS)] and net.heard(0) == []
+
+
+def test_control_is_told_of_each_guest_once_and_again_when_it_moves(net: Network) -> None:
+    introduce(net)
+    told = []
+    while entry := lib.link_switch_untold(net.switch):
+        told.append((bytes(entry.mac), int(entry.port)))
+        entry.told, net.switch.untold = True, net.switch.untold - 1
+    assert told == [(MACS[port], port) for port in range(3)]
+    introduce(net)
+    assert not lib.link_switch_untold(net.switch)
+    net.says(1, frame(OURS, MACS[0]))
+    assert int(lib.link_switch_untold(net.switch).port) == 1
+
+
+def test_a_guest_that_invents_addresses_fills_the_table_and_no_more(net: Network) -> None:
+    for number in range(lib.SWITCH_ENTRIES + 50):
+        net.says(0, frame(OURS, b"\x52\1\0\0" + number.to_bytes(2)))
+    assert net.switch.entries == lib.SWITCH_ENTRIES
+    late = frame(OURS, MACS[1])
+    assert net.says(1, late) == [late]
+
+
+@pytest.mark.parametrize("port", [0, 2])
+def test_a_guest_that_leaves_is_forgotten_and_its_port_is_free(net: Network, port: int) -> None:
+    introduce(net)
+    net.guests[port].close()
+    for _ in range(3):
+        net.turn()
+    assert net.ended() == [port] and net.switch.entries == 2
+    net.gateway_says(frame(MACS[port], OURS))
+    net.join(port)
+    assert net.heard(port) == []
+    introduce(net)
+
+
+def test_a_guest_that_does_not_read_costs_its_own_frames_alone(net: Network) -> None:
+    introduce(net)
+    large = frame(MACS[1], MACS[0], b"x" * 60000)
+    for _ in range(400):
+        net.gateway_says(frame(MACS[1], OURS, b"y" * 60000))
+    assert net.count("drop_no_room") > 0
+    net.says(0, large)
+    net.gateway_says(frame(MACS[2], OURS))
+    assert net.heard(2) == [frame(MACS[2], OURS)]
+
+
+def test_every_guest_gets_its_turn(net: Network) -> None:
+    """A batch of each, in turn, while all have much to say."""
+    for port in net.guests:
+        if port != 2:
+            one = frame(OURS, MACS[port])
+            net.guests[port].send((struct.pack("!I", len(one)) + one) * 500)
+    for source, mask in net.epoll.poll(0):
+        lib.link_switch_event(net.switch, source - SOURCE, mask)
+    order = []
+    for _ in range(4):
+        count = net.operations.from_guest(net.link, net.frames, net._more)
+        order.append({bytes(net.frames[i].head)[11] for i in range(count)})
+        net.operations.release(net.link)
+    assert order == [{0}, {1}, {0}, {1}]
+
+
+@pytest.mark.parametrize("port", [lib.SWITCH_PORTS, 1 << 31])
+def test_there_is_no_port_beyond_the_last(net: Network, port: int) -> None:
+    ours, theirs = socket.socketpair()
+    assert lib.link_switch_attach_stream(net.switch, port, ours.fileno(), 0) < 0
+    ours.close()
+    theirs.close()
+
+
+# ---- addresses of IP ----
+
+
+def ip(text: str) -> Any:
+    return ffi.new("address *", {"byte": bytes(10) + b"\xff\xff" + socket.inet_aton(text)})
+
+
+def test_who_has_an_address_is_who_sent_from_it_last() -> None:
+    table = ffi.new("struct guest_table *")
+    for number in range(8):
+        lib.guest_table_learn(table, ip(f"192.168.127.{number}"), MACS[number])
+    lib.guest_table_learn(table, ip("192.168.127.3"), MACS[5])
+    assert bytes(ffi.buffer(lib.guest_table_find(table, ip("192.168.127.3")), 6)) == MACS[5]
+    assert lib.guest_table_find(table, ip("192.168.127.9")) == ffi.NULL and table.count == 8
+
+
+def test_more_addresses_than_there_is_room_for_displace_the_oldest() -> None:
+    table = ffi.new("struct guest_table *")
+    for number in range(lib.GUESTS_MAX + 1):
+        lib.guest_table_learn(table, ip(f"10.0.{number >> 8}.{number & 255}"), MACS[1])
+    assert table.count == lib.GUESTS_MAX
+    assert lib.guest_table_find(table, ip("10.0.0.0")) == ffi.NULL
+    assert lib.guest_table_find(table, ip("10.0.1.0")) != ffi.NULL

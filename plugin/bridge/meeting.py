@@ -35,7 +35,7 @@ RECORD_MAX = 32768
 _TEXT_MAX = 1000
 _OWNER_MAX = 255
 
-_FACTS = struct.Struct("=c??xI16s16s")
+_FACTS = struct.Struct("=c??xI")
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred, unix(7)
 
 
@@ -46,25 +46,23 @@ class MeetingError(Exception):
 class Facts:
     """What a container on a bridge must know of its helper; frozen by convention."""
 
-    __slots__ = ("dns4", "dns6", "ipv4", "ipv6", "mtu")
+    __slots__ = ("ipv4", "ipv6", "mtu")
 
-    def __init__(self, *, ipv4: bool, ipv6: bool, mtu: int, dns4: bytes, dns6: bytes) -> None:
+    def __init__(self, *, ipv4: bool, ipv6: bool, mtu: int) -> None:
         self.ipv4 = ipv4
         self.ipv6 = ipv6
         self.mtu = mtu
-        self.dns4 = dns4
-        self.dns6 = dns6
 
     def pack(self) -> bytes:
-        return _FACTS.pack(ANSWER, self.ipv4, self.ipv6, self.mtu, self.dns4, self.dns6)
+        return _FACTS.pack(ANSWER, self.ipv4, self.ipv6, self.mtu)
 
 
 def parse_facts(record: bytes) -> Facts:
     """Raises MeetingError."""
     if len(record) != _FACTS.size or record[:1] != ANSWER:
         raise MeetingError("the helper of the rootless network speaks another language; restart its containers")
-    _, ipv4, ipv6, mtu, dns4, dns6 = _FACTS.unpack(record)
-    return Facts(ipv4=ipv4, ipv6=ipv6, mtu=mtu, dns4=dns4, dns6=dns6)
+    _, ipv4, ipv6, mtu = _FACTS.unpack(record)
+    return Facts(ipv4=ipv4, ipv6=ipv6, mtu=mtu)
 
 
 def pack_refusal(text: str) -> bytes:

@@ -10,13 +10,12 @@ Invariants: one object is printed, or nothing; what is wrong is an object with t
 
 from __future__ import annotations
 
-import _socket
 import json
 import os
 import sys
 
 from lockgate.plugin import hostnet, netlink
-from lockgate.plugin.address import UNSET, is_ipv4, to_text
+from lockgate.plugin.address import is_ipv4
 from lockgate.plugin.bridge import bridge_network, meeting
 from lockgate.plugin.contracts import netavark
 from lockgate.plugin.contracts.netavark import Attachment, ContractError, Subnet
@@ -75,8 +74,9 @@ def _setup(made: Attachment, namespace: str) -> dict[str, Any]:
     facts = meeting.parse_facts(helper.ask(meeting.HELLO))
     mac = bridge_network.attach(made, namespace, facts.mtu)
     _claim(helper, made, [rule for rule in made.ports if (facts.ipv4 if is_ipv4(rule.listen) else facts.ipv6)])
-    dns = made.dns if made.dns or made.internal else _resolvers(made, facts)
-    return netavark.status(made, mac, dns)
+    # No resolvers of our own: Podman names the host's where no network has one. Beside that of a bridge network, which
+    # knows its containers' names, ours would say that there are no such names.
+    return netavark.status(made, mac, made.dns)
 
 
 def _claim(helper: meeting.Client, made: Attachment, ports: Sequence[ForwardRule]) -> None:
@@ -97,11 +97,6 @@ def _disclaim(made: Attachment) -> None:
 
 def _owner(made: Attachment) -> str:
     return f"{made.container} {made.network}"
-
-
-def _resolvers(made: Attachment, facts: meeting.Facts) -> list[str]:
-    known = (_socket.AF_INET, facts.dns4), (_socket.AF_INET6, facts.dns6)
-    return [to_text(one) for family, one in known if family in made.families and one != UNSET]
 
 
 def _used() -> list[Subnet]:

@@ -19,7 +19,7 @@ from lockgate.plugin.contracts import published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
     from lockgate.plugin.contracts.forward_spec import ForwardRule
@@ -43,6 +43,13 @@ ROUTE_TYPES = {"unicast": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 
 class ContractError(ValueError):
     """What is wrong: one sentence, for the user."""
+
+
+# Of the host's loopback, and those by which containers know the host and its resolver (pasta's options under Podman).
+_RESERVED = (
+    *(address.LOOPBACK4, address.LOOPBACK6),
+    *(IPV4_MAPPED + bytes((169, 254, 1, number)) for number in (1, 2)),
+)
 
 
 class Subnet:
@@ -147,6 +154,7 @@ def complete(network: Mapping[str, Any], used: Iterable[Subnet]) -> dict[str, An
     else:
         whole["ipam_options"] = {**_mapping(network, "ipam_options"), "driver": driver}
         chosen = [_subnet(one) for one in subnets]
+        _refuse_overlaps(chosen, taken)
         six = bool(network.get("ipv6_enabled")) or any(one.family == _socket.AF_INET6 for one in chosen)
         whole["ipv6_enabled"] = six
         missing4 = not subnets or (six and all(one.family != _socket.AF_INET for one in chosen))
@@ -160,6 +168,20 @@ def complete(network: Mapping[str, Any], used: Iterable[Subnet]) -> dict[str, An
     if subnets:
         whole["subnets"] = subnets
     return whole
+
+
+def _refuse_overlaps(chosen: Sequence[Subnet], taken: Sequence[Subnet]) -> None:
+    """A network in the place of another would take its containers' ports and packets."""
+    for place, subnet in enumerate(chosen):
+        shown = subnet.text(subnet.number)
+        if any(subnet.holds(one) for one in _RESERVED) or address.is_multicast(subnet.number):
+            raise ContractError(f"subnet {shown} has addresses that are not a container's to have; choose another one")
+        for other in (*taken, *chosen[:place]):
+            if subnet.overlaps(other):
+                there = other.text(other.number)
+                raise ContractError(
+                    f"subnet {shown} overlaps {there}, which the host or another network has; choose another one"
+                )
 
 
 def subnets_of(network: Mapping[str, Any]) -> list[Subnet]:

@@ -213,7 +213,7 @@ def test_a_container_is_attached_and_let_go_of(shared: Shared) -> None:
     shared.start_pasta()
     container = shared.container()
     status, told = shared.plugin("setup", container, 5)
-    assert status == 0 and told["dns_server_ips"] == ["169.254.1.1"]
+    assert status == 0 and told["dns_server_ips"] == []  # Podman names the host's by itself
     assert told["interfaces"]["eth0"]["subnets"] == [{"ipnet": "10.89.7.5/24", "gateway": "10.89.7.1"}]
     host, inside = shared.sockets(shared.host), shared.sockets(container)
     listener, port = host.bound(STREAM, "10.5.0.2")

@@ -51,6 +51,13 @@ def created(*used: str, **changes: Any) -> dict[str, Any]:
     return netavark.complete({**NETWORK, **changes}, map(subnet, used))
 
 
+@pytest.mark.parametrize("used", ["10.1.2.0/24", "10.1.2.128/25", "10.0.0.0/8"])
+def test_a_subnet_that_another_network_has_is_refused(used: str) -> None:
+    """Its containers would get what is for those of the other."""
+    with pytest.raises(ContractError, match=f"10.1.2.0/24 overlaps {used}"):
+        created(used, subnets=[{"subnet": "10.1.2.0/24"}])
+
+
 def subnets(network: dict[str, Any]) -> list[tuple[str, str]]:
     return [(one["subnet"], one["gateway"]) for one in network["subnets"]]
 
@@ -132,6 +139,10 @@ def test_a_network_without_addresses_has_no_subnets() -> None:
         ({"network_interface": "a name"}, "expected the name of an interface"),
         ({"network_interface": "sixteen_bytes_ab"}, "1 to 15 bytes"),
         ({"subnets": [{"subnet": "10.1.2.0"}]}, "expected a subnet like"),
+        ({"subnets": [{"subnet": "127.0.0.0/8"}]}, "addresses that are not a container's to have"),
+        ({"subnets": [{"subnet": "169.254.0.0/16"}]}, "addresses that are not a container's to have"),
+        ({"subnets": [{"subnet": "224.0.0.0/24"}]}, "addresses that are not a container's to have"),
+        ({"subnets": [{"subnet": "10.1.0.0/16"}, {"subnet": "10.1.2.0/24"}]}, "10.1.2.0/24 overlaps 10.1.0.0/16"),
         ({"subnets": [{"subnet": "10.1.2.0/33"}]}, "expected a subnet like"),
         ({"subnets": [{"subnet": "10.1.2.0/24", "gateway": "10.1.3.1"}]}, "not in its subnet"),
         ({"id": ""}, "id: expected a text"),

@@ -117,6 +117,18 @@ def listen(
     return command
 
 
+def serve(frame: bytes, port: int = 0) -> Command:
+    """LG_CMD_GATEWAY_SERVE; `frame` is one that was punted."""
+    head = frame[: lib.LG_FRAME_HEAD]
+    return _command("lg_cmd_serve", lib.LG_CMD_GATEWAY_SERVE, port, length=len(frame), head_length=len(head), head=head)
+
+
+def dial(guest: bytes, guest_port: int, gateway_port: int, port: int = 0) -> Command:
+    """LG_CMD_GATEWAY_DIAL."""
+    ports = {"guest_port": guest_port, "gateway_port": gateway_port}
+    return _command("lg_cmd_dial", lib.LG_CMD_GATEWAY_DIAL, port, guest=guest, **ports)
+
+
 def seen(payload: bytes, port: int = 0) -> Command:
     """LG_CMD_SEEN; `payload` is a whole lg_seen."""
     command = _command("lg_cmd_seen", lib.LG_CMD_SEEN, port)
@@ -189,6 +201,11 @@ class Seen:
 
 def parse_seen(payload: bytes) -> Seen | None:
     return Seen(payload) if len(payload) == ffi.sizeof("struct lg_seen") else None
+
+
+def parse_cam(payload: bytes) -> bytes | None:
+    """Of an lg_cam: the MAC address."""
+    return payload[:6] if len(payload) == ffi.sizeof("struct lg_cam") else None
 
 
 def parse_link_end(payload: bytes) -> tuple[int, int] | None:

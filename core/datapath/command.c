@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "datagram.h"
+#include "gateway.h"
 #include "splice.h"
 #include "sys.h"
 #include "tcp.h"
@@ -28,10 +29,13 @@ union command {
     struct lg_cmd_seen seen;
     struct lg_cmd_flow flow;
     struct lg_cmd_neighbours neighbours;
+    struct lg_cmd_serve serve;
+    struct lg_cmd_dial dial;
 };
 
 _Static_assert(LG_LISTEN_MAX == LG_MEM_SLOTS, "a request has room for the descriptors of either");
 _Static_assert(LG_FROZEN_PAGE <= LG_MEM_SLOTS, "and so has a reply");
+_Static_assert(LG_FRAME_HEAD == FRAME_HEAD_MAX, "control gives back what it was given of a frame");
 
 struct request {
     const union command *command;
@@ -109,7 +113,17 @@ static int run_features(struct worker *worker, struct request *request)
 
 static int run_stream_attach(struct worker *worker, struct request *request)
 {
-    int err = worker_attach_stream(worker, request->fd[0]);
+    int err = worker_attach_stream(worker, request->command->header.port, request->fd[0],
+                                   (unsigned)request->command->value.value);
+
+    if (!err)
+        take_fd(request, 0);
+    return err;
+}
+
+static int run_dgram_attach(struct worker *worker, struct request *request)
+{
+    int err = worker_attach_dgram(worker, request->command->header.port, request->fd[0]);
 
     if (!err)
         take_fd(request, 0);
@@ -132,8 +146,7 @@ static int run_link_reset(struct worker *worker, struct request *request)
 {
     (void)request;
     link_vhost_reset(&worker->vhost);
-    link_stream_detach(&worker->stream);
-    link_tap_detach(&worker->tap);
+    worker_detach_links(worker);
     worker->faults_told = 0;
     engine_link_room(&worker->engine); /* datagrams that wait were for this guest */
     return 0;
@@ -332,6 +345,27 @@ static int run_adopt(struct worker *worker, struct request *request)
     return err;
 }
 
+static int run_serve(struct worker *worker, struct request *request)
+{
+    const struct lg_cmd_serve *serve = &request->command->serve;
+    int err = gateway_serve(&worker->engine, serve->head, serve->head_length, serve->length, request->fd[0]);
+
+    if (!err)
+        take_fd(request, 0);
+    return err;
+}
+
+static int run_dial(struct worker *worker, struct request *request)
+{
+    const struct lg_cmd_dial *dial = &request->command->dial;
+    const address guest = address_from(dial->guest);
+    int err = gateway_dial(&worker->engine, &guest, dial->guest_port, dial->gateway_port, request->fd[0]);
+
+    if (!err)
+        take_fd(request, 0);
+    return err;
+}
+
 static int run_events(struct worker *worker, struct request *request)
 {
     worker->sink.level = (unsigned)request->command->value.value;
@@ -365,7 +399,8 @@ static const struct {
     [LG_CMD_DIRTY_LOG] = {run_dirty_log, sizeof(struct lg_cmd_log), 0, 2},
     [LG_CMD_EVENTS] = {run_events, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_PCAP] = {run_pcap, sizeof(struct lg_cmd_value), 0, 0},
-    [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_header), 1, 1},
+    [LG_CMD_STREAM_ATTACH] = {run_stream_attach, sizeof(struct lg_cmd_value), 1, 1},
+    [LG_CMD_DGRAM_ATTACH] = {run_dgram_attach, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_TAP_ATTACH] = {run_tap_attach, sizeof(struct lg_cmd_value), 1, 1},
     [LG_CMD_SPLICE_AGENT] = {run_splice_agent, sizeof(struct lg_cmd_header), 1, 1},
     [LG_CMD_LISTEN] = {run_listen, sizeof(struct lg_cmd_listen), 1, LG_LISTEN_MAX},
@@ -376,6 +411,8 @@ static const struct {
     [LG_CMD_FLOWS_FORGET] = {run_forget, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_FLOW_ADOPT] = {run_adopt, sizeof(struct lg_cmd_flow), 1, 1},
     [LG_CMD_NEIGHBOURS] = {run_neighbours, sizeof(struct lg_cmd_neighbours), 0, 0},
+    [LG_CMD_GATEWAY_SERVE] = {run_serve, sizeof(struct lg_cmd_serve), 1, 1},
+    [LG_CMD_GATEWAY_DIAL] = {run_dial, sizeof(struct lg_cmd_dial), 1, 1},
     /* These have replies of their own: reply_page(). */
     [LG_CMD_FLOWS] = {NULL, sizeof(struct lg_cmd_value), 0, 0},
     [LG_CMD_FLOWS_FREEZE] = {NULL, sizeof(struct lg_cmd_value), 0, 0},

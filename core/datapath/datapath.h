@@ -39,7 +39,26 @@
                                 * guest's namespace; that of a rule with a target goes over the link all the same */
 #define LG_VIEW_SPLICE_LOOPBACK 16384 /* and arrives at the loopback address that it was sent to, not at guest4 or guest6 */
 
+#define LG_VIEW_VIRTUAL 32768     /* the network is made up: who cannot be reached resets, and whatever is in its subnet
+                                   * is the gateway's, a guest's, or mapped below */
+#define LG_VIEW_LINK_LOCAL4 65536 /* of such a network: 169.254.0.0/16 may be reached, and metadata by IPv6 */
+#define LG_VIEW_HOST_PORTS 131072 /* and of the host's loopback no more than host_port */
+
 #define LG_SHARED_MAX 16
+#define LG_GATEWAY_OTHER_MAX 8
+#define LG_NAT_MAX 16
+#define LG_SERVICES_MAX 4
+#define LG_HOST_PORTS_MAX 32
+
+struct lg_nat {
+    uint8_t shown[16]; /* to the guest */
+    uint8_t real[16];
+};
+
+struct lg_port_range {
+    uint16_t first;
+    uint16_t last; /* 0: there are no more ranges */
+};
 
 struct lg_net_view {
     uint32_t version;  /* counts up with each change */
@@ -66,6 +85,17 @@ struct lg_net_view {
     uint8_t outbound_if4[16]; /* the name of the interface that they leave by, closed by a NUL; empty: as routed */
     uint8_t outbound_if6[16];
     uint8_t shared[LG_SHARED_MAX][16]; /* further addresses of the host's that the guest has, too; unset: no more */
+    /* With LG_VIEW_VIRTUAL. */
+    uint8_t subnet4[16];
+    uint8_t subnet6[16];
+    uint8_t subnet4_bits; /* of the 32 of IPv4 */
+    uint8_t subnet6_bits;
+    uint8_t padding_virtual[2];
+    uint16_t service_tcp[LG_SERVICES_MAX]; /* ports of the gateway's that control answers; 0: no more */
+    uint16_t service_udp[LG_SERVICES_MAX];
+    uint8_t gateway_other[LG_GATEWAY_OTHER_MAX][16]; /* further addresses of the gateway; unset: no more */
+    struct lg_nat nat[LG_NAT_MAX];                   /* guest -> shown becomes real; unset: no more */
+    struct lg_port_range host_port[LG_HOST_PORTS_MAX];
 };
 
 /* ---- Who has which MAC address: the host's neighbours, mirrored, so that the guest sees them as they are. ---- */
@@ -103,7 +133,7 @@ struct lg_neighbours {
 #define LG_CMD_EVENTS 13       /* lg_cmd_value: 0 none, 1 events, 2 events and one for each frame */
 #define LG_CMD_PCAP 14         /* lg_cmd_value: 1 copies frames into the ring, 0 stops */
 #define LG_CMD_FLOWS 15        /* lg_cmd_value: cursor; reply is lg_flow_page */
-#define LG_CMD_STREAM_ATTACH 16 /* lg_cmd_header and one descriptor: a connected stream socket becomes the link */
+#define LG_CMD_STREAM_ATTACH 16 /* lg_cmd_value: LG_STREAM_*; one descriptor: a connected stream socket becomes the link */
 
 #define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
 #define LG_CMD_LISTEN_CLOSE 18 /* lg_cmd_value: first slot | how many << 32, slots without a socket among them: closes
@@ -118,6 +148,16 @@ struct lg_neighbours {
 #define LG_CMD_TAP_ATTACH 26 /* lg_cmd_value: LG_TAP_*; one non-blocking descriptor: a tap device with IFF_VNET_HDR is the link */
 
 #define LG_CMD_SPLICE_AGENT 27 /* lg_cmd_header and one SEQPACKET descriptor: whoever makes sockets in the guest's namespace */
+
+#define LG_CMD_GATEWAY_SERVE 28 /* lg_cmd_serve and a connected TCP socket: of a guest's SYN that was punted, to who answers */
+#define LG_CMD_GATEWAY_DIAL 29  /* lg_cmd_dial and a connected TCP socket: whose other end speaks with the guest there */
+
+#define LG_CMD_DGRAM_ATTACH 30 /* lg_cmd_header and one descriptor: a connected socket of messages becomes the link */
+
+#define LG_SWITCH_PORTS 32 /* of a virtual network with several guests: lg_cmd_header.port - 1 */
+
+#define LG_STREAM_LENGTH_16 1  /* before each frame its length in 2 bytes, the lower first; else in 4, the highest first */
+#define LG_STREAM_SKIP_SHORT 2 /* what is too short for a frame is passed over, and not the end of the stream */
 
 #define LG_TAP_USO 1 /* it takes and gives several datagrams in one frame */
 
@@ -138,6 +178,23 @@ struct lg_cmd_value {
 struct lg_cmd_net_view {
     struct lg_cmd_header header;
     struct lg_net_view view;
+};
+
+#define LG_FRAME_HEAD 160 /* FRAME_HEAD_MAX */
+
+struct lg_cmd_serve {
+    struct lg_cmd_header header;
+    uint32_t length;      /* of the frame */
+    uint32_t head_length; /* of its start, which is here */
+    uint8_t head[LG_FRAME_HEAD];
+};
+
+struct lg_cmd_dial {
+    struct lg_cmd_header header;
+    uint8_t guest[16];
+    uint16_t guest_port;
+    uint16_t gateway_port; /* that the guest sees it come from */
+    uint32_t reserved;
 };
 
 struct lg_cmd_neighbours {
@@ -294,7 +351,9 @@ struct lg_frozen_page {
 #define LG_UP_FRAME 2 /* control -> worker: an Ethernet frame for the guest */
 #define LG_UP_EVENT 3 /* worker -> control: struct lg_event */
 #define LG_UP_SEEN 4  /* worker -> control: struct lg_seen; sent again until it fits */
-#define LG_UP_LINK_END 5 /* worker -> control: struct lg_link_end: the stream or tap is detached; sent again until it fits */
+#define LG_UP_LINK_END 5 /* worker -> control: struct lg_link_end: the link is detached; sent again until it fits */
+
+#define LG_UP_CAM 6      /* worker -> control: struct lg_cam: who is behind a port; sent again until it fits */
 
 #define LG_UP_BYTES_MAX 65600 /* a record with the largest frame */
 
@@ -316,6 +375,11 @@ struct lg_seen {
 struct lg_cmd_seen {
     struct lg_cmd_header header;
     struct lg_seen seen;
+};
+
+struct lg_cam {
+    uint8_t mac[6];
+    uint8_t padding[2]; /* the port is the record's */
 };
 
 struct lg_link_end {
@@ -446,11 +510,11 @@ int lg_process_name(const char *name);
  * Python, before it forks. */
 void lg_show_command(void);
 
-/* Blocks SIGTERM, SIGQUIT and SIGCHLD and returns a signalfd for them; SIGINT gets its default back. */
-int lg_signals_open(void);
-
-/* Adds SIGINT and SIGHUP, unless the caller wants them ignored. 0 or a negative errno. */
-int lg_signals_of_terminal(int fd);
+/* Blocks SIGTERM, SIGQUIT and SIGCHLD, and of a terminal's what is asked for unless the caller wants it ignored, and
+ * returns a signalfd for them; else SIGINT gets its default back. */
+#define LG_SIGNALS_INTERRUPT 1 /* SIGINT */
+#define LG_SIGNALS_HANGUP 2    /* and SIGHUP */
+int lg_signals_open(int terminal);
 
 /* Closes every descriptor from 3 up, but those named (-1 names none). 0 or -ENOMEM. */
 int lg_close_all_but(const int *keep, unsigned count);
@@ -482,6 +546,20 @@ struct lg_command {
 /* Makes the process, in new network, mount, IPC and UTS namespaces. Its pid, or a negative errno. Single-threaded callers
  * only. */
 int lg_command_spawn(const struct lg_command *command);
+
+/* A program that the keeper runs beside us: ssh. */
+struct lg_program {
+    const char *file;         /* with its path */
+    char *const *arguments;   /* with a NULL behind the last */
+    char *const *environment; /* likewise; all that it gets */
+    const char *folder;       /* in which it is at home */
+    int error_fd;             /* its standard error; the other two streams are /dev/null */
+};
+
+/* Starts it in a session of its own, without our descriptors, without capabilities or a way to gain any; it dies with
+ * its parent. Its pid, or a negative errno; one that cannot become the program says why on error_fd and exits with 127.
+ * Single-threaded callers only. */
+int lg_program_spawn(const struct lg_program *program);
 
 int lg_watch_open(void); /* an inotify descriptor that does not block, or a negative errno */
 

@@ -99,7 +99,9 @@ static void group_mac(const address *group, uint8_t mac[ADDRESS_MAC])
 void engine_path(const struct engine *engine, const address *source, const address *destination,
                  struct packet_path *ret_path)
 {
-    memcpy(ret_path->guest_mac, engine->seen.mac, ADDRESS_MAC);
+    const uint8_t *known = engine->several ? guest_table_find(&engine->guests, destination) : NULL;
+
+    memcpy(ret_path->guest_mac, known ? known : engine->seen.mac, ADDRESS_MAC);
     if (address_is_group(destination))
         group_mac(destination, ret_path->guest_mac);
     memcpy(ret_path->our_mac, neighbour_mac(engine, source), ADDRESS_MAC);
@@ -156,9 +158,15 @@ static uint8_t *place_of(struct engine *engine, const address *a)
     return address_is_link_local(a) ? engine->seen.link_local : engine->seen.addr6;
 }
 
-static void see_address(struct engine *engine, const address *source)
+static void see_address(struct engine *engine, const address *source, const uint8_t *mac)
 {
     uint8_t *known = place_of(engine, source);
+
+    if (engine->several) {
+        if (known)
+            guest_table_learn(&engine->guests, source, mac);
+        return;
+    }
     const struct lg_net_view *view = &engine->view;
     uint32_t flag = known == engine->seen.addr4 ? LG_VIEW_FIXED4 : known == engine->seen.addr6 ? LG_VIEW_FIXED6 : 0;
     const uint8_t *own = flag == LG_VIEW_FIXED4 ? view->guest4 : view->guest6;
@@ -221,7 +229,7 @@ static void take_packet(struct engine *engine, const struct guest_frame *frame, 
         return;
     }
     if (!udp_asks_for_address(frame, packet))
-        see_address(engine, &packet->source);
+        see_address(engine, &packet->source, frame->head + ADDRESS_MAC);
     if (packet->protocol == IPPROTO_TCP)
         tcp_from_guest(engine, frame, packet);
     else if (packet->protocol == IPPROTO_UDP)
@@ -275,7 +283,7 @@ static void take_frame(struct engine *engine, const struct guest_frame *frame)
         return;
     }
     const uint8_t *source_mac = frame->head + ADDRESS_MAC;
-    if (!(source_mac[0] & 1)) /* a group address is nobody's */
+    if (!(source_mac[0] & 1) && !engine->several) /* a group address is nobody's */
         see_bytes(engine, engine->seen.mac, source_mac, ADDRESS_MAC);
     if (frame_ethertype(frame) == ETHERTYPE_ARP_FRAME)
         neighbour_arp(engine, frame);

@@ -9,6 +9,7 @@
 #include "datapath.h"
 #include "flow.h"
 #include "fragments.h"
+#include "guest_table.h"
 #include "link.h"
 #include "listener.h"
 #include "packet.h"
@@ -61,6 +62,8 @@ struct engine {
     uint64_t now_ns, now_ms;
     int epoll_fd;
     struct link *link;
+    bool several; /* guests are behind it, each with its own MAC address */
+    struct guest_table guests;
     struct lg_net_view view;
     struct lg_neighbours neighbours;
     struct lg_seen seen;

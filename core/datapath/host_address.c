@@ -7,12 +7,14 @@
 #include <netinet/in.h>
 #include <string.h>
 
+#include "gateway.h"
+
 enum {
     DNS_PORT = 53,
     DNS_TLS_PORT = 853, /* RFC 7858, 3.1; and over QUIC RFC 9250, 4.1.1 */
 };
 
-static address translated(const struct lg_net_view *view, const address *remote, uint16_t port)
+bool host_address_mapped(const struct lg_net_view *view, const address *remote, uint16_t port, address *ret_real)
 {
     static const address loopback4 = {.byte = {[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}};
     static const address loopback6 = {.byte = {[15] = 1}};
@@ -21,19 +23,30 @@ static address translated(const struct lg_net_view *view, const address *remote,
         const uint8_t *host = address_is(view->dns_match4, remote)   ? view->dns_host4
                               : address_is(view->dns_match6, remote) ? view->dns_host6
                                                                      : NULL;
-        if (host)
-            return address_from(host);
+        if (host) {
+            *ret_real = address_from(host);
+            return true;
+        }
     }
     if (address_is(view->map_host4, remote))
-        return loopback4;
-    if (address_is(view->map_host6, remote) ||
-        (view->flags & LG_VIEW_MAP_ROUTER && address_is(view->our_link_local, remote)))
-        return loopback6;
-    if (address_is(view->map_guest4, remote))
-        return address_from(view->guest4);
-    if (address_is(view->map_guest6, remote))
-        return address_from(view->guest6);
-    return *remote;
+        *ret_real = loopback4;
+    else if (address_is(view->map_host6, remote) ||
+             (view->flags & LG_VIEW_MAP_ROUTER && address_is(view->our_link_local, remote)))
+        *ret_real = loopback6;
+    else if (address_is(view->map_guest4, remote))
+        *ret_real = address_from(view->guest4);
+    else if (address_is(view->map_guest6, remote))
+        *ret_real = address_from(view->guest6);
+    else
+        return gateway_translates(view, remote, ret_real);
+    return true;
+}
+
+static address translated(const struct lg_net_view *view, const address *remote, uint16_t port)
+{
+    address real;
+
+    return host_address_mapped(view, remote, port, &real) ? real : *remote;
 }
 
 unsigned host_address_names(const struct lg_net_view *view, const address *remote, uint16_t port,

@@ -5,6 +5,7 @@
 #ifndef LOCKGATE_HOST_ADDRESS_H
 #define LOCKGATE_HOST_ADDRESS_H
 
+#include <stdbool.h>
 #include <sys/socket.h>
 
 #include "datapath.h"
@@ -14,6 +15,9 @@
  * that of DNS, then that of the host's loopback, then that of its own address; else the address itself. Returns its length. */
 socklen_t host_address(const struct lg_net_view *view, const address *remote, uint16_t port,
                        struct sockaddr_storage *ret_addr);
+
+/* Whether one of these redirections is for it, and where it leads then. */
+bool host_address_mapped(const struct lg_net_view *view, const address *remote, uint16_t port, address *ret_real);
 
 /* Every address that leads where this one does, itself among them; how many there are. */
 enum {

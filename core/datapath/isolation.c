@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * isolation.c: makes the worker process and takes away what it will not need; the same for control, and the few calls
- * that the single-threaded keeper cannot make from Python.
+ * isolation.c: makes the worker process and takes away what it will not need; the same for control and for a program
+ * that is run beside us, and the few calls that the single-threaded keeper cannot make from Python.
  *
- * Called by plugin/launch.py, plugin/keeper.py and, in the child, plugin/control.py and plugin/namespace/agent.py. Off the path
- * of frames, so that it calls the kernel itself and not through sys.h.
+ * Called by plugin/launch.py, plugin/keeper.py, plugin/gateway/ssh/ssh_spawner.py and, in the child, plugin/control.py and
+ * plugin/namespace/agent.py. Off the path of frames, so that it calls the kernel itself and not through sys.h.
  *
  * Adversary: the guest, once it has broken the worker. What is done here is all that then stands between it and the
  * host, so that each layer is put on before the first byte of the guest is read, and a layer that the machine refuses
@@ -22,6 +22,7 @@
 #include <linux/securebits.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -290,6 +291,55 @@ int lg_control_confine(const char *name)
     return -error;
 }
 
+/* ---- a program that the keeper runs ---- */
+
+/* What a mask, and Python, would hand on through exec. What the caller wants ignored (nohup) stays so. */
+static void restore_signals(void)
+{
+    struct sigaction standard = {.sa_handler = SIG_DFL};
+    sigset_t none;
+
+    sigaction(SIGPIPE, &standard, NULL);
+    sigaction(SIGXFSZ, &standard, NULL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static _Noreturn void program_life(const struct lg_program *program, pid_t parent)
+{
+    int keep[] = {-1}, error = 0;
+
+    silence_streams(2);
+    if (dup2(program->error_fd, 2) < 0)
+        _exit(127);
+    close_all_but(keep, 1);
+    setsid(); /* it has no terminal to ask at */
+    restore_signals();
+    if (chdir(program->folder) < 0)
+        error = errno;
+    if (!error)
+        error = drop_capabilities(0);
+    if (!error)
+        error = give_up_privileges();
+    if (getppid() != parent)
+        _exit(127); /* which died before its death would have been ours */
+    if (!error) {
+        execve(program->file, program->arguments, program->environment);
+        error = errno;
+    }
+    dprintf(2, "%s: %s\n", program->file, strerror(error));
+    _exit(127);
+}
+
+int lg_program_spawn(const struct lg_program *program)
+{
+    pid_t parent = getpid(), pid = clone_process(0);
+
+    if (pid == 0)
+        program_life(program, parent);
+    return pid < 0 ? -errno : pid;
+}
+
 /* ---- pasta's agent ---- */
 
 int lg_namespace_enter(int fd, int network)
@@ -336,14 +386,21 @@ int lg_process_name(const char *name)
     return prctl(PR_SET_NAME, name, 0, 0, 0) < 0 ? -errno : 0;
 }
 
-int lg_signals_open(void)
+/* "Ignored" is the caller's wish (nohup) and stays. */
+static bool may_take(int number)
 {
-    struct sigaction now, standard = {.sa_handler = SIG_DFL};
+    struct sigaction now;
+
+    return sigaction(number, NULL, &now) == 0 && now.sa_handler != SIG_IGN;
+}
+
+int lg_signals_open(int terminal)
+{
+    struct sigaction standard = {.sa_handler = SIG_DFL};
     sigset_t set;
     int fd;
 
-    /* Python's handler for SIGINT would raise an exception; "ignored" is the caller's wish (nohup) and stays. */
-    if (sigaction(SIGINT, NULL, &now) == 0 && now.sa_handler != SIG_IGN)
+    if (may_take(SIGINT)) /* Python's handler would raise an exception */
         sigaction(SIGINT, &standard, NULL);
     /* A caller that ignores SIGCHLD hands that on through exec, and the kernel would reap our children for us. */
     sigaction(SIGCHLD, &standard, NULL);
@@ -351,24 +408,14 @@ int lg_signals_open(void)
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGQUIT);
     sigaddset(&set, SIGCHLD);
+    if (terminal >= LG_SIGNALS_INTERRUPT && may_take(SIGINT))
+        sigaddset(&set, SIGINT);
+    if (terminal >= LG_SIGNALS_HANGUP && may_take(SIGHUP))
+        sigaddset(&set, SIGHUP);
     fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
     if (fd < 0)
         return -errno;
     return sigprocmask(SIG_SETMASK, &set, NULL) < 0 ? -errno : fd;
-}
-
-int lg_signals_of_terminal(int fd)
-{
-    static const int numbers[] = {SIGINT, SIGHUP};
-    struct sigaction now;
-    sigset_t set;
-
-    if (sigprocmask(SIG_BLOCK, NULL, &set) < 0)
-        return -errno;
-    for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++)
-        if (sigaction(numbers[i], NULL, &now) == 0 && now.sa_handler != SIG_IGN)
-            sigaddset(&set, numbers[i]);
-    return signalfd(fd, &set, 0) < 0 || sigprocmask(SIG_SETMASK, &set, NULL) < 0 ? -errno : 0;
 }
 
 int lg_close_all_but(const int *keep, unsigned count)

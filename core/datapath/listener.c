@@ -144,7 +144,7 @@ static address shown_source(const struct engine *engine, const address *peer)
     const struct lg_net_view *view = &engine->view;
     bool ipv4 = address_is_ipv4(peer);
 
-    if (is_host(peer)) {
+    if (is_host(peer) && !(view->flags & LG_VIEW_VIRTUAL)) { /* there it is the gateway that speaks for the host */
         address mapped = address_from(ipv4 ? view->map_host4 : view->map_host6);
         if (!address_is_unset(&mapped))
             return mapped;

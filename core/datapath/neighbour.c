@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "datagram.h"
+#include "gateway.h"
 #include "icmp.h"
 #include "pieces.h"
 
@@ -74,10 +75,13 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
         return;
     }
     const uint8_t *sender_ip = arp + 14, *target_ip = arp + 24;
-    address target = address_from_ipv4(target_ip);
+    const address sender = address_from_ipv4(sender_ip), target = address_from_ipv4(target_ip);
+    if (engine->several && sender_ip[0] && !(arp[8] & MAC_GROUP)) /* also in its answers */
+        guest_table_learn(&engine->guests, &sender, arp + 8);
     if (memcmp(arp, expected, sizeof(expected)) || !(engine->view.flags & LG_VIEW_IPV4) ||
-        !memcmp(sender_ip, target_ip, 4) ||       /* an announcement */
-        address_is(engine->view.guest4, &target)) /* a probe for the guest's own */
+        !memcmp(sender_ip, target_ip, 4) ||         /* an announcement */
+        address_is(engine->view.guest4, &target) || /* a probe for the guest's own */
+        (engine->view.flags & LG_VIEW_VIRTUAL && !gateway_has(&engine->view, &target)))
         return;
     /* A probe for an address that the guest would like to have (RFC 5227, 2.1.1): only ours is taken. */
     if (!memcmp(sender_ip, nobody, 4) && !address_is(engine->view.gateway4, &target))
@@ -133,7 +137,8 @@ static void ask_by_solicitation(struct engine *engine, const address *guest)
 
 void neighbour_seek(struct engine *engine, const address *guest)
 {
-    bool has_spoken = !(engine->seen.mac[0] & MAC_GROUP);
+    bool has_spoken =
+        engine->several ? guest_table_find(&engine->guests, guest) != NULL : !(engine->seen.mac[0] & MAC_GROUP);
     uint32_t needed = address_is_ipv4(guest) ? LG_VIEW_IPV4 : LG_VIEW_NDP;
 
     if (has_spoken || !(engine->view.flags & needed) ||
@@ -159,7 +164,8 @@ static void solicited(struct engine *engine, const struct guest_frame *frame, co
     if (address_is_unset(&packet->source))
         engine_see_tentative(engine, &target);
     if (address_is_unset(&packet->source) || address_is_multicast(&target) || /* detection of duplicates */
-        address_equal(&target, &packet->source) || address_is(engine->view.guest6, &target))
+        address_equal(&target, &packet->source) || address_is(engine->view.guest6, &target) ||
+        (engine->view.flags & LG_VIEW_VIRTUAL && !gateway_has(&engine->view, &target)))
         return;
     memcpy(na + 8, target.byte, sizeof(target.byte));
     na[24] = OPTION_TARGET_LINK_ADDRESS;
@@ -195,6 +201,9 @@ void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, co
 {
     if (!(engine->view.flags & LG_VIEW_ICMP))
         count(engine, C_drop_protocol);
+    else if (gateway_forbids(&engine->view, &packet->destination, 0) &&
+             !address_is(engine->view.gateway4, &packet->destination))
+        count(engine, C_drop_address);
     else if (!address_is(engine->view.gateway4, &packet->destination))
         ping_from_guest(engine, frame, packet);
     else if (!echo(engine, frame, packet, ICMPV4_ECHO_REQUEST, ICMPV4_ECHO_REPLY))

@@ -329,6 +329,15 @@ static unsigned write_ipv4(uint8_t *ip, const struct packet_path *path, uint8_t 
     return IPV4_HEADER;
 }
 
+void packet_let_cut(uint8_t *headers, uint16_t identification)
+{
+    uint8_t *ip = headers + ETHERNET_HEADER;
+
+    store_be16(ip + 4, identification);
+    memset(ip + 6, 0, 2);
+    write_ipv4_check(ip, IPV4_HEADER);
+}
+
 static unsigned write_ipv6(uint8_t *ip, const struct packet_path *path, uint8_t protocol, uint8_t hops,
                            uint32_t l4_length)
 {

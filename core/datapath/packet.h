@@ -144,6 +144,9 @@ struct packet_path {
 unsigned packet_write_headers(uint8_t *at, const struct packet_path *path, uint8_t protocol, uint8_t hops,
                               uint32_t l4_length);
 
+/* Of such a packet of IPv4, whoever is behind the guest may cut it: by this number its pieces are found together. */
+void packet_let_cut(uint8_t *headers, uint16_t identification);
+
 /* The same for one piece of a packet. */
 unsigned packet_write_fragment_headers(uint8_t *at, const struct packet_path *path, uint8_t protocol, uint8_t hops,
                                        const struct fragment *fragment, uint32_t l4_length);

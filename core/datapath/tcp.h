@@ -25,9 +25,14 @@
 /* A frame whose protocol is TCP. */
 void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 
+struct flow_key tcp_key(const struct packet *packet, const struct tcp_segment *segment);
+bool tcp_opens(const struct tcp_segment *segment); /* it is a SYN, and no more */
+
 /* tcp_open.c */
 void tcp_open(struct engine *engine, const struct packet *packet, const struct flow_key *key,
               const struct tcp_segment *segment);
+/* The same to a socket that is connected already. 0, or a negative errno: the socket stays the caller's. */
+int tcp_open_served(struct engine *engine, const struct packet *packet, const struct tcp_segment *segment, int fd);
 void tcp_connected(struct engine *engine, struct flow *flow,
                    uint32_t events); /* connect() has ended, one way or the other */
 
@@ -38,6 +43,9 @@ void tcp_socket_options(const struct engine *engine, int fd);
 
 /* tcp_accept.c */
 void tcp_accept(struct engine *engine, const struct listener *listener);
+/* The guest is asked for a connection to whoever is behind a connected socket. 0, or a negative errno: the socket stays
+ * the caller's. */
+int tcp_open_inbound(struct engine *engine, const struct flow_key *key, int fd);
 void tcp_take_syn_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment);
 
 /* tcp_from_guest.c */

@@ -25,23 +25,17 @@ static void turn_away(struct engine *engine, int fd)
     sys_close(fd);
 }
 
-static void take_connection(struct engine *engine, const struct listener *listener, int fd,
-                            const struct sockaddr_storage *peer)
+int tcp_open_inbound(struct engine *engine, const struct flow_key *key, int fd)
 {
-    struct flow_key key;
-    struct flow *flow = NULL;
+    struct flow *flow;
 
-    if (splice_takes(engine, listener, peer)) {
-        splice_accept(engine, listener, fd, peer);
-        return;
-    }
-    if (!listener->outward && engine->view.flags & LG_VIEW_TCP && listener_key(engine, listener, peer, &key) &&
-        !flow_find(&engine->flows, &key))
-        flow = flow_make(engine, &key);
-    if (!flow) {
-        turn_away(engine, fd);
-        return;
-    }
+    if (!(engine->view.flags & LG_VIEW_TCP))
+        return -EPROTONOSUPPORT;
+    if (flow_find(&engine->flows, key))
+        return -EADDRINUSE;
+    flow = flow_make(engine, key);
+    if (!flow)
+        return -ENFILE;
     flow->fd = fd;
     flow->tcp.inbound = true;
     count(engine, C_tcp_accepted);
@@ -52,8 +46,20 @@ static void take_connection(struct engine *engine, const struct listener *listen
     flow->interest = stall_interest(flow);
     int err = sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, fd, flow->interest, flow_handle(flow));
     if (err)
-        tcp_abort(engine, flow, CLOSE_no_descriptor, -err);
+        tcp_abort(engine, flow, CLOSE_no_descriptor, -err); /* which closes it */
     flow_touch(engine, flow);
+    return 0;
+}
+
+static void take_connection(struct engine *engine, const struct listener *listener, int fd,
+                            const struct sockaddr_storage *peer)
+{
+    struct flow_key key;
+
+    if (splice_takes(engine, listener, peer))
+        splice_accept(engine, listener, fd, peer);
+    else if (listener->outward || !listener_key(engine, listener, peer, &key) || tcp_open_inbound(engine, &key, fd))
+        turn_away(engine, fd);
 }
 
 void tcp_accept(struct engine *engine, const struct listener *listener)

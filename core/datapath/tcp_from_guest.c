@@ -7,6 +7,7 @@
  */
 #include <netinet/in.h>
 
+#include "gateway.h"
 #include "sys.h"
 #include "tcp.h"
 
@@ -233,6 +234,23 @@ static void take_segment(struct engine *engine, struct flow *flow, const struct 
         challenge(engine, flow);
 }
 
+struct flow_key tcp_key(const struct packet *packet, const struct tcp_segment *segment)
+{
+    return (struct flow_key){
+        .guest = packet->source,
+        .remote = packet->destination,
+        .guest_port = segment->source_port,
+        .remote_port = segment->destination_port,
+        .protocol = IPPROTO_TCP,
+    };
+}
+
+/* Not the start and the end at once. */
+bool tcp_opens(const struct tcp_segment *segment)
+{
+    return (segment->flags & (TCP_SYN | TCP_FIN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
 void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
 {
     struct tcp_segment segment;
@@ -241,21 +259,16 @@ void tcp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
         count(engine, C_drop_tcp_header);
         return;
     }
-    struct flow_key key = {
-        .guest = packet->source,
-        .remote = packet->destination,
-        .guest_port = segment.source_port,
-        .remote_port = segment.destination_port,
-        .protocol = IPPROTO_TCP,
-    };
+    struct flow_key key = tcp_key(packet, &segment);
     struct flow *flow = flow_find(&engine->flows, &key);
 
     if (!flow) {
-        if ((segment.flags & (TCP_SYN | TCP_FIN | TCP_ACK | TCP_RST)) ==
-            TCP_SYN) /* not the start and the end at once */
-            tcp_open(engine, packet, &key, &segment);
-        else
+        if (!tcp_opens(&segment))
             tcp_send_reset_unknown(engine, packet, &segment);
+        else if (gateway_serves(&engine->view, IPPROTO_TCP, &key.remote, key.remote_port))
+            engine->punt(engine, frame);
+        else
+            tcp_open(engine, packet, &key, &segment);
         return;
     }
     if (flow->done || flow->frozen)

@@ -10,6 +10,7 @@
 #include <netinet/tcp.h>
 #include <string.h>
 
+#include "gateway.h"
 #include "host_address.h"
 #include "icmp.h"
 #include "outbound.h"
@@ -92,8 +93,9 @@ void tcp_take_offer(struct engine *engine, struct flow *flow, const struct tcp_s
  * connection gets a RST, for a guest that did not listen. */
 static void refuse(struct engine *engine, struct flow *flow, int error)
 {
-    bool unreachable = error == EHOSTUNREACH || error == ENETUNREACH || error == EHOSTDOWN || error == ENETDOWN ||
-                       error == EACCES || error == EPERM;
+    bool unreachable = !(engine->view.flags & LG_VIEW_VIRTUAL) &&
+                       (error == EHOSTUNREACH || error == ENETUNREACH || error == EHOSTDOWN || error == ENETDOWN ||
+                        error == EACCES || error == EPERM);
     uint64_t tag = siphash(&engine->secret, &flow->key, sizeof(flow->key)) | 1;
     uint64_t *memory = &engine->unreachable.tag[tag / 2 % UNREACHABLE_SLOTS];
 
@@ -125,27 +127,49 @@ static bool may_open(struct engine *engine, const struct packet *packet)
     return true;
 }
 
-void tcp_open(struct engine *engine, const struct packet *packet, const struct flow_key *key,
-              const struct tcp_segment *segment)
+/* What the guest asks for, without a socket yet. NULL: the table is full. */
+static struct flow *begin(struct engine *engine, const struct flow_key *key, const struct tcp_segment *segment)
 {
-    struct sockaddr_storage addr;
-    struct flow *flow;
+    struct flow *flow = flow_make(engine, key);
 
-    /* Data in a SYN is not taken: the guest repeats it, for there is nobody yet to give it to. */
-    if (!may_open(engine, packet))
-        return;
-    flow = flow_make(engine, key);
-    if (!flow) {
-        flow_emit_refused(engine, key, ENFILE);
-        tcp_send_reset_unknown(engine, packet, segment);
-        return;
-    }
+    if (!flow)
+        return NULL;
     tcp_start(engine, flow);
     tcp_take_offer(engine, flow, segment);
     flow->tcp.rcv_nxt = flow->tcp.rcv_taken = flow->tcp.rcv_acked = flow->tcp.rcv_edge = segment->seq + 1;
     count(engine, C_tcp_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
+    return flow;
+}
 
+/* Until the socket says that it is connected. */
+static void await_peer(struct engine *engine, struct flow *flow)
+{
+    flow->interest = stall_interest(flow);
+    int err = sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, flow->fd, flow->interest, flow_handle(flow));
+    if (err)
+        tcp_abort(engine, flow, CLOSE_no_descriptor, -err);
+}
+
+void tcp_open(struct engine *engine, const struct packet *packet, const struct flow_key *key,
+              const struct tcp_segment *segment)
+{
+    struct sockaddr_storage addr;
+
+    /* Data in a SYN is not taken: the guest repeats it, for there is nobody yet to give it to. */
+    if (!may_open(engine, packet))
+        return;
+    if (gateway_forbids(&engine->view, &key->remote, key->remote_port)) {
+        count(engine, C_drop_address);
+        tcp_send_reset_unknown(engine, packet, segment);
+        return;
+    }
+    struct flow *flow = begin(engine, key, segment);
+    if (!flow) {
+        flow_emit_refused(engine, key, ENFILE);
+        tcp_send_reset_unknown(engine, packet, segment);
+        return;
+    }
     socklen_t length = host_address(&engine->view, &key->remote, key->remote_port, &addr);
     int fd = sys_socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
@@ -158,14 +182,27 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
     int err = outbound_bind(&engine->view, fd, &addr, 0);
     if (!err)
         err = sys_connect(fd, (const struct sockaddr *)&addr, length);
-    if (err && err != -EINPROGRESS) {
+    if (err && err != -EINPROGRESS)
         refuse(engine, flow, -err);
-        return;
-    }
-    flow->interest = stall_interest(flow);
-    err = sys_epoll_ctl(engine->epoll_fd, EPOLL_CTL_ADD, fd, flow->interest, flow_handle(flow));
-    if (err)
-        tcp_abort(engine, flow, CLOSE_no_descriptor, -err);
+    else
+        await_peer(engine, flow);
+}
+
+int tcp_open_served(struct engine *engine, const struct packet *packet, const struct tcp_segment *segment, int fd)
+{
+    const struct flow_key key = tcp_key(packet, segment);
+
+    if (!may_open(engine, packet))
+        return -EINVAL;
+    if (flow_find(&engine->flows, &key)) /* of a SYN that was repeated meanwhile */
+        return -EEXIST;
+    struct flow *flow = begin(engine, &key, segment);
+    if (!flow)
+        return -ENFILE;
+    flow->fd = fd;
+    tcp_socket_options(engine, fd);
+    await_peer(engine, flow);
+    return 0;
 }
 
 void tcp_connected(struct engine *engine, struct flow *flow, uint32_t events)

@@ -150,7 +150,8 @@ static void idle_fired(struct engine *engine, struct flow *flow)
 void tcp_timer_fired(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    unsigned max = tcp->to_guest == HALF_SYN ? TCP_SYN_RETRIES_MAX : TCP_RETRIES_MAX;
+    unsigned syns = engine->view.flags & LG_VIEW_VIRTUAL ? TCP_SYN_RETRIES_VIRTUAL : TCP_SYN_RETRIES_MAX;
+    unsigned max = tcp->to_guest == HALF_SYN ? syns : TCP_RETRIES_MAX;
 
     if (tcp->ack_due_ms &&
         engine->now_ms >= tcp->ack_due_ms) { /* no answer: it goes by itself, as will those to come */

@@ -10,10 +10,14 @@
 
 #include "checksum.h"
 #include "datagram.h"
+#include "gateway.h"
 
 enum {
     UDP_HEADER = 8,
     UDP_CHECK_OFFSET = 6,
+    /* Behind a guest there may be networks with a smaller MTU: those of containers have what their maker liked. Unlike TCP's,
+     * most senders of datagrams do not look for it; what is larger than this may be cut on the way. */
+    UDP_UNCUT = 1200,
     UDP_HOPS = 255, /* as TCP's: the guest is the next hop in any case */
     DHCP_SERVER_PORT = 67,
     DHCPV6_SERVER_PORT = 547,
@@ -32,13 +36,16 @@ bool udp_asks_for_address(const struct guest_frame *frame, const struct packet *
            load_be16(frame->head + packet->l4_offset + 2) == DHCP_SERVER_PORT;
 }
 
-static bool may_leave(const struct packet *packet)
+static bool may_leave(struct engine *engine, const struct packet *packet, const struct flow_key *key)
 {
     const address *source = &packet->source, *destination = &packet->destination;
 
-    return !address_is_loopback(source) && !address_is_multicast(source) && !address_is_unset(source) &&
-           !address_is_loopback(destination) && !address_is_unset(destination) &&
-           (packet->ipv6 || (source->byte[12] && destination->byte[12]));
+    if (!(engine->view.flags & LG_VIEW_UDP) || address_is_loopback(source) || address_is_multicast(source) ||
+        address_is_unset(source) || address_is_loopback(destination) || address_is_unset(destination) ||
+        (!packet->ipv6 && (!source->byte[12] || !destination->byte[12])))
+        return false;
+    /* Whoever was led to the guest may be answered, by whatever name of the gateway's it goes. */
+    return !gateway_forbids(&engine->view, destination, key->remote_port) || flow_find(&engine->flows, key);
 }
 
 void udp_from_guest(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
@@ -57,7 +64,8 @@ void udp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
         .remote_port = load_be16(udp + 2),
         .protocol = IPPROTO_UDP,
     };
-    if (is_configuration(&engine->view, packet, key.remote_port)) {
+    if (is_configuration(&engine->view, packet, key.remote_port) ||
+        gateway_serves(&engine->view, IPPROTO_UDP, &key.remote, key.remote_port)) {
         engine->punt(engine, frame);
         return;
     }
@@ -69,7 +77,7 @@ void udp_from_guest(struct engine *engine, const struct guest_frame *frame, cons
         count(engine, C_drop_length);
         return;
     }
-    if (!(engine->view.flags & LG_VIEW_UDP) || !may_leave(packet)) {
+    if (!may_leave(engine, packet, &key)) {
         count(engine, engine->view.flags & LG_VIEW_UDP ? C_drop_address : C_drop_protocol);
         return;
     }
@@ -135,6 +143,8 @@ static int send_whole(struct engine *engine, const struct flow_key *key, const s
         *length = fits;
     }
     write_headers(key, path, engine->link->csum, payload, *length, headers, &offload);
+    if (address_is_ipv4(&key->remote) && *length > UDP_UNCUT)
+        packet_let_cut(headers, (uint16_t)(engine->identification += (*length - 1) / each + 1));
     if (*length > each) {
         offload.gso_type = GSO_UDP_L4;
         offload.gso_size = (uint16_t)each;

@@ -11,9 +11,10 @@
 #include "sys.h"
 #include "worker.h"
 
-static int up_send(struct worker *worker, uint32_t type, const struct iovec *body, unsigned count, uint32_t length)
+static int up_send(struct worker *worker, uint32_t type, uint32_t port, const struct iovec *body, unsigned count,
+                   uint32_t length)
 {
-    struct lg_up header = {.type = type, .length = length};
+    struct lg_up header = {.type = type, .port = port, .length = length};
     struct iovec iov[LINK_PIECES] = {{.iov_base = &header, .iov_len = sizeof(header)}};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 1};
 
@@ -32,7 +33,7 @@ void up_punt(struct engine *engine, const struct guest_frame *frame)
 {
     struct worker *worker = container_of(engine, struct worker, engine);
 
-    if (up_send(worker, LG_UP_PUNT, frame->iov, frame->iov_count, frame->length))
+    if (up_send(worker, LG_UP_PUNT, 0, frame->iov, frame->iov_count, frame->length))
         count(engine, C_punts_lost);
     else
         count(engine, C_punts);
@@ -43,26 +44,43 @@ void up_emit(struct event_sink *sink, const struct lg_event *event)
     struct worker *worker = container_of(sink, struct worker, sink);
     struct iovec body = {.iov_base = (void *)(uintptr_t)event, .iov_len = sizeof(*event)};
 
-    if (up_send(worker, LG_UP_EVENT, &body, 1, sizeof(*event)))
+    if (up_send(worker, LG_UP_EVENT, 0, &body, 1, sizeof(*event)))
         count(&worker->engine, C_events_lost);
 }
 
-static bool owed(struct worker *worker, bool due, uint32_t type, void *record, uint32_t length)
+static bool owed(struct worker *worker, bool due, uint32_t type, uint32_t port, void *record, uint32_t length)
 {
     struct iovec body = {.iov_base = record, .iov_len = length};
 
-    return due && up_send(worker, type, &body, 1, length) == -EAGAIN;
+    return due && up_send(worker, type, port, &body, 1, length) == -EAGAIN;
+}
+
+/* Who is behind which port of a switch. True: there is more to tell. */
+static bool owes_entries(struct worker *worker)
+{
+    struct switch_entry *entry;
+
+    while ((entry = link_switch_untold(&worker->bridge))) {
+        struct lg_cam cam = {0};
+        memcpy(cam.mac, entry->mac, sizeof(cam.mac));
+        if (owed(worker, true, LG_UP_CAM, entry->port + 1u, &cam, sizeof(cam)))
+            return true;
+        entry->told = true;
+        worker->bridge.untold--;
+    }
+    return false;
 }
 
 void up_send_owed(struct worker *worker)
 {
     struct engine *engine = &worker->engine;
 
-    if (!engine->seen_changed && !worker->link_ended && !worker->up_blocked)
+    if (!engine->seen_changed && !worker->link_ended && !worker->bridge.untold && !worker->up_blocked)
         return;
-    engine->seen_changed = owed(worker, engine->seen_changed, LG_UP_SEEN, &engine->seen, sizeof(engine->seen));
-    worker->link_ended = owed(worker, worker->link_ended, LG_UP_LINK_END, &worker->link_end, sizeof(worker->link_end));
-    bool blocked = engine->seen_changed || worker->link_ended;
+    engine->seen_changed = owed(worker, engine->seen_changed, LG_UP_SEEN, 0, &engine->seen, sizeof(engine->seen));
+    worker->link_ended = owed(worker, worker->link_ended, LG_UP_LINK_END, worker->link_end_port, &worker->link_end,
+                              sizeof(worker->link_end));
+    bool blocked = owes_entries(worker) || engine->seen_changed || worker->link_ended;
     if (blocked == worker->up_blocked)
         return;
     worker->up_blocked = blocked;

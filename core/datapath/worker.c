@@ -26,16 +26,27 @@ void worker_ring_started(struct worker *worker, unsigned queue)
 static void link_attached(struct worker *worker, struct link *link)
 {
     worker->engine.link = link;
+    worker->engine.several = link == &worker->bridge.link;
     worker->guest_ready = true;
     engine_link_room(&worker->engine);
 }
 
-int worker_attach_stream(struct worker *worker, int fd)
+int worker_attach_stream(struct worker *worker, uint32_t port, int fd, unsigned framing)
 {
-    int err = link_stream_attach(&worker->stream, fd);
+    int err = port ? link_switch_attach_stream(&worker->bridge, port - 1, fd, framing)
+                   : link_stream_attach(&worker->stream, fd, framing);
 
     if (!err)
-        link_attached(worker, &worker->stream.link);
+        link_attached(worker, port ? &worker->bridge.link : &worker->stream.link);
+    return err;
+}
+
+int worker_attach_dgram(struct worker *worker, uint32_t port, int fd)
+{
+    int err = port ? link_switch_attach_dgram(&worker->bridge, port - 1, fd) : link_dgram_attach(&worker->dgram, fd);
+
+    if (!err)
+        link_attached(worker, port ? &worker->bridge.link : &worker->dgram.link);
     return err;
 }
 
@@ -57,19 +68,52 @@ static void stream_event(struct worker *worker, uint32_t events)
         worker->guest_ready = true; /* an end shows itself behind the last frame */
 }
 
+static void dgram_event(struct worker *worker, uint32_t events)
+{
+    link_dgram_event(&worker->dgram, events);
+    if (events & EPOLLOUT)
+        engine_link_room(&worker->engine);
+    if (events & ~(uint32_t)EPOLLOUT)
+        worker->guest_ready = true;
+}
+
+void worker_detach_links(struct worker *worker)
+{
+    link_stream_detach(&worker->stream);
+    link_tap_detach(&worker->tap);
+    link_dgram_detach(&worker->dgram);
+    for (unsigned port = 0; port < SWITCH_PORTS; port++)
+        link_switch_detach(&worker->bridge, port);
+}
+
 /* Whatever ended the connection, its flows wait for the next one; datagrams that wait for room do not. */
 static void end_link(struct worker *worker)
 {
-    if (!worker->stream.ended && !worker->tap.ended)
+    const struct link_stream *stream = &worker->stream;
+
+    if (!stream->ended && !worker->tap.ended && !worker->dgram.ended)
         return;
-    worker->link_end = worker->tap.ended
-                           ? (struct lg_link_end){.error = worker->tap.error}
-                           : (struct lg_link_end){.error = worker->stream.error, .length = worker->stream.length};
+    worker->link_end = (struct lg_link_end){.error = stream->ended       ? stream->error
+                                                     : worker->tap.ended ? worker->tap.error
+                                                                         : worker->dgram.error,
+                                            .length = stream->ended ? stream->length : 0};
     worker->link_ended = true;
+    worker->link_end_port = 0;
     worker->guest_ready = false;
-    link_stream_detach(&worker->stream);
-    link_tap_detach(&worker->tap);
+    worker_detach_links(worker);
     engine_link_room(&worker->engine);
+}
+
+/* One at a time: the next is told of when control has been. */
+static void end_port(struct worker *worker)
+{
+    unsigned port;
+
+    if (!worker->engine.several || worker->link_ended || !link_switch_ended(&worker->bridge, &port, &worker->link_end))
+        return;
+    link_switch_detach(&worker->bridge, port);
+    worker->link_ended = true;
+    worker->link_end_port = port + 1;
 }
 
 static void take_event(struct worker *worker, const struct epoll_event *event)
@@ -82,6 +126,11 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
     }
     if (event->data.u64 >= ENGINE_LISTENER_FIRST) {
         engine_listener_event(engine, event->data.u64, event->events);
+        return;
+    }
+    if (event->data.u64 >= SOURCE_SWITCH_FIRST) {
+        link_switch_event(&worker->bridge, (unsigned)(event->data.u64 - SOURCE_SWITCH_FIRST), event->events);
+        worker->guest_ready = true;
         return;
     }
     switch ((enum loop_source)event->data.u64) {
@@ -100,6 +149,9 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
         link_tap_event(&worker->tap);
         worker->guest_ready = true;
         break;
+    case SOURCE_DGRAM:
+        dgram_event(worker, event->events);
+        break;
     case SOURCE_AGENT:
         agent_receive(worker);
         break;
@@ -112,6 +164,8 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
     case SOURCE_KEEPER:
         worker->end = true; /* nothing is ever sent to us there: its end is ours */
         break;
+    case SOURCE_SWITCH_FIRST:
+        break; /* see above */
     }
 }
 
@@ -158,6 +212,7 @@ static int step(struct worker *worker)
     engine_settle(engine);
     tell_faults(worker);
     end_link(worker);
+    end_port(worker);
     up_send_owed(worker);
     return engine->memory_fault ? -EFAULT : 0;
 }
@@ -205,7 +260,10 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
         return -errno;
     link_vhost_init(&worker->vhost, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_KICK_RECEIVEQ);
     if ((err = link_stream_init(&worker->stream, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_STREAM)) ||
-        (err = link_tap_init(&worker->tap, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_TAP)))
+        (err = link_tap_init(&worker->tap, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_TAP)) ||
+        (err = link_dgram_init(&worker->dgram, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_DGRAM)) ||
+        (err = link_switch_init(&worker->bridge, counters, &worker->pcap, worker->engine.epoll_fd, SOURCE_SWITCH_FIRST,
+                                worker->engine.view.our_mac)))
         return err;
     worker->engine.link = &worker->vhost.link;
     worker->engine.events = &worker->sink;

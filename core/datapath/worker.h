@@ -9,7 +9,9 @@
 #define LOCKGATE_WORKER_H
 
 #include "engine.h"
+#include "link_dgram.h"
 #include "link_stream.h"
+#include "link_switch.h"
 #include "link_tap.h"
 #include "link_vhost.h"
 #include "pcap_ring.h"
@@ -23,7 +25,9 @@ enum loop_source {
     SOURCE_KICK_TRANSMITQ,
     SOURCE_STREAM,
     SOURCE_TAP,
+    SOURCE_DGRAM,
     SOURCE_AGENT,
+    SOURCE_SWITCH_FIRST, /* of its ports, one after the other */
 };
 
 struct worker {
@@ -31,6 +35,8 @@ struct worker {
     struct link_vhost vhost; /* engine.link is one of these */
     struct link_stream stream;
     struct link_tap tap;
+    struct link_dgram dgram;
+    struct link_switch bridge;
     struct pcap_ring pcap;
     struct event_sink sink;
     int cmd_fd, up_fd, keeper_fd;
@@ -40,6 +46,7 @@ struct worker {
     bool guest_ready;      /* the link may have frames */
     bool link_ended; /* the stream's connection is over, or the tap device gone, and control has not heard of it */
     struct lg_link_end link_end;
+    uint32_t link_end_port;
     bool up_blocked; /* control's queue is full: EPOLLOUT is asked for */
     bool end;
     unsigned faults_told; /* rings whose fault control has heard of */
@@ -63,7 +70,10 @@ void agent_receive(struct worker *worker);
 /* worker.c */
 void worker_ring_started(struct worker *worker, unsigned queue);
 /* 0, or a negative errno: the descriptor stays the caller's. */
-int worker_attach_stream(struct worker *worker, int fd);
+/* `port`: 0 the link itself, else that of the switch, counted from 1, which is the link from then on. `framing`: LG_STREAM_* */
+int worker_attach_stream(struct worker *worker, uint32_t port, int fd, unsigned framing);
+void worker_detach_links(struct worker *worker); /* all but vhost-user's, which has commands of its own */
+int worker_attach_dgram(struct worker *worker, uint32_t port, int fd);
 int worker_attach_tap(struct worker *worker, int fd, bool uso);
 
 #endif

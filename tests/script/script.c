@@ -12,6 +12,7 @@
 
 #include "engine.h"
 #include "fake_kernel.h"
+#include "gateway.h"
 #include "link_memory.h"
 #include "script_parts.h"
 #include "sys.h"
@@ -29,6 +30,8 @@ static struct {
     uint64_t counters[C_COUNT];
     bool open, guest_ready;
     unsigned events, punts;
+    uint8_t punted[FRAME_HEAD_MAX];
+    size_t punted_head, punted_length;
     struct lg_event event[EVENTS_KEPT];
     char left[512];
 } world;
@@ -111,7 +114,9 @@ static void keep_event(struct event_sink *sink, const struct lg_event *event)
 static void note_punt(struct engine *engine, const struct guest_frame *frame)
 {
     (void)engine;
-    (void)frame;
+    memcpy(world.punted, frame->head, frame->head_length);
+    world.punted_head = frame->head_length;
+    world.punted_length = frame->length;
     world.punts++;
 }
 
@@ -471,6 +476,24 @@ const struct lg_event *script_event(unsigned index)
 unsigned script_punts(void)
 {
     return world.punts;
+}
+
+size_t script_punted(uint8_t *bytes, size_t max)
+{
+    memcpy(bytes, world.punted, world.punted_head < max ? world.punted_head : max);
+    return world.punted_length;
+}
+
+int script_gateway_serve(const uint8_t *head, uint32_t head_length, uint32_t length, int fd)
+{
+    return gateway_serve(&world.engine, head, head_length, length, fd);
+}
+
+int script_gateway_dial(const uint8_t guest[16], uint16_t guest_port, uint16_t gateway_port, int fd)
+{
+    const address to = address_from(guest);
+
+    return gateway_dial(&world.engine, &to, guest_port, gateway_port, fd);
 }
 
 const struct lg_seen *script_seen(void)

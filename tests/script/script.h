@@ -132,6 +132,11 @@ uint64_t script_counter(unsigned counter);
 unsigned script_events(void);
 const struct lg_event *script_event(unsigned index);
 unsigned script_punts(void);
+size_t script_punted(uint8_t *bytes, size_t max); /* the start of the last; its whole length */
+
+/* As LG_CMD_GATEWAY_SERVE and LG_CMD_GATEWAY_DIAL do. */
+int script_gateway_serve(const uint8_t *head, uint32_t head_length, uint32_t length, int fd);
+int script_gateway_dial(const uint8_t guest[16], uint16_t guest_port, uint16_t gateway_port, int fd);
 bool script_memory_fault(void);
 const struct lg_seen *script_seen(void);
 

@@ -116,6 +116,18 @@ def test_a_question_and_its_answer(talk: Datagrams) -> None:
     assert talk.gets() == [b"answer"]
 
 
+@pytest.mark.parametrize("size, may_be_cut", [(1000, False), (1400, True)])
+def test_a_large_datagram_may_be_cut_behind_the_guest(world: World, size: int, may_be_cut: bool) -> None:
+    """By a network of containers whose MTU is below the guest's: it was lost there. Each has a number of its own."""
+    talk = Datagrams(world, 4)
+    talk.sends(b"question")
+    talk.peer_sends(bytes(size), bytes(size))
+    heads = [struct.unpack("!HH", packet.frame[18:22]) for packet in world.inbox]
+    assert [not flags & 0x4000 for _, flags in heads] == [may_be_cut] * 2
+    assert len({number for number, _ in heads}) == (2 if may_be_cut else 1)
+    assert talk.gets() == [bytes(size)] * 2
+
+
 @pytest.mark.parametrize("size", [0, 1, 1472, 65000])
 def test_datagrams_of_every_size_pass_both_ways(talk: Datagrams, size: int) -> None:
     payload = bytes(range(256)) * 256

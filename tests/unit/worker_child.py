@@ -36,7 +36,8 @@ SHAPES: dict[int, tuple[str, range]] = {
     lib.LG_CMD_EVENTS: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_PCAP: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_FLOWS: ("struct lg_cmd_value", range(1)),
-    lib.LG_CMD_STREAM_ATTACH: ("struct lg_cmd_header", range(1, 2)),
+    lib.LG_CMD_STREAM_ATTACH: ("struct lg_cmd_value", range(1, 2)),
+    lib.LG_CMD_DGRAM_ATTACH: ("struct lg_cmd_header", range(1, 2)),
     lib.LG_CMD_TAP_ATTACH: ("struct lg_cmd_value", range(1, 2)),
     lib.LG_CMD_SPLICE_AGENT: ("struct lg_cmd_header", range(1, 2)),
     lib.LG_CMD_LISTEN: ("struct lg_cmd_listen", range(1, lib.LG_LISTEN_MAX + 1)),
@@ -48,6 +49,8 @@ SHAPES: dict[int, tuple[str, range]] = {
     lib.LG_CMD_FLOWS_THAW: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_FLOWS_FORGET: ("struct lg_cmd_value", range(1)),
     lib.LG_CMD_FLOW_ADOPT: ("struct lg_cmd_flow", range(1, 2)),
+    lib.LG_CMD_GATEWAY_SERVE: ("struct lg_cmd_serve", range(1, 2)),
+    lib.LG_CMD_GATEWAY_DIAL: ("struct lg_cmd_dial", range(1, 2)),
 }
 
 

@@ -9,6 +9,7 @@ None, never an exception. Invariants: an address is `bytes` of length 16; where 
 from __future__ import annotations
 
 import _socket
+import errno
 
 UNSET = bytes(16)  # also ::, which nobody can have (RFC 4291 §2.5.2)
 IPV4_MAPPED = bytes(10) + b"\xff\xff"
@@ -59,6 +60,11 @@ def is_multicast(address: bytes) -> bool:
     return address[0] == 0xFF
 
 
+def is_unicast(address: bytes) -> bool:
+    """Whether it can be somebody's: what an answer can be sent to."""
+    return not is_unspecified(address) and not is_multicast(address) and address != BROADCAST4
+
+
 def is_link_local(address: bytes) -> bool:
     """169.254.0.0/16 (RFC 3927 §1.4) or fe80::/10 (RFC 4291 §2.4)."""
     if is_ipv4(address):
@@ -87,6 +93,15 @@ def netmask_prefix_length(mask: bytes) -> int | None:
     if inverted & (inverted + 1):
         return None
     return 32 - inverted.bit_length()
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel has IPv6 sockets at all."""
+    try:
+        _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC).close()
+    except OSError as failure:
+        return failure.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def _inet_pton(family: int, text: str) -> bytes | None:

@@ -130,16 +130,22 @@ def _writers(log: Log) -> list[Callable[..., object]]:
     places: list[tuple[Callable[[str], None], list[Any]]] = []
     if log.stderr and log.json:
         places.append((log.event_to_stderr, [level, time, structlog.processors.JSONRenderer()]))
+    elif log.stderr and log.form is not None:
+        places.append((log.event_to_stderr, [_escape, _logfmt(structlog)]))
     elif log.stderr:
         console = structlog.dev.ConsoleRenderer(colors=os.isatty(2), sort_keys=False)
         places.append((log.event_to_stderr, [time, _escape, console]))
     if log.file is not None:  # which has its own clock and levels
-        places.append((log.event_to_file, [_escape, structlog.processors.LogfmtRenderer(key_order=("event",))]))
+        places.append((log.event_to_file, [_escape, _logfmt(structlog)]))
     wrapper = structlog.make_filtering_bound_logger(0)
     return [
         structlog.wrap_logger(_Sink(write), processors=processors, wrapper_class=wrapper).debug
         for write, processors in places
     ]
+
+
+def _logfmt(structlog: Any) -> Any:
+    return structlog.processors.LogfmtRenderer(key_order=("event",))
 
 
 def _escape(logger: object, method: str, fields: dict[str, Any]) -> dict[str, Any]:

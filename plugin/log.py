@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines for people: levels, and the places where they go (stderr, syslog, the log file of the passt contract).
+"""Lines for people: levels, and the places where they go (stderr, syslog, the log files of the contracts).
 
 Called by the wrapper from the first fault on, by the keeper, and by control; so it imports nothing heavy, and knows no
 structured events (events.py renders those, and hands debug lines to this).
-Adversary: whoever makes us log much. The log file is bounded; callers limit the rate of what a guest can trigger.
+Adversary: whoever makes us log much. passt's log file is bounded; callers limit the rate of what a guest can trigger.
 
 Invariants: one call writes one line, with one write() a place; a place that fails is given up without a word, since
 there is nobody left to tell. A standard error that nobody reads holds up nothing: what it has no room for is lost, and
@@ -23,11 +23,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Form = Callable[[str, str, float], str]  # a line out of a level's name, a text and the time
+
 ERROR, WARNING, INFO, DEBUG = range(4)
 
 # The prefixes of the contract's log file, each nine characters long.
 _FILE_PREFIX = ("ERROR:   ", "WARNING: ", "info:    ", "         ")
-_JSON_LEVEL = ("error", "warning", "info", "debug")
+_LEVEL_NAMES = ("error", "warning", "info", "debug")
 _SYSLOG_DAEMON = 3 << 3  # facility, RFC 5424 6.2.1; severities below
 _SYSLOG_SEVERITY = (3, 4, 6, 7)
 
@@ -67,6 +69,19 @@ class LogFile:
         fcntl.lockf(self.fd, fcntl.LOCK_UN)
 
 
+class PlainFile:
+    """Lines as they come, in a file that is emptied first: that of gvproxy's contract, without a limit."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: str) -> None:
+        """Opens with the rights of now. Raises OSError."""
+        self.fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+
+    def write(self, line: bytes) -> None:
+        os.write(self.fd, line)
+
+
 class StandardError:
     """The caller's, maybe a pipe that he never reads. O_NONBLOCK would be his, too, so each write asks first."""
 
@@ -90,13 +105,14 @@ class StandardError:
 class Log:
     """Where lines go. Made once by the wrapper; control works on its own copy after the fork."""
 
-    __slots__ = ("level", "stderr", "json", "file", "_program", "_standard_error", "_syslog", "_start")
+    __slots__ = ("level", "stderr", "json", "file", "form", "_program", "_standard_error", "_syslog", "_start")
 
-    def __init__(self, program: str, level: int, json: bool) -> None:
+    def __init__(self, program: str, level: int, json: bool, form: Form | None = None) -> None:
         self.level = level
         self.stderr = True
         self.json = json
-        self.file: LogFile | None = None
+        self.form = form  # of lines on standard error, unless that is JSON, and in the file; None: as passt has them
+        self.file: LogFile | PlainFile | None = None
         self._program = program
         self._standard_error = StandardError()
         self._syslog: _socket.socket | None = None
@@ -111,6 +127,11 @@ class Log:
             syslog.close()
         else:
             self._syslog = syslog
+
+    def write_only_to(self, path: str) -> None:
+        """From now on to this file, which is emptied, and nowhere else. Raises OSError."""
+        self.file = PlainFile(path)
+        self.stderr = False
 
     def descriptors(self) -> list[int]:
         """What a child must keep open to log."""
@@ -135,8 +156,9 @@ class Log:
         self._line(DEBUG, text)
 
     def event_to_stderr(self, line: str) -> None:
-        """A structured event, rendered already."""
-        _offer(self._standard_error.write, f"{line}\n")
+        """A structured event, rendered already, but for what the form of this log has around it."""
+        whole = f"{line}\n" if self.json or self.form is None else self.form(_LEVEL_NAMES[DEBUG], line, time.time())
+        _offer(self._standard_error.write, whole)
 
     def event_to_file(self, line: str) -> None:
         self._to_file(DEBUG, line)
@@ -145,14 +167,23 @@ class Log:
         if level > self.level:
             return
         if self.stderr:
-            _offer(self._standard_error.write, _json_line(level, text) if self.json else f"{text}\n")
+            _offer(self._standard_error.write, self._line_for_stderr(level, text))
         self._to_file(level, text)
         if self._syslog is not None:
             priority = _SYSLOG_DAEMON | _SYSLOG_SEVERITY[level]
             _offer(self._syslog.send, f"<{priority}> {self._program}: {text}")
 
+    def _line_for_stderr(self, level: int, text: str) -> str:
+        if self.json:
+            return _json_line(level, text)
+        return f"{text}\n" if self.form is None else self.form(_LEVEL_NAMES[level], text, time.time())
+
     def _to_file(self, level: int, text: str) -> None:
-        if self.file is not None:
+        if self.file is None:
+            return
+        if self.form is not None:
+            _offer(self.file.write, self.form(_LEVEL_NAMES[level], text, time.time()))
+        else:
             seconds = time.monotonic() - self._start
             _offer(self.file.write, f"{seconds:.4f}: {_FILE_PREFIX[level]}{text}\n")
 
@@ -162,7 +193,7 @@ def _json_line(level: int, text: str) -> str:
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
     when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     event = encode_basestring_ascii(text)
-    return f'{{"event": {event}, "level": "{_JSON_LEVEL[level]}", "timestamp": "{when}.{nanoseconds // 1000:06}Z"}}\n'
+    return f'{{"event": {event}, "level": "{_LEVEL_NAMES[level]}", "timestamp": "{when}.{nanoseconds // 1000:06}Z"}}\n'
 
 
 def _takes(fd: int) -> bool:

@@ -17,9 +17,12 @@ from lockgate.plugin.address import UNSET, to_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.gateway.virtual_network import VirtualNetwork
 
 VHOST_USER = "vhost-user"  # link kinds
 STREAM = "stream"
+DGRAM = "dgram"
+SEQPACKET = "seqpacket"
 TAP = "tap"
 
 SHARED_NAME = "rootless-netns"
@@ -35,13 +38,19 @@ MAC_DEFAULT = b"\x9a\x55\x9a\x55\x9a\x55"
 
 
 class Stop(Exception):
-    """Parsing ends the command: print both texts (os.fsencode: they may quote arguments), exit with exit_code."""
+    """Parsing ends the command: print both texts (os.fsencode: they may quote arguments), exit with exit_code.
 
-    def __init__(self, exit_code: int, stdout_text: str = "", stderr_text: str = "") -> None:
+    With a log_file, the second text is meant for that, emptied before.
+    """
+
+    def __init__(
+        self, exit_code: int, stdout_text: str = "", stderr_text: str = "", log_file: str | None = None
+    ) -> None:
         super().__init__(stdout_text or stderr_text)
         self.exit_code = exit_code
         self.stdout_text = stdout_text
         self.stderr_text = stderr_text
+        self.log_file = log_file
 
 
 class StartError(Exception):
@@ -169,6 +178,9 @@ class NetworkSpec:
     __slots__ = (
         "conf_path",
         "contract",
+        "details",
+        "failure_prefix",
+        "failure_status",
         "foreground",
         "forwards",
         "fqdn",
@@ -205,6 +217,7 @@ class NetworkSpec:
         "socket_fd",
         "socket_path",
         "stats_seconds",
+        "virtual",
         "warnings",
     )
 
@@ -266,8 +279,13 @@ class NetworkSpec:
         self.runas: tuple[int, int] | None = None  # user and group to go on as; None: nobody, if that leaves root
         self.stats_seconds = 0  # how often to print counters; 0: never
         self.namespace: NamespaceSpec | None = None  # where the tap is; None with other links
+        self.virtual: VirtualNetwork | None = None  # the made-up network, with `gvproxy`
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
         self.notes: list[str] = []  # the same, but no more than information
+        self.details: list[str] = []  # the same, for who looks for a fault
+        # What is wrong from now on, in launch, is told behind these words, and ends the command with this status.
+        self.failure_prefix = ""
+        self.failure_status = 1
 
     @property
     def is_shared(self) -> bool:

@@ -9,7 +9,6 @@ the contract that alone takes it, named after it: on_mac_addr is that of --mac-a
 from __future__ import annotations
 
 import _socket
-import errno
 import os
 
 from lockgate.plugin import address, resolvconf
@@ -94,7 +93,7 @@ class Request:
     def _require_ipv6(self) -> None:
         """A kernel without IPv6 is no fault, unless nothing else was wanted."""
         spec = self.spec
-        if not spec.ipv6.enabled or has_ipv6():
+        if not spec.ipv6.enabled or address.has_ipv6():
             return
         if not spec.ipv4.enabled:
             raise refusal("--ipv6-only: this kernel has no IPv6; leave it out")
@@ -365,15 +364,6 @@ def ephemeral_ports(path: str = EPHEMERAL_FILE) -> tuple[int, int]:
     except (OSError, ValueError):
         return EPHEMERAL_DEFAULT
     return (low, high) if 0 <= low <= high <= 65535 else EPHEMERAL_DEFAULT
-
-
-def has_ipv6() -> bool:
-    """Whether this kernel has IPv6 sockets at all."""
-    try:
-        _socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC).close()
-    except OSError as failure:
-        return failure.errno != errno.EAFNOSUPPORT
-    return True
 
 
 def _is_nobodys(ip: bytes) -> bool:

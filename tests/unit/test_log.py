@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,36 @@ def test_events_are_wanted_only_where_they_are_heard(tmp_path: Path) -> None:
     lines.file = log.LogFile(str(tmp_path / "log"), 1 << 20, "passt 1.2")
     assert lines.heard
     assert not log.Log("passt", log.INFO, json=False).heard
+
+
+def shout(level: str, text: str, when: float) -> str:
+    assert abs(when - time.time()) < 60
+    return f"{level} {text}!\n"
+
+
+def test_a_log_may_have_a_form_of_its_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """On standard error, and in a file that is emptied, and takes its place."""
+    lines = log.Log("gvproxy", log.DEBUG, json=False, form=shout)
+    say_all(lines)
+    lines.event_to_stderr("event=1")
+    (tmp_path / "log").write_text("old\n")
+    lines.write_only_to(str(tmp_path / "log"))
+    say_all(lines)
+    lines.event_to_file("event=2")
+    said = [f"{name} a {name}!" for name in LEVELS]
+    assert capfd.readouterr().err.splitlines() == [*said, "debug event=1!"]
+    assert (tmp_path / "log").read_text().splitlines() == [*said, "debug event=2!"]
+    assert lines.file is not None and lines.descriptors() == [lines.file.fd]
+
+
+def test_json_has_its_own_form(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = log.Log("gvproxy", log.INFO, json=True, form=shout)
+    lines.info("said")
+    lines.event_to_stderr("{}")
+    first, second = capfd.readouterr().err.splitlines()
+    assert json.loads(first)["event"] == "said" and second == "{}"
+
+
+def test_a_file_without_a_place_is_the_callers_to_know_of(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        log.Log("gvproxy", log.INFO, json=False, form=shout).write_only_to(str(tmp_path / "no" / "log"))

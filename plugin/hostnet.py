@@ -106,7 +106,7 @@ class Template:
 def read_host(resolv_conf: str = RESOLV_CONF) -> HostNet:
     """Looks at the namespace of the calling thread. Raises OSError if the kernel does not let us; no resolv.conf is
     no error."""
-    return HostNet(*_read_tables(), resolvconf.parse(_read_text(resolv_conf) or ""))
+    return HostNet(*_read_tables(), resolvconf.parse(read_text(resolv_conf) or ""))
 
 
 def read_again(before: HostNet, wanted: tuple[str, str] = ("", ""), resolv_conf: str = RESOLV_CONF) -> HostNet:
@@ -116,7 +116,7 @@ def read_again(before: HostNet, wanted: tuple[str, str] = ("", ""), resolv_conf:
 
     `wanted` are the interfaces that IPv4 and IPv6 are to be modelled on, whatever others have; empty: any."""
     now = links, addresses, routes = _read_tables()
-    text = _read_text(resolv_conf)
+    text = read_text(resolv_conf)
     of4, of6 = (_socket.AF_INET, wanted[0]), (_socket.AF_INET6, wanted[1])
     for this, other in ((of4, of6), (of6, of4)):
         if _own(now, *this) or not _own(before.tables, *this) or _has_moved(before.tables, now, *other):
@@ -183,8 +183,9 @@ def _dump(request: bytes) -> netlink.Dump:
         socket.close()
 
 
-def _read_text(path: str) -> str | None:
-    """None: it cannot be read. Only an ordinary file is: a FIFO would hold up all that control does, for ever."""
+def read_text(path: str, bytes_max: int = _RESOLV_CONF_MAX) -> str | None:
+    """The beginning of a file; None: it cannot be read. Only an ordinary file is: a FIFO would hold up all that control
+    does, for ever."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError:
@@ -192,7 +193,7 @@ def _read_text(path: str) -> str | None:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
-        return os.read(fd, _RESOLV_CONF_MAX).decode("utf-8", "replace")
+        return os.read(fd, bytes_max).decode("utf-8", "replace")
     except OSError:
         return None
     finally:

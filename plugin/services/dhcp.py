@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """DHCPv4 (RFC 2131), with rapid commit (RFC 4039) and for BOOTP clients (RFC 1534): one address, for one guest.
 
-Called by the control process for each frame to UDP port 67 that the worker punts. Adversary: the guest.
+Called by the control process for each frame to UDP port 67 that the worker punts; gateway/dhcp_server.py, which hands
+out one address to each of many guests, takes messages apart and puts them together with it. Adversary: the guest.
 
 `answer` is a pure function of a frame and of what is assigned, and keeps no leases: there is one address, it belongs to
 whoever is at the other end of the link, and it does so for ever. A client that comes back after lockgate was restarted
@@ -42,8 +43,10 @@ from lockgate.plugin.services import domain_name
 from lockgate.plugin.services.frame import (
     Answer,
     Cursor,
+    Datagram,
     Ends,
     Ignored,
+    Packet,
     Truncated,
     ip_parse,
     mac_text,
@@ -52,6 +55,8 @@ from lockgate.plugin.services.frame import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from lockgate.plugin.netview import Assignments
 
 SERVER_PORT = 67
@@ -72,28 +77,29 @@ _BROADCAST = b"\xff\xff\xff\xff"
 _LEASE_INFINITE = b"\xff\xff\xff\xff"
 
 _PAD = 0
-_SUBNET_MASK = 1
-_ROUTER = 3
-_DNS = 6
+SUBNET_MASK = 1
+ROUTER = 3
+DNS = 6
 _HOSTNAME = 12
-_INTERFACE_MTU = 26
+INTERFACE_MTU = 26
 _REQUESTED_ADDRESS = 50
-_LEASE_TIME = 51
+LEASE_TIME = 51
 _OVERLOAD = 52
-_MESSAGE_TYPE = 53
-_SERVER_ID = 54
+MESSAGE_TYPE = 53
+SERVER_ID = 54
 _PARAMETER_LIST = 55
-_CLIENT_ID = 61
+CLIENT_ID = 61
 _RAPID_COMMIT = 80
 _FQDN = 81
-_SEARCH_LIST = 119
+RELAY_AGENT = 82
+SEARCH_LIST = 119
 _STATIC_ROUTES = 121
 _END = 255
 
 _FQDN_HEADER = b"\x04\xff\xff"  # flag E (wire format), and the two result codes of a server (RFC 4702 §2.2)
 
 
-class _Type(enum.IntEnum):
+class Type(enum.IntEnum):
     """Option 53, RFC 2132 §9.6."""
 
     DISCOVER = 1
@@ -109,16 +115,16 @@ class _Type(enum.IntEnum):
 class _Verdict(enum.Enum):
     """What a request deserves: the type of the reply (None: BOOTP has none), and its event."""
 
-    OFFER = (_Type.OFFER, "dhcp.offer")
-    ACK = (_Type.ACK, "dhcp.ack")
-    RAPID_ACK = (_Type.ACK, "dhcp.rapid_ack")
-    INFORM_ACK = (_Type.ACK, "dhcp.inform_ack")
-    NAK = (_Type.NAK, "dhcp.nak")
+    OFFER = (Type.OFFER, "dhcp.offer")
+    ACK = (Type.ACK, "dhcp.ack")
+    RAPID_ACK = (Type.ACK, "dhcp.rapid_ack")
+    INFORM_ACK = (Type.ACK, "dhcp.inform_ack")
+    NAK = (Type.NAK, "dhcp.nak")
     BOOTP = (None, "dhcp.bootp")
 
 
 @dataclass(frozen=True, slots=True)
-class _Message:
+class Message:
     """What a client has sent, parsed."""
 
     hardware: tuple[int, int]  # htype, hlen
@@ -132,19 +138,12 @@ class _Message:
 
 def answer(frame: bytes, view: Assignments) -> Answer | Ignored:
     """The reply to a frame for port 67, or why there is none."""
-    packet = ip_parse(frame)
-    if isinstance(packet, Ignored):
-        return packet
-    datagram = udp_parse(packet)
-    if isinstance(datagram, Ignored):
-        return datagram
-    if datagram.destination_port != SERVER_PORT or not address.is_ipv4(packet.source):
-        return Ignored.NOT_OURS
+    parsed = request_parse(frame)
+    if isinstance(parsed, Ignored):
+        return parsed
     if not view.dhcp:
         return Ignored.DISABLED
-    request = _message_parse(datagram.payload)
-    if isinstance(request, Ignored):
-        return request
+    packet, _, request = parsed
     verdict = _judge(request, view.guest4[12:], view.gateway4[12:])
     if isinstance(verdict, Ignored):
         return verdict
@@ -158,7 +157,21 @@ def answer(frame: bytes, view: Assignments) -> Answer | Ignored:
     return Answer(reply, verdict.value[1], _describe(request, packet.eth_source, verdict, view))
 
 
-def _message_parse(payload: bytes) -> _Message | Ignored:
+def request_parse(frame: bytes) -> tuple[Packet, Datagram, Message] | Ignored:
+    """What a client sent to a server's port, and in what."""
+    packet = ip_parse(frame)
+    if isinstance(packet, Ignored):
+        return packet
+    datagram = udp_parse(packet)
+    if isinstance(datagram, Ignored):
+        return datagram
+    if datagram.destination_port != SERVER_PORT or not address.is_ipv4(packet.source):
+        return Ignored.NOT_OURS
+    message = _message_parse(datagram.payload)
+    return message if isinstance(message, Ignored) else (packet, datagram, message)
+
+
+def _message_parse(payload: bytes) -> Message | Ignored:
     cursor = Cursor(payload)
     options: dict[int, bytearray] = {}
     try:
@@ -177,11 +190,11 @@ def _message_parse(payload: bytes) -> _Message | Ignored:
                 _options_parse(Cursor(sname), options)
     except Truncated:
         return Ignored.TRUNCATED
-    lengths = ((_MESSAGE_TYPE, 1), (_REQUESTED_ADDRESS, 4), (_SERVER_ID, 4))
+    lengths = ((MESSAGE_TYPE, 1), (_REQUESTED_ADDRESS, 4), (SERVER_ID, 4))
     if any(code in options and len(options[code]) != length for code, length in lengths):
         return Ignored.BAD_LENGTH
     whole = {code: bytes(value) for code, value in options.items()}
-    return _Message((htype, hlen), xid, flags, client, relay, chaddr, whole)
+    return Message((htype, hlen), xid, flags, client, relay, chaddr, whole)
 
 
 def _options_parse(cursor: Cursor, options: dict[int, bytearray]) -> None:
@@ -194,38 +207,38 @@ def _options_parse(cursor: Cursor, options: dict[int, bytearray]) -> None:
             options.setdefault(code, bytearray()).extend(cursor.take(cursor.take(1)[0]))
 
 
-def _judge(request: _Message, assigned: bytes, server: bytes) -> _Verdict | Ignored:
+def _judge(request: Message, assigned: bytes, server: bytes) -> _Verdict | Ignored:
     if request.relay != _UNSET:
         return Ignored.RELAYED
-    if _MESSAGE_TYPE not in request.options:
+    if MESSAGE_TYPE not in request.options:
         return _Verdict.BOOTP
-    kind = request.options[_MESSAGE_TYPE][0]
-    if kind == _Type.DISCOVER:
+    kind = request.options[MESSAGE_TYPE][0]
+    if kind == Type.DISCOVER:
         return _Verdict.RAPID_ACK if _RAPID_COMMIT in request.options else _Verdict.OFFER
-    if kind == _Type.REQUEST:
+    if kind == Type.REQUEST:
         return _judge_request(request, assigned, server)
-    if kind == _Type.INFORM:
+    if kind == Type.INFORM:
         return _Verdict.INFORM_ACK
-    if kind == _Type.RELEASE:
+    if kind == Type.RELEASE:
         return Ignored.RELEASED
-    if kind == _Type.DECLINE:
+    if kind == Type.DECLINE:
         return Ignored.DECLINED
     return Ignored.NOT_A_REQUEST
 
 
-def _judge_request(request: _Message, assigned: bytes, server: bytes) -> _Verdict | Ignored:
+def _judge_request(request: Message, assigned: bytes, server: bytes) -> _Verdict | Ignored:
     """RFC 2131 §4.3.2, for a server that knows of one address and of no other server on the link.
 
     SELECTING names server and address, INIT-REBOOT only the address, RENEWING and REBINDING put it into ciaddr. One
     that names no address at all is against the RFC, and harmless: there is only one to confirm.
     """
-    if request.options.get(_SERVER_ID, server) != server:
+    if request.options.get(SERVER_ID, server) != server:
         return Ignored.OTHER_SERVER
     wanted = request.options.get(_REQUESTED_ADDRESS, request.client)
     return _Verdict.ACK if wanted in (assigned, _UNSET) else _Verdict.NAK
 
 
-def _destination(request: _Message, verdict: _Verdict, assigned: bytes) -> bytes:
+def _destination(request: Message, verdict: _Verdict, assigned: bytes) -> bytes:
     """RFC 2131 §4.1, last paragraphs. Without ciaddr, an INFORM leaves nobody to address but everybody."""
     if verdict is _Verdict.NAK:
         return _BROADCAST
@@ -236,9 +249,21 @@ def _destination(request: _Message, verdict: _Verdict, assigned: bytes) -> bytes
     return assigned
 
 
-def _message_build(request: _Message, verdict: _Verdict, view: Assignments) -> bytes:
+def _message_build(request: Message, verdict: _Verdict, view: Assignments) -> bytes:
     keeps_client = verdict in (_Verdict.ACK, _Verdict.INFORM_ACK, _Verdict.BOOTP)
     gets_address = verdict not in (_Verdict.NAK, _Verdict.INFORM_ACK)
+    return reply_build(
+        request,
+        _options_build(request, verdict, view),
+        client=request.client if keeps_client else _UNSET,
+        yours=view.guest4[12:] if gets_address else _UNSET,
+    )
+
+
+def reply_build(
+    request: Message, options: bytes, *, client: bytes = _UNSET, yours: bytes = _UNSET, relay: bytes = _UNSET
+) -> bytes:
+    """A server's message with these options, which end with an End."""
     message = _FIXED.pack(
         _BOOTREPLY,
         *request.hardware,
@@ -246,19 +271,18 @@ def _message_build(request: _Message, verdict: _Verdict, view: Assignments) -> b
         request.xid,
         0,  # secs
         request.flags,
-        request.client if keeps_client else _UNSET,
-        view.guest4[12:] if gets_address else _UNSET,
+        client,
+        yours,
         _UNSET,  # siaddr: there is nothing to boot from
-        _UNSET,  # giaddr
+        relay,
         request.chaddr,
         b"",
         b"",
     )
-    message += _COOKIE + _options_build(request, verdict, view)
-    return message.ljust(_MESSAGE_MIN, b"\0")
+    return (message + _COOKIE + options).ljust(_MESSAGE_MIN, b"\0")
 
 
-def _options_build(request: _Message, verdict: _Verdict, view: Assignments) -> bytes:
+def _options_build(request: Message, verdict: _Verdict, view: Assignments) -> bytes:
     """The options that make the reply what it is, then those of the parameter list in its order, then the others.
 
     The guest's names get what room is left, and then the search list does. Otherwise an option that does not fit is
@@ -275,9 +299,14 @@ def _options_build(request: _Message, verdict: _Verdict, view: Assignments) -> b
                 left -= 2 + len(value)
         search = domain_name.encode_compressed(view.search if view.dhcp_search else (), min(left - 2, 255))
         if search:
-            have[_SEARCH_LIST] = search
+            have[SEARCH_LIST] = search
         wanted = [code for code in dict.fromkeys(request.options.get(_PARAMETER_LIST, b"")) if code in have]
         options |= {code: have[code] for code in (*wanted, *sorted(have))}
+    return options_encode(options, room)
+
+
+def options_encode(options: Mapping[int, bytes], room: int = _OPTIONS_MAX - 1) -> bytes:
+    """As many as fit before the End, in their order."""
     encoded = b""
     for code, value in options.items():
         if len(value) < 256 and len(encoded) + 2 + len(value) <= room:
@@ -285,28 +314,28 @@ def _options_build(request: _Message, verdict: _Verdict, view: Assignments) -> b
     return encoded + bytes((_END,))
 
 
-def _defining_options(request: _Message, verdict: _Verdict, view: Assignments) -> dict[int, bytes]:
+def _defining_options(request: Message, verdict: _Verdict, view: Assignments) -> dict[int, bytes]:
     kind = verdict.value[0]
     if kind is None:
         return {}
-    options = {_MESSAGE_TYPE: bytes((kind,)), _SERVER_ID: view.gateway4[12:]}
+    options = {MESSAGE_TYPE: bytes((kind,)), SERVER_ID: view.gateway4[12:]}
     if verdict in (_Verdict.OFFER, _Verdict.ACK, _Verdict.RAPID_ACK):
-        options[_LEASE_TIME] = _LEASE_INFINITE
+        options[LEASE_TIME] = _LEASE_INFINITE
     if verdict is _Verdict.RAPID_ACK:
         options[_RAPID_COMMIT] = b""
-    if _CLIENT_ID in request.options:
-        options[_CLIENT_ID] = request.options[_CLIENT_ID]
+    if CLIENT_ID in request.options:
+        options[CLIENT_ID] = request.options[CLIENT_ID]
     return options
 
 
 def _configuring_options(view: Assignments) -> dict[int, bytes]:
     guest, gateway = view.guest4[12:], view.gateway4[12:]
     mask = (0xFFFFFFFF << (32 - view.prefix4) & 0xFFFFFFFF).to_bytes(4)
-    have = {_SUBNET_MASK: mask, _ROUTER: gateway}
+    have = {SUBNET_MASK: mask, ROUTER: gateway}
     if view.dns4 and view.dhcp_dns:
-        have[_DNS] = b"".join(server[12:] for server in view.dns4)
+        have[DNS] = b"".join(server[12:] for server in view.dns4)
     if view.advertised_mtu:
-        have[_INTERFACE_MTU] = view.advertised_mtu.to_bytes(2)
+        have[INTERFACE_MTU] = view.advertised_mtu.to_bytes(2)
     if _masked(gateway, mask) != _masked(guest, mask):
         # RFC 3442: width, significant octets of the destination, router. The gateway first, so that it is reachable
         # when the default route is set; that one takes the place of the router, which such a client must ignore.
@@ -327,7 +356,7 @@ def _masked(value: bytes, mask: bytes) -> bytes:
     return bytes(a & b for a, b in zip(value, mask, strict=True))
 
 
-def _describe(request: _Message, mac: bytes, verdict: _Verdict, view: Assignments) -> dict[str, str]:
+def _describe(request: Message, mac: bytes, verdict: _Verdict, view: Assignments) -> dict[str, str]:
     if verdict is _Verdict.NAK:
         wanted = request.options.get(_REQUESTED_ADDRESS, request.client)
         return {"mac": mac_text(mac), "refused": address.to_text(address.IPV4_MAPPED + wanted)}

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ethernet frames for the services of the control plane: IPv4, IPv6, UDP and ICMPv6, taken apart and put together.
 
-Called by dhcp.py, dhcpv6.py and ra.py, with frames that the worker punted; what they answer goes back through it.
+Called by dhcp.py, dhcpv6.py and ra.py, and by the servers of a virtual network (gateway/), with frames that the worker
+punted; what they answer goes back through it.
 Adversary: the guest, which writes every byte that `ip_parse` and `udp_parse` see.
 
 Invariants:
@@ -46,10 +47,13 @@ class Ignored(enum.Enum):
     FRAGMENT = "fragment"
     DISABLED = "disabled"  # the service is switched off, or has nothing to hand out
     NOT_A_REQUEST = "not_a_request"  # an answer, or a message that only servers send
+    BUSY = "busy"  # as much is under way as there may be
+    EXHAUSTED = "exhausted"  # nothing is left to hand out
     RELAYED = "relayed"  # for a host behind the guest, for which we have no address
     OTHER_SERVER = "other_server"  # the client has chosen another DHCP server
     RELEASED = "released"  # nothing to say to DHCPRELEASE
     DECLINED = "declined"  # nor to DHCPDECLINE: there is no second address to offer
+    INFORM = "inform"  # nor to DHCPINFORM, where a contract has it so
     UNICAST = "unicast"  # to one server, where DHCPv6 clients must ask all
     NO_SOURCE = "no_source"  # from an address to which nothing can be sent
     MISSING_OPTION = "missing_option"  # without what a message of its kind must say

@@ -2,8 +2,8 @@
 """The keeper: what the wrapper becomes. Starts the worker and control, says how they ended, replaces the worker, quits.
 
 Called by launch.py, once everything that needs the caller's rights is open; run() returns the exit code.
-Adversary: a child that the guest has broken. What it can say is a few fixed records, and requests for ports, which
-ports.py checks; anything else is ignored.
+Adversary: a child that the guest has broken. What it can say is a few fixed records, and requests for ports and for
+ssh, which ports.py and gateway/ssh/ssh_spawner.py check; anything else is ignored.
 
 Invariants: one thread, and a loop that sleeps in poll() without a timeout, so that an idle helper costs nothing here.
 No child outlives the keeper: each holds the other end of a channel that only the keeper keeps open, and has asked for
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
+    from lockgate.plugin.gateway.ssh.ssh_spawner import SshSpawner
     from lockgate.plugin.log import Log
     from lockgate.plugin.namespace.namespace_watch import NamespaceWatch
     from lockgate.plugin.namespace.new_namespace import Command
@@ -42,14 +43,14 @@ if TYPE_CHECKING:
 # The records between keeper and control. Control to keeper: DONE (the one client has gone: end all, with success),
 # FAILED, and TOLD (the first worker knows all) with an errno or 0. Keeper to control: START (the helper is ready) and
 # NEW_WORKER, with the cmd and up ends of a new worker.
-# Requests for ports and their answers, on the same channel, are those of ports.py.
+# Requests for ports and their answers, on the same channel, are those of ports.py; for ssh, those of ssh_child.py.
 CONTROL_DONE = b"D"
 CONTROL_FAILED = b"F"
 CONTROL_TOLD = struct.Struct("=cB")
 CONTROL_START = b"S"
 NEW_WORKER = b"W"
 NEW_WORKER_MEMORY_LOST = b"M"  # the same, after the front end took its memory back: its session is not to go on
-RECORD_MAX = 256
+RECORD_MAX = 2048  # the longest asks for a tunnel
 
 # More than this many workers lost within this time: something kills each of them, and another will not help.
 RESTARTS_MAX = 5
@@ -110,6 +111,8 @@ class Plan:
         "watch",
         "told_early",
         "command",
+        "ssh",
+        "interruptible",
     )
 
     def __init__(
@@ -126,6 +129,8 @@ class Plan:
         watch: NamespaceWatch | None = None,
         told_early: bool = False,
         command: Command | None = None,
+        ssh: SshSpawner | None = None,
+        interruptible: bool = False,
     ) -> None:
         self.name = name
         self.capture = capture
@@ -139,6 +144,8 @@ class Plan:
         self.watch = watch  # of the namespace that we are there for: when that is gone, so are we
         self.told_early = told_early  # whether control tells the first worker all before we are ready
         self.command = command  # the same as `watch`, where we have made the namespace
+        self.interruptible = interruptible  # whether SIGINT is an orderly end, too
+        self.ssh = ssh  # what starts it; None: no forward needs any
 
 
 class Ends:
@@ -211,11 +218,9 @@ class Keeper:
         self._exit_code: int | None = None
         self._losses: list[float] = []
         self._poll = select.poll()
-        self._signals = lib.lg_signals_open()
+        self._signals = lib.lg_signals_open(lib.LG_SIGNALS_HANGUP if plan.command else int(plan.interruptible))
         if self._signals < 0:
             raise OSError(-self._signals, os.strerror(-self._signals))
-        if plan.command:
-            lib.lg_signals_of_terminal(self._signals)
         self._poll.register(self._signals, select.POLLIN)
         self._pages = core_worker.SharedPages(plan.capture)
         channels = core_worker.Channels()
@@ -324,7 +329,7 @@ class Keeper:
         elif len(record) == CONTROL_TOLD.size and record[:1] == _TOLD[:1]:
             self._log.error(f"The worker refused its configuration: {os.strerror(record[-1])}")
             self._exit_code = 1
-        else:
+        elif self._plan.ssh is None or not self._plan.ssh.serve(record, self._answer_control):
             self._plan.ports.serve(record, self._answer_control)
 
     def _answer_control(self, answer: bytes, fds: Sequence[int]) -> bool:
@@ -356,6 +361,8 @@ class Keeper:
                 self._on_worker_end(status)
             elif self._plan.command and pid == self._plan.command.pid:
                 self._exit_code = self._plan.command.exit_code(status, self._log)
+            elif self._plan.ssh:
+                self._plan.ssh.ended(pid, status, self._answer_control)
 
     def _on_control_end(self, status: int) -> None:
         self._control_pid = 0
@@ -446,6 +453,8 @@ class Keeper:
         self._plan.ports.shut_down()
         if self._plan.command:
             self._end_command(self._plan.command)
+        if self._plan.ssh:
+            self._plan.ssh.shut_down()
         self._worker.keeper.close()
         self._wait(self._worker.pid)
         self._control.close()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""made_files: the files of a start, under names that the caller has chosen: sockets to listen on, PID file, capture.
+"""made_files: the files of a start, under names that the caller has chosen: sockets to listen on, PID file, capture;
+and a folder of our own.
 
 Called by launch.py, with the caller's rights. Adversary: nobody; other users at worst, who may have put something else
 in the place of a file by the time that it is taken back.
@@ -13,8 +14,15 @@ from __future__ import annotations
 
 import _socket
 import errno
+import fcntl
 import os
 import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_PLACE_BYTES_MAX = 64  # of the 107 that a socket's path may have; the rest is for names of ours
 
 
 class FileError(Exception):
@@ -25,7 +33,7 @@ class MadeFiles:
     """What has been made, until the start has succeeded or is taken back."""
 
     def __init__(self) -> None:
-        self._made: list[_Made] = []
+        self._made: list[_Made | _MadeFolder] = []
 
     def open_for_writing(self, path: str, what: str) -> int:
         """A new file that only its owner may read, or the file that is there, as it is: a start that fails has not
@@ -46,24 +54,86 @@ class MadeFiles:
         made.is_this(os.fstat(fd))
         return fd
 
+    def write_whole(self, path: str, what: str, content: bytes) -> None:
+        """A file that is never there in part, in the place of what is there."""
+        path = os.path.abspath(path)
+        written = f"{path}.{os.getpid()}"
+        made = self._write_down(path)
+        try:
+            fd = os.open(written, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            try:
+                os.write(fd, content)
+                made.is_this(os.fstat(fd))
+                os.rename(written, path)
+            except OSError:
+                os.unlink(written)
+                raise
+            finally:
+                os.close(fd)
+        except OSError as failure:
+            self._made.remove(made)
+            raise FileError(f"{what} {path} cannot be written: {failure.strerror}") from None
+
     def listen(self, path: str, what: str, backlog: int = 0, kind: int = _socket.SOCK_STREAM) -> _socket.socket:
         """What a helper that died has left there is replaced; a living one is not."""
         if _is_folder(path):
             raise FileError(f"{what} {path}: that is a folder; expected the path of a socket that is to be made")
         if in_use(path, what, kind):
             raise FileError(f"{what} {path} is already in use; stop the other helper, or name another path")
+        return self._listen(path, what, backlog, kind)
+
+    def replace(self, path: str, what: str, backlog: int) -> _socket.socket:
+        """A socket that its owner alone may use, in the place of whatever is there: also of a living helper's."""
+        if _is_folder(path):
+            raise FileError(f"{what} {path}: that is a folder; expected the path of a socket that is to be made")
+        before = os.umask(0o177)
+        try:
+            return self._listen(path, what, backlog, _socket.SOCK_STREAM)
+        finally:
+            os.umask(before)
+
+    def _listen(self, path: str, what: str, backlog: int, kind: int) -> _socket.socket:
         hindrance = _remove(path)
         listener = _unix_socket(kind)
         made = self._write_down(path)
         try:
             listener.bind(path)
             made.is_this(os.lstat(path))
-            listener.listen(backlog)
+            if kind != _socket.SOCK_DGRAM:
+                listener.listen(backlog)
         except OSError as failure:
             if not made.known:
                 self._made.remove(made)
             raise FileError(f"{what} {path} cannot be made: {_reason(path, failure, hindrance)}") from None
         return listener
+
+    def private_folder(self, places: Iterable[str], prefix: str) -> str:
+        """A new one that its owner alone may look into, in the first place that allows it; taken back with all that is
+        in it. What helpers have left there that were killed is removed."""
+        reason = "no place was named"
+        for place in map(os.path.abspath, places):
+            if len(os.fsencode(place)) > _PLACE_BYTES_MAX:
+                reason = f"{place}: its path is too long"
+                continue
+            try:
+                _remove_orphans(place, prefix)
+                return self._make_folder(place, prefix)
+            except OSError as failure:
+                reason = f"{place}: {failure.strerror}"
+        raise FileError(f"No folder can be made for sockets of our own ({reason})")
+
+    def _make_folder(self, place: str, prefix: str) -> str:
+        while True:
+            made = _MadeFolder(os.path.join(place, prefix + os.urandom(8).hex()))
+            self._made.append(made)
+            try:
+                os.mkdir(made.path, 0o700)
+            except OSError:
+                self._made.remove(made)
+                raise
+            if made.lock():
+                return made.path
+            self._made.remove(made)  # another start has taken it for an orphan
 
     def keep(self) -> None:
         """The start has succeeded: they stay, also when the helper ends."""
@@ -79,8 +149,9 @@ class MadeFiles:
             path = os.path.abspath(path)  # the working folder will be another
         except OSError:
             pass  # one that has been removed holds no file either
-        self._made.append(_Made(path))
-        return self._made[-1]
+        made = _Made(path)
+        self._made.append(made)
+        return made
 
 
 class _Made:
@@ -106,6 +177,52 @@ class _Made:
                 os.unlink(self.path)
         except OSError:
             pass  # gone already, or out of reach
+
+
+class _MadeFolder:
+    """A folder with files in it, under a name that nobody else would have chosen. It is locked for as long as the
+    helper lives, whatever ends it."""
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = -1
+
+    def lock(self) -> bool:
+        """Whether it is there, and nobody else's. Raises OSError."""
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return os.fstat(self._fd).st_nlink > 0
+
+    def remove(self) -> None:
+        try:
+            for name in os.listdir(self.path):
+                os.unlink(os.path.join(self.path, name))
+            os.rmdir(self.path)
+        except OSError:
+            pass  # gone already, or out of reach
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def _remove_orphans(place: str, prefix: str) -> None:
+    """Folders of our own whose helper has ended without taking them back."""
+    for name in os.listdir(place):
+        if not name.startswith(prefix):
+            continue
+        folder = _MadeFolder(os.path.join(place, name))
+        try:
+            if os.lstat(folder.path).st_uid == os.geteuid() and folder.lock():
+                folder.remove()
+        except OSError:
+            pass  # somebody else's, or gone
+        folder.close()
 
 
 def in_use(path: str, what: str, kind: int = _socket.SOCK_STREAM) -> bool:

@@ -25,7 +25,7 @@ import struct
 
 from lockgate.core._datapath import lib
 from lockgate.plugin import address, forwards
-from lockgate.plugin.address import UNSET
+from lockgate.plugin.address import LOOPBACK4, UNSET
 from lockgate.plugin.contracts.forward_spec import PORT_MAX, ForwardRule, is_interface
 
 TYPE_CHECKING = False
@@ -118,6 +118,10 @@ class Ports:
         if not send(_pack_answer(results), [self._held[key].fileno() for key in opened]):
             for key in opened:
                 self._close(key)
+
+    def leads_from_loopback(self, port: int) -> bool:
+        """Whether what connects there by TCP comes to us, and hence to the guest."""
+        return (_socket.IPPROTO_TCP, False, LOOPBACK4, False, "", port) in self._held
 
     def shut_down(self) -> None:
         """Frees all ports at once, whatever still holds a copy of their sockets."""

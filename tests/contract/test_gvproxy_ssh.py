@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forwards by SSH of `gvproxy`: what becomes of them at its start, as a guest comes, and at its end.
+
+How an ssh is kept is in test_ssh_forwards.py; here the guest has no sshd, and the end of each ssh comes at once.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from monitor import Monitor
+from running import PATIENCE, ended, kill_all, name, status, tree
+from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.l2 import ARP, Ether
+
+GVPROXY = str(Path(sys.executable).with_name("gvproxy"))
+GATEWAY, GUEST = "192.168.127.1", "192.168.127.2"
+GATEWAY_MAC, GUEST_MAC = "5a:94:ef:e4:0c:dd", "5a:94:ef:e4:0c:ee"
+
+
+class Gvproxy:
+    """As podman machine starts it, but for a port of its own and its folder; ready when the constructor returns."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.link = folder / "qemu.sock"
+        self.process = subprocess.Popen(
+            [GVPROXY, "-debug", "-ssh-port", "-1", "-listen-qemu", f"unix://{self.link}", *words],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, "XDG_RUNTIME_DIR": str(folder / "run")},
+        )
+        self._unread = b""
+        self.pidfd = os.pidfd_open(self.process.pid)
+
+    def line_with(self, words: str) -> str:
+        """The next line that has these words."""
+        assert self.process.stderr is not None
+        waiting = select.poll()
+        waiting.register(self.process.stderr, select.POLLIN)
+        seen = []
+        while True:
+            while b"\n" in self._unread:
+                line, _, self._unread = self._unread.partition(b"\n")
+                seen.append(line.decode())
+                if words in seen[-1]:
+                    return seen[-1]
+            assert waiting.poll(PATIENCE * 1000), f"no {words!r} after {seen}"
+            piece = os.read(self.process.stderr.fileno(), 65536)
+            assert piece, f"ended without {words!r} after {seen}"
+            self._unread += piece
+
+    def guest(self) -> Monitor:
+        """Who has been seen, with an address."""
+        self.line_with("waiting for clients")
+        monitor = Monitor(socket.socket(socket.AF_UNIX))
+        monitor.socket.connect(str(self.link))
+        ask = ARP(op="who-has", hwsrc=GUEST_MAC, psrc=GUEST, pdst=GATEWAY)
+        monitor.send(bytes(Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / ask))
+        monitor.send(bytes(Ether(src=GUEST_MAC, dst=GATEWAY_MAC) / IP(src=GUEST, dst=GATEWAY) / ICMP()))
+        return monitor
+
+    def ssh(self) -> list[int]:
+        return [pid for pid in tree(self.process.pid) if name(pid) == "ssh"]
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            kill_all(tree(self.process.pid))
+        self.process.wait()
+        os.close(self.pidfd)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture(name="identity")
+def key_file(folder: Path) -> Path:
+    """Named by a path that starts in the caller's folder."""
+    words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")]
+    subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
+    return Path("key")
+
+
+@pytest.fixture(name="start")
+def starting(folder: Path) -> Iterator[Callable[..., Gvproxy]]:
+    started: list[Gvproxy] = []
+    (folder / "run").mkdir()
+
+    def begin(identity: Path, destination: str = "/run/user/1000/podman/podman.sock") -> Gvproxy:
+        words = ["-forward-sock", "api.sock", "-forward-dest", destination, "-forward-user", "core"]
+        started.append(Gvproxy(folder, *words, "-forward-identity", str(identity)))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.close()
+
+
+def refuse(guest: Monitor) -> None:
+    """The guest has no sshd."""
+    while (frame := guest.receives(TCP))[TCP].dport != 22 or frame[TCP].flags != "S":
+        pass
+    assert (frame[IP].src, frame[IP].dst) == (GATEWAY, GUEST)
+    back = IP(src=GUEST, dst=GATEWAY) / TCP(sport=22, dport=frame[TCP].sport, flags="RA", ack=frame[TCP].seq + 1)
+    guest.send(bytes(Ether(src=GUEST_MAC, dst=frame[Ether].src) / back))
+
+
+def test_ssh_comes_to_the_guest_from_the_gateway_again_and_again(start: Callable[..., Gvproxy], identity: Path) -> None:
+    """The caller's user, with none of the rights that root would have."""
+    gvproxy = start(identity)
+    guest = gvproxy.guest()
+    for pause in ("100ms", "200ms", "400ms"):
+        refuse(guest)
+        gvproxy.line_with(f"Waiting for sshd ({pause})")
+    while guest.receives(TCP)[TCP].flags != "S":
+        pass
+    (pid,) = gvproxy.ssh()
+    told = status(pid)
+    assert told["Uid"].split()[0] == str(os.geteuid()) and told["CapEff"] == told["CapPrm"] == "0" * 16
+    guest.socket.close()
+
+
+def test_ssh_is_not_started_before_there_is_a_guest_and_ends_with_it(
+    start: Callable[..., Gvproxy], identity: Path, folder: Path
+) -> None:
+    """With the guest's monitor, all of it; and of its files nothing is left."""
+    gvproxy = start(identity)
+    guest = gvproxy.guest()
+    assert (folder / "api.sock").is_socket()
+    guest.receives(TCP)
+    watched = [os.pidfd_open(pid) for pid in gvproxy.ssh()]
+    assert len(watched) == 1
+    guest.socket.close()
+    assert ended(gvproxy.pidfd) and gvproxy.process.wait() == 0
+    for pidfd in watched:
+        assert ended(pidfd)
+        os.close(pidfd)
+    assert not (folder / "api.sock").exists()
+    assert list((folder / "run").iterdir()) == []
+
+
+def test_no_ssh_is_left_where_gvproxy_is_killed(start: Callable[..., Gvproxy], identity: Path) -> None:
+    """As podman does, by the number in its file."""
+    gvproxy = start(identity)
+    guest = gvproxy.guest()
+    guest.receives(TCP)
+    watched = [os.pidfd_open(pid) for pid in gvproxy.ssh()]
+    gvproxy.process.send_signal(signal.SIGKILL)
+    assert len(watched) == 1 and ended(watched[0])
+    os.close(watched[0])
+    guest.socket.close()
+
+
+def test_a_key_that_cannot_be_used_is_said_at_the_start(start: Callable[..., Gvproxy], folder: Path) -> None:
+    """Before anybody waits for it."""
+    (folder / "none").write_text("ssh-ed25519 AAAA\n")
+    gvproxy = start(Path("none"))
+    assert "can't be loaded: it has no private key in it" in gvproxy.line_with("identity file")
+    assert ended(gvproxy.pidfd)
+    assert not (folder / "api.sock").exists()
+
+
+def test_a_destination_that_is_no_path_is_said_at_the_start(start: Callable[..., Gvproxy], identity: Path) -> None:
+    """ssh would take it for a host and a port."""
+    gvproxy = start(identity, "localhost:22")
+    assert "'localhost:22'" in gvproxy.line_with("is no path of a socket in the guest")
+    assert ended(gvproxy.pidfd)

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.forward_follow import Follower
     from lockgate.plugin.forwards import Listener
+    from lockgate.plugin.gateway.gateway import Gateway
+    from lockgate.plugin.gateway.links.link_virtual import GatewayStart
     from lockgate.plugin.keeper import Ends
     from lockgate.plugin.log import Log
     from lockgate.plugin.namespace.inside import Inside
@@ -90,6 +92,7 @@ class Start:
         "room",
         "told",
         "meetings",
+        "gateway",
     )
 
     def __init__(
@@ -115,6 +118,7 @@ class Start:
         room: int = lib.LG_LISTEN_SLOTS,
         told: bool = False,
         meetings: Sequence[Any] = (),
+        gateway: GatewayStart | None = None,
     ) -> None:
         self.log = log
         self.view = view  # as assigned at the start
@@ -140,6 +144,7 @@ class Start:
         self.told = told  # whether the first worker has been told all, by first_words.py
         # Where those come who bring containers into a namespace that they share, and ask for their ports.
         self.meetings = [_owned(one) for one in meetings]
+        self.gateway = gateway  # of a virtual network; None: there is no such
 
 
 def run(control: Control) -> int:
@@ -177,6 +182,14 @@ class Control:
         self._tasks: set[asyncio.Task[None]] = set()
         self.ignored: dict[str, int] = {}  # punted frames without an answer, by reason
         self._forwards = ForwardTable(start.rules, start.forwards, self._ask_ports, start.room)
+        self._gateway: Gateway | None = None
+        if start.gateway is not None:
+            from lockgate.plugin.gateway.names import lean_dnspython
+
+            lean_dnspython.load()
+            from lockgate.plugin.gateway.gateway import Gateway
+
+            self._gateway = Gateway(start.gateway, self._view, self._forwards, ends, start.log.debug)
         self._follower: Follower | None = None
         if start.inside is not None and start.inside.tables is not None:
             from lockgate.plugin.forward_follow import Follower
@@ -216,6 +229,8 @@ class Control:
         repair = RepairHelper(self._start.repair, self.emit)
         linger = self._start.migrate_linger
         self._mover = Mover(self._worker, repair, self.emit, self._start.view.scope_id, linger)
+        if self._gateway is not None:
+            self._gateway.begin(lambda: self._worker, self.emit, self._tell_keeper)
         self._server = self._make_server()
         capture, pages = None, self._pages
         if self._capture_type is not None:
@@ -237,12 +252,18 @@ class Control:
             self._spawn(_until_shut_down(place))
         if self._follower is not None:
             self._spawn(self._follower.run())
+        for service in self._gateway.services() if self._gateway is not None else ():
+            self._spawn(_until_shut_down(service))
         serving = loop.create_task(self._serve())
         await asyncio.wait([serving, self._ended], return_when=asyncio.FIRST_COMPLETED)
         if not self._ended.done():
             serving.result()  # raises what ended it, if that was a fault of ours
+            if self._gateway is not None:
+                self._log.error("gvproxy exiting: the guest's connection has ended")
             self._tell_keeper(keeper_records.CONTROL_DONE)
             await self._ended
+        if self._gateway is not None:
+            await self._gateway.close()
         self._worker.close()
         if capture is not None:
             capture.finish()
@@ -253,6 +274,8 @@ class Control:
     def _make_server(self) -> VhostUserServer | StreamServer | TapServer:
         if self._start.inside is not None:
             return TapServer(self._worker, self.emit, self._start.inside.device)
+        if self._gateway is not None:
+            return self._gateway.make_server(self._worker)
         if self._start.vhost_user:
             return VhostUserServer(self._worker, self.emit, self._mover)
         return StreamServer(self._worker, self.emit)
@@ -260,8 +283,8 @@ class Control:
     def _serving(self) -> Awaitable[None]:
         if isinstance(self._server, TapServer):
             return self._server.serve()
-        assert self._start.link is not None, "only a namespace has no socket"
-        return self._server.serve(self._start.link, one_off=self._start.one_off)
+        link = self._start.link or (None if self._gateway is None else self._gateway.stdio())
+        return self._ended if link is None else self._server.serve(link, one_off=self._start.one_off)
 
     async def _serve(self) -> None:
         """Until the one front end has gone, with --one-off or --fd; else for ever. A guest that has moved away leaves
@@ -276,6 +299,8 @@ class Control:
         if event in ("link.attach", "link.detach"):
             self._attached = event == "link.attach"
             self._schedule_advertisement()
+            if self._gateway is not None:
+                self._gateway.link_changed(self._attached)
         if event == "link.attach":
             for frame in neighbour.questions(self._view, {} if self._neighbours is None else self._neighbours.entries):
                 self._worker.send_frame(frame)
@@ -357,6 +382,8 @@ class Control:
             return
         except OSError:
             record, fds = b"", []
+        if self._gateway is not None and self._gateway.on_record(record, fds):
+            return
         if record.startswith(ports.ANSWER):
             self._ports_answer.set_result((ports.parse_answer(record), list(fds)))
             return
@@ -380,13 +407,17 @@ class Control:
         elif up.kind == lib.LG_UP_SEEN:
             self._note_seen(up.payload)
         elif up.kind == lib.LG_UP_LINK_END and isinstance(self._server, StreamServer | TapServer):
-            self._server.link_ended(up.payload)
+            self._server.link_ended(up.payload, up.port)
+        elif up.kind == lib.LG_UP_CAM and self._gateway is not None:
+            self._gateway.learn(up.payload, up.port)
 
     def _note_seen(self, payload: bytes) -> None:
         seen = channel.parse_seen(payload)
         if seen is None or payload == self._seen:
             return
         self._seen = payload
+        if self._gateway is not None:
+            self._gateway.seen(seen.mac, seen.addr4)
         self._mover.seen = migration_stream.Seen(seen.addr6, seen.link_local, seen.addr4, seen.mac)
         addresses = {"ipv4": seen.addr4, "ipv6": seen.addr6, "link_local": seen.link_local}
         told = {name: to_text(address) for name, address in addresses.items() if address != UNSET}
@@ -395,7 +426,10 @@ class Control:
     # ---- services ----
 
     def _answer(self, frame: bytes, port: int) -> None:
-        answer = _service(frame)(frame, self._view)
+        taken = self._gateway is not None and self._gateway.takes(frame, port)
+        if taken is True:
+            return
+        answer = taken or _service(frame)(frame, self._view)
         if isinstance(answer, Ignored):
             self.ignored[answer.value] = self.ignored.get(answer.value, 0) + 1
             self._events.emit("frame.ignored", reason=answer.value)

@@ -20,9 +20,8 @@ import sys
 
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import lib
-from lockgate.plugin import forwards, hostnet, identity, keeper, log, netview, ports
+from lockgate.plugin import announcement, forwards, hostnet, identity, keeper, log, netview, ports
 from lockgate.plugin import spec as vocabulary
-from lockgate.plugin.address import UNSET, to_text
 from lockgate.plugin.link_socket import SocketLink
 from lockgate.plugin.made_files import FileError, MadeFiles
 from lockgate.plugin.version import VERSION
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.gateway.links.link_virtual import VirtualLink
     from lockgate.plugin.hostnet import HostNet
     from lockgate.plugin.link_namespace import NamespaceLink
     from lockgate.plugin.namespace.inside import Inside
@@ -64,7 +64,7 @@ USAGE = """\
 usage: lockgate --version
 
 lockgate gives a VM, or a container, a network out of ordinary sockets. It is started by container runtimes and VM
-monitors, under the names passt, pasta and gvproxy. Ready now: `passt` and `pasta` (see their --help).
+monitors, under the names passt, pasta and gvproxy (see their --help).
 """
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     try:
         os._exit(_command(sys.argv[1], sys.argv[2:]))
     except KeyboardInterrupt:  # nothing has been left behind; now the end that the caller expects of this signal
-        lib.lg_signals_open()  # SIGINT is the kernel's again, not Python's
+        lib.lg_signals_open(0)  # SIGINT is the kernel's again, not Python's
         os.kill(os.getpid(), _SIGINT)
 
 
@@ -87,7 +87,9 @@ def _command(name: str, arguments: list[str]) -> int:
 
         return rootlessport.main()
     if "gvproxy" in name:
-        return _answer(2, f"{name}: this command is not built yet; of lockgate, `passt` and `pasta` are\n", 1)
+        from lockgate.plugin.contracts import gvproxy
+
+        return _serve(name, arguments, gvproxy.parse)
     if "pasta" in name:
         from lockgate.plugin.contracts import pasta
 
@@ -109,9 +111,15 @@ def _serve(name: str, arguments: list[str], parse: Callable[[list[str], str], Ne
     try:
         spec = parse(arguments, name)
     except vocabulary.Stop as stop:
-        _answer(1, stop.stdout_text, 0)
-        return _answer(2, stop.stderr_text, stop.exit_code)
-    lines = log.Log(spec.contract, _LEVELS[spec.log_level], os.environ.get(LOG_FORMAT_VARIABLE) == "json")
+        return _stop(stop)
+    form = None
+    if spec.virtual is not None:
+        from lockgate.plugin import logrus
+
+        form = logrus.line
+        # What ends us waits until all that we make can go along.
+        os.close(lib.lg_signals_open(lib.LG_SIGNALS_INTERRUPT))
+    lines = log.Log(spec.contract, _LEVELS[spec.log_level], os.environ.get(LOG_FORMAT_VARIABLE) == "json", form)
     made = MadeFiles()
     try:
         start = Start(name, spec, lines, made)
@@ -119,10 +127,27 @@ def _serve(name: str, arguments: list[str], parse: Callable[[list[str], str], Ne
             start.leave_caller()
         return start.keep()
     except (vocabulary.StartError, FileError) as fault:
-        lines.error(str(fault))
-        return 1
+        lines.error(f"{spec.failure_prefix}{fault}")
+        return spec.failure_status
+    except vocabulary.Stop as stop:
+        return _stop(stop)
     finally:
         made.take_back()
+
+
+def _stop(stop: vocabulary.Stop) -> int:
+    """How a command ends whose words say so. Where they name a log file, the caller reads there what is wrong with
+    them."""
+    _answer(1, stop.stdout_text, 0)
+    if stop.log_file is None:
+        return _answer(2, stop.stderr_text, stop.exit_code)
+    try:
+        file = log.PlainFile(stop.log_file)
+    except OSError:
+        from lockgate.plugin.contracts import gvproxy
+
+        return _stop(gvproxy.log_file_fault(stop.log_file))
+    return _answer(file.fd, stop.stderr_text, stop.exit_code)
 
 
 def _answer(stream: int, text: str, exit_code: int) -> int:
@@ -161,7 +186,11 @@ def _let_go_of(streams: range) -> None:
     os.close(null)
 
 
-def _link_of(spec: NetworkSpec) -> SocketLink | NamespaceLink:
+def _link_of(spec: NetworkSpec) -> SocketLink | NamespaceLink | VirtualLink:
+    if spec.virtual is not None:
+        from lockgate.plugin.gateway.links.link_virtual import VirtualLink
+
+        return VirtualLink(spec)
     if spec.link != vocabulary.TAP:
         return SocketLink(spec, _fill_standard_streams)
     from lockgate.plugin.link_namespace import NamespaceLink
@@ -181,7 +210,7 @@ class Start:
         lib.lg_close_all_but([-1 if spec.socket_fd is None else spec.socket_fd], 1)
         self.link = _link_of(spec)
         self._open_log()
-        self.pid_fd = made.open_for_writing(spec.pid_file, "PID file") if spec.pid_file else -1
+        self.pid_fd = self._open_pid_file()
         self.host, self.view = self._read_network()
         descriptors = core_worker.raise_descriptor_limit()
         self.room = descriptors - core_worker.FLOW_DESCRIPTORS_SPARED  # for sockets that listen
@@ -201,21 +230,41 @@ class Start:
         self.conf = made.listen(spec.conf_path, "--conf-path", CONF_BACKLOG) if spec.conf_path else None
         self._tell_identity()  # once nothing is in the way: a mistake is one line
         self.capture_fd = self._open_capture()
-        self._announce_configuration()
+        announcement.announce(spec, self.view, self.link.name, self.link.hint, lines)
 
     def _open_log(self) -> None:
         spec = self.spec
-        if spec.log_file:
+        if spec.log_file and spec.virtual is not None:
+            try:
+                self.log.write_only_to(spec.log_file)
+            except OSError:
+                from lockgate.plugin.contracts import gvproxy
+
+                raise gvproxy.log_file_fault(spec.log_file) from None
+        elif spec.log_file:
             try:
                 self.log.file = log.LogFile(spec.log_file, spec.log_size, f"{spec.contract} {VERSION}")
             except OSError as failure:
                 raise vocabulary.StartError(f"Log file {spec.log_file} cannot be opened: {failure.strerror}") from None
-        elif self.log.level < log.DEBUG:
+        elif self.log.level < log.DEBUG and spec.virtual is None:
             self.log.open_syslog()
         for warning in spec.warnings:
             self.log.warning(warning)
         for note in spec.notes:
             self.log.info(note)
+        for detail in spec.details:
+            self.log.debug(detail)
+
+    def _open_pid_file(self) -> int:
+        """That of a virtual network is there, whole and without a newline, from the start on, and goes with us: Podman
+        takes any other for a machine that cannot be stopped."""
+        path = self.spec.pid_file
+        if not path:
+            return -1
+        if self.spec.virtual is None:
+            return self.made.open_for_writing(path, "PID file")
+        self.made.write_whole(path, "PID file", b"%d" % os.getpid())
+        return -1
 
     def _read_network(self) -> tuple[HostNet, Assignments]:
         try:
@@ -234,6 +283,10 @@ class Start:
         try:
             return self._bind(rules)
         except forwards.ForwardError as fault:
+            if self.spec.virtual is not None and fault.refused:
+                from lockgate.plugin.gateway import forward_words
+
+                raise vocabulary.StartError(forward_words.start_failure(fault.refused[0])) from None
             raise vocabulary.StartError(str(fault)) from None
 
     def _bind(self, rules: list[ForwardRule]) -> list[forwards.Listener]:
@@ -261,7 +314,8 @@ class Start:
         spec = self.spec
         auto = [rule for rule in spec.forwards if rule.auto]
         follows = bool(auto) or (spec.namespace is not None and any(rule.auto for rule in spec.namespace.forwards))
-        if not spec.conf_path and not auto and not spec.is_shared:
+        anybody = bool(spec.conf_path) or spec.is_shared or spec.virtual is not None
+        if not anybody and not auto:
             return None
         switched_on = ((_socket.IPPROTO_TCP, not spec.no_tcp), (_socket.IPPROTO_UDP, not spec.no_udp))
         return ports.Rights(
@@ -271,7 +325,7 @@ class Start:
             room=self.room_later,
             freebind=spec.freebind,
             auto=follows,
-            within=None if spec.conf_path or spec.is_shared else auto,
+            within=None if anybody else auto,
         )
 
     def _choose_identity(self) -> tuple[int, int] | None:
@@ -279,6 +333,8 @@ class Start:
         who is only somebody outside, stays."""
         wanted = self.spec.runas
         if wanted is None:
+            if self.spec.virtual is not None:
+                return None  # the API makes sockets in the caller's folders
             if os.geteuid() or not _in_initial_user_namespace():
                 return None
             return self._nobody()
@@ -336,52 +392,6 @@ class Start:
         keep = lib.LG_KEEP_PORTS if self.port_rights is not None and os.geteuid() == 0 else 0
         self._change_identity(keep | (lib.LG_KEEP_KILL if self.link.command and os.geteuid() == 0 else 0))
 
-    def _announce_configuration(self) -> None:
-        """What a person who starts this by hand wants to see; with -q, the warnings remain."""
-        view = self.view
-        # Podman takes a line for a fault, and names a resolver whatever the host has.
-        tell = self.log.warning if self.spec.namespace is None else self.log.info
-        for warning in view.warnings:
-            tell(_sentence(warning))
-        if self.log.level < log.INFO:
-            return
-        if self.spec.namespace is not None and self.spec.namespace.splice_only:
-            self.log.info(f"Link: loopback alone, {self.link.name}")
-        else:
-            self._announce_link()
-        for rule in self.spec.forwards:
-            self.log.info(f"Forward: {rule}")
-        for rule in self.spec.namespace.forwards if self.spec.namespace else ():
-            self.log.info(f"Forward, out of the namespace: {rule}")
-        for note in view.notes:
-            self.log.info(_sentence(note))
-        if self.link.hint:
-            self.log.info(self.link.hint)
-
-    def _announce_link(self) -> None:
-        view = self.view
-        self.log.info(f"Link: {self.spec.link}, {self.link.name}")
-        self.log.info(f"Modelled on: {_families(view.interface4 or 'local', view.interface6 or 'local', self.spec)}")
-        self.log.info(f"MAC address of the gateway: {view.our_mac.hex(':')}")
-        prefix = f"/{view.prefix4}" if view.prefix4 else ""
-        self.log.info(f"Guest: {_families(_shown(view.guest4) + prefix, _shown(view.guest6), self.spec)}")
-        self.log.info(f"Gateway: {_families(_shown(view.gateway4), _shown(view.our_link_local), self.spec)}")
-        self.log.info(f"Host loopback as: {_families(_shown(view.map_host4), _shown(view.map_host6), self.spec)}")
-        self.log.info(f"MTU: {view.advertised_mtu or 'not advertised'}")
-        self._announce_names()
-
-    def _announce_names(self) -> None:
-        view, kept_back = self.view, ", not handed out"
-        resolvers = ", ".join(map(to_text, view.dns4 + view.dns6))
-        self.log.info(f"Resolvers: {resolvers or 'none'}{'' if view.dhcp_dns or not resolvers else kept_back}")
-        for match, answering in ((view.dns_match4, view.dns_host4), (view.dns_match6, view.dns_host6)):
-            if match != UNSET:
-                self.log.info(f"What the guest asks of resolver {to_text(match)} goes to {to_text(answering)}")
-        if view.search:
-            self.log.info(f"Search domains: {', '.join(view.search)}{'' if view.dhcp_search else kept_back}")
-        if view.hostname or view.fqdn:
-            self.log.info(f"Name of the guest: {', '.join(filter(None, (view.hostname, view.fqdn)))}")
-
     # ---- the process that stays ----
 
     def leave_caller(self) -> None:
@@ -402,6 +412,7 @@ class Start:
         self.link.start(self.name, self.view, self.host, self.log)
         os.chdir("/")  # all paths are used; the caller's folder may be unmounted now
         self.forwards += self.link.open_ports(self.forwards, self.room_later, self.log.warning)
+        held = ports.Ports(self.forwards, self.port_rights)
         plan = keeper.Plan(
             name=self.name,
             capture=self.capture_fd >= 0,
@@ -410,11 +421,13 @@ class Start:
             foreground=spec.foreground,
             resumable=self.link.resumable,
             listeners=[*self.link.listeners, *([] if self.conf is None else [self.conf])],
-            ports=ports.Ports(self.forwards, self.port_rights),
+            ports=held,
             connections=self.link.connections,
             watch=self.link.watch,
             told_early=self.told_early,
             command=self.link.command,
+            ssh=self.link.make_spawner(self.log.warning, held.leads_from_loopback),
+            interruptible=spec.virtual is not None,
         )
         try:
             return keeper.Keeper(plan, self.log, self._control, self._become_keeper, self._ready).run()
@@ -431,7 +444,8 @@ class Start:
             self._let_go_of_streams()
             os.write(self.ready_fd, b"R")
             os.close(self.ready_fd)
-        self.made.keep()
+        if self.spec.virtual is None:  # its files go with it
+            self.made.keep()
         if self.link.command:
             self.link.command.release()
 
@@ -476,7 +490,7 @@ class Start:
             capture_fd=self.capture_fd,
             stats_seconds=spec.stats_seconds,
             forwards=[*self.forwards, *self.link.outward],
-            reassign=self._reassign,
+            reassign=None if spec.virtual is not None else self._reassign,
             reach=netview.reach(spec, self.host),
             migrate_exit=spec.migrate_exit,
             migrate_linger=spec.migrate_linger,
@@ -542,17 +556,3 @@ def _in_initial_user_namespace() -> bool:
             return tuple(file.read(128).decode().split()) == _INITIAL_UID_MAP
     except OSError:
         return True  # without /proc, the careful answer
-
-
-def _shown(address: bytes) -> str:
-    return "none" if address == UNSET else to_text(address)
-
-
-def _families(text4: str, text6: str, spec: NetworkSpec) -> str:
-    """Both families side by side, without the one that is switched off."""
-    shown = [text for text, family in ((text4, spec.ipv4), (text6, spec.ipv6)) if family.enabled]
-    return ", ".join(shown)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

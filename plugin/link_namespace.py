@@ -180,6 +180,9 @@ class NamespaceLink:
             "meetings": self.listeners,
         }
 
+    def make_spawner(self, warn: Callable[[str], None], may_reach: Callable[[int], bool]) -> None:
+        """Nothing here needs ssh."""
+
     def follow(self, host: HostNet, log: Log) -> None:
         """The host's network has changed: so does the namespace's."""
         if self._plan is None or self._agent is None:

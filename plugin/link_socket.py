@@ -127,6 +127,9 @@ class SocketLink:
         """Those of the host, which are there already, are all."""
         return []
 
+    def make_spawner(self, warn: Callable[[str], None], may_reach: Callable[[int], bool]) -> None:
+        """Nothing here needs ssh."""
+
     def follow(self, host: HostNet, log: Log) -> None:
         """The host's network has changed: the guest is told of it over the link."""
 

@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lockgate.plugin.gateway.virtual_network import VirtualNetwork
     from lockgate.plugin.resolvconf import ResolvConf
     from lockgate.plugin.spec import FamilySpec, NetworkSpec
 
@@ -51,10 +52,12 @@ VIEW_FREEBIND = 4096
 VIEW_SPLICE = 8192
 VIEW_SPLICE_LOOPBACK = 16384
 
+_ALL_OF_IPV6 = VIEW_IPV6 | VIEW_NDP | VIEW_RA | VIEW_DHCPV6 | VIEW_MAP_ROUTER | VIEW_FIXED6
+
 # datapath.h, struct lg_net_view: version, flags, mtu, scope_id, our_mac, guest4, guest6, gateway4, gateway6,
 # our_link_local, map_host4, map_host6, dns_match4, dns_host4, dns_match6, dns_host6, map_guest4, map_guest6, outbound4,
-# outbound6, outbound_if4, outbound_if6, shared
-_NET_VIEW = struct.Struct("=IIII6s2x" + 17 * "16s" + "256s")
+# outbound6, outbound_if4, outbound_if6, shared; and what gateway/view.py packs
+_NET_VIEW = struct.Struct("=IIII6s2x" + 17 * "16s" + "256s820s")
 
 PREFIX6_BYTES = 8  # a /64: the only one with which SLAAC works (RFC 4862 §5.5.3 d, RFC 7421)
 WITHDRAWN_MAX = 4  # prefixes; a host that roams all day leaves none of them in use for so long
@@ -150,6 +153,7 @@ class Assignments:
         "scope_id",  # the number of interface6; 0 in local mode
         "search",
         "shared",  # further addresses that the guest has in common with the host
+        "virtual",  # of a virtual network, packed
         "warnings",
         "withdrawn6",  # prefixes of IPv6 that were the guest's before, the latest first
     )
@@ -166,6 +170,7 @@ class Assignments:
         names: _Names,
         notes: tuple[str, ...],
         warnings: tuple[str, ...],
+        virtual: bytes = b"",
     ) -> None:
         self.flags = flags
         self.advertised_mtu = mtu
@@ -191,6 +196,7 @@ class Assignments:
         self.dhcp_dns, self.dhcp_search = names.dhcp_dns, names.dhcp_search
         self.notes = notes
         self.warnings = warnings
+        self.virtual = virtual
         self.withdrawn6: tuple[bytes, ...] = ()
 
     def changes(self, before: Assignments) -> dict[str, object]:
@@ -236,6 +242,7 @@ class Assignments:
             self.outbound_if4.encode(),
             self.outbound_if6.encode(),
             b"".join(self.shared),
+            self.virtual,
         )
 
 
@@ -266,6 +273,8 @@ def assign(
     spec: NetworkSpec, host: hostnet.HostNet, keep4: bytes = address.UNSET, keep6: bytes = address.UNSET
 ) -> Assignments:
     """`keep4` and `keep6` are preferred among the host's addresses. Raises hostnet.InterfaceError."""
+    if spec.virtual is not None:
+        return _made_up(spec, spec.virtual, host)
     notes: list[str] = []
     warnings: list[str] = []
     family4, family6, our_link_local = _Family(), _Family(), address.UNSET
@@ -294,6 +303,34 @@ def assign(
         names=_Names(spec, host.resolvers),
         notes=tuple(notes),
         warnings=tuple(warnings),
+    )
+
+
+def _made_up(spec: NetworkSpec, network: VirtualNetwork, host: hostnet.HostNet) -> Assignments:
+    """Of a virtual network nothing is the host's, but for search domains that were left to it."""
+    from lockgate.plugin.gateway import view
+
+    family4, family6, our_link_local = _Family(), _Family(), address.UNSET
+    family4.guest, family4.prefix, family4.gateway = network.device, network.prefix_length, network.gateway
+    family4.dns = (network.gateway,)
+    if network.nat.get(network.host) == address.LOOPBACK4:
+        family4.map_host = network.host
+    ipv6 = spec.ipv6.enabled and hostnet.reach(host.tables, _socket.AF_INET6) == hostnet.REACH_ALL
+    if ipv6:
+        our_link_local = LOCAL_LINK_LOCAL
+        family6.guest, family6.gateway, family6.map_host = network.device6, network.gateway6, network.host6
+        family6.dns = (network.gateway6,)
+    return Assignments(
+        flags=_flags(spec, False, ipv6) & ~(VIEW_MAP_ROUTER if ipv6 else _ALL_OF_IPV6) | view.flags(network),
+        mtu=spec.mtu,
+        our_mac=spec.mac,
+        family4=family4,
+        family6=family6,
+        our_link_local=our_link_local,
+        names=_Names(spec, host.resolvers),
+        notes=(),
+        warnings=(),
+        virtual=view.pack(network),
     )
 
 

@@ -52,6 +52,5 @@ class PortClients:
 
     def _facts(self) -> meeting.Facts:
         view, rights = self._view(), self._rights
-        four, six = view.dns_match4, view.dns_match6
         routed6 = rights.ipv6 and view.guest6 != UNSET  # else nothing leads back to who comes from the host
-        return meeting.Facts(ipv4=rights.ipv4, ipv6=routed6, mtu=view.mtu, dns4=four, dns6=six)
+        return meeting.Facts(ipv4=rights.ipv4, ipv6=routed6, mtu=view.mtu)

@@ -43,6 +43,9 @@ SENTENCES = {
     "forwards.followed": ("info", "Ports of the {side} follow what listens: {opened} opened, {closed} closed"),
     "forwards.missed": ("info", "Ports of the {side} cannot follow what listens: {ports}"),
     "meeting.refused": ("warning", "Process {client} is refused: {reason}"),
+    "http.refused": ("warning", "The API: {reason}"),
+    "relay.failed": ("warning", "A client of {local} found nobody at {remote}: {reason}"),
+    "notification.failed": ("warning", "Nobody at {path} hears what becomes of guests: {reason}"),
     "link.parked": ("warning", "Monitor: ring {ring} does not run: {reason}"),
 }
 

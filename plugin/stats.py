@@ -26,12 +26,23 @@ _COUNTERS = struct.Struct(f"={len(NAMES)}Q")
 _WRAP = 1 << 64
 
 
+class Page:
+    """The shared page itself."""
+
+    def __init__(self, counters_fd: int) -> None:
+        self._page = mmap.mmap(counters_fd, lib.LG_COUNTER_BYTES, prot=mmap.PROT_READ)
+
+    def read(self) -> Sequence[int]:
+        """All counters, in the order of NAMES."""
+        return _COUNTERS.unpack_from(self._page)
+
+
 class Printer:
     """Prints what has changed since the last time."""
 
     def __init__(self, counters_fd: int, log: Log) -> None:
         self._log = log
-        self._page = mmap.mmap(counters_fd, lib.LG_COUNTER_BYTES, prot=mmap.PROT_READ)
+        self._page = Page(counters_fd)
         self._before: Sequence[int] = (0,) * len(NAMES)
 
     def print(self) -> None:
@@ -40,7 +51,7 @@ class Printer:
 
     def look(self) -> dict[str, tuple[int, int]]:
         """Of each counter that is not 0: all, and what was added; empty if nothing has changed at all."""
-        before, now = self._before, _COUNTERS.unpack_from(self._page)
+        before, now = self._before, self._page.read()
         self._before = now
         if now == before:
             return {}

@@ -44,7 +44,7 @@ class TapServer:
         """Until the device has gone, which is for ever."""
         self._emit("link.detach", reason=await self._over)
 
-    def link_ended(self, payload: bytes) -> None:
+    def link_ended(self, payload: bytes, port: int = 0) -> None:
         """The worker has let go of the device; `payload` is its struct lg_link_end."""
         if channel.parse_link_end(payload) is not None and not self._over.done():
             self._over.set_result("the tap device has gone from the namespace")

@@ -169,9 +169,23 @@ class WorkerChannels:
     async def capture(self, on: bool) -> None:
         await self.request(channel.value(lib.LG_CMD_PCAP, int(on)))
 
-    async def stream_attach(self, fd: int) -> None:
-        """A connected stream socket becomes the link; `fd` stays the caller's."""
-        await self.request(channel.bare(lib.LG_CMD_STREAM_ATTACH), [fd])
+    async def stream_attach(self, fd: int, framing: int = 0, port: int = 0) -> None:
+        """A connected stream socket becomes the link, or that port of its switch; `fd` stays the caller's. `framing`:
+        lib.LG_STREAM_*."""
+        await self.request(channel.value(lib.LG_CMD_STREAM_ATTACH, framing, port), [fd])
+
+    async def dgram_attach(self, fd: int, port: int = 0) -> None:
+        """The same of a socket that keeps messages apart."""
+        await self.request(channel.bare(lib.LG_CMD_DGRAM_ATTACH, port), [fd])
+
+    async def serve(self, frame: bytes, fd: int) -> None:
+        """A guest's connection to a service of its gateway: its SYN, which was punted, and a connected TCP socket that
+        leads to the service; `fd` stays the caller's."""
+        await self.request(channel.serve(frame), [fd])
+
+    async def dial(self, guest: bytes, guest_port: int, gateway_port: int, fd: int) -> None:
+        """A connection to the guest from that port of the gateway; likewise."""
+        await self.request(channel.dial(guest, guest_port, gateway_port), [fd])
 
     async def tap_attach(self, fd: int, uso: bool) -> None:
         """A tap device becomes the link; `fd` stays the caller's."""

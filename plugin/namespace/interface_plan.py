@@ -17,6 +17,8 @@ Where this differs from pasta, on purpose:
 - A host with IPv4 alone gives no default route of IPv6: programs would try it first, and wait. One with no network at
   all gives both, so that the host itself can be reached.
 - A router that no address of the interface leads to (--gateway) is made reachable by the route itself.
+- Where no default route leads to them, what stands for the host and its resolver gets routes of its own: a container
+  that podman told to ask 169.254.1.1 goes on asking there while the host has no way out.
 """
 
 from __future__ import annotations
@@ -85,6 +87,7 @@ def plan(spec: NetworkSpec, host: hostnet.HostNet) -> Plan:
     for family in families:
         _plan_addresses(family, host, copies.copy_addrs)
         _plan_routes(family, host, alone, copies.copy_routes)
+        family.routes += _routes_to_stand_ins(family)
     addresses = [one for family in families for one in family.addresses]
     routes = [one for family in families for one in family.routes]
     return Plan(spec.mtu, tuple(addresses[:ADDRESSES_MAX]), tuple(routes[:ROUTES_MAX]))
@@ -168,6 +171,19 @@ def _plan_routes(family: _Family, host: hostnet.HostNet, alone: bool, copy_all: 
         family.routes = [_default(family, netview.LOCAL_GATEWAY4)]
     elif alone or family.addresses:
         family.routes = [_default(family, netview.LOCAL_LINK_LOCAL)]
+
+
+def _routes_to_stand_ins(family: _Family) -> list[netlink.Route]:
+    if not family.addresses or any(not one.prefix for one in family.routes):
+        return []
+    wanted, hop = family.wanted, netlink.NextHop(0, UNSET, 1, 0)
+    names = {wanted.dns_forward, wanted.map_guest, wanted.map_host_loopback or UNSET} - {UNSET}
+    whole, metric = (128, _METRIC6[1]) if family.number == _socket.AF_INET6 else (32, 0)
+    here = {one.destination for one in family.routes if one.prefix == whole}
+    routes = [_route(family.number, one, whole, metric, (hop,), _PROTOCOL_BOOT) for one in sorted(names - here)]
+    for one in routes:
+        one.scope = netlink.SCOPE_LINK if family.number == _socket.AF_INET else 0
+    return routes
 
 
 def _leads_through_others(route: netlink.Route) -> bool:

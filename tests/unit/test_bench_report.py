@@ -146,3 +146,21 @@ def test_what_is_added_to_the_peers_value_has_a_limit_of_its_own() -> None:
 def test_rows_under_one_heading_stand_together() -> None:
     one, other, third = (Measure(key, panel, "", "") for key, panel in (("a", "A"), ("b", "B"), ("c", "A")))
     assert by_panel([one, other, third]) == [one, third, other]
+
+
+def test_an_aim_is_shown_as_it_is() -> None:
+    """0.125 is not 0.12, which 0.124 would miss."""
+    eighth = Measure("eighth", "Cost", "a transfer", "s/GB", aim=0.125)
+    row = report.rows(Results({}, [eighth], True, [{OURS: {"eighth": 1.0}, PEER: {"eighth": 8.0}}]))[0]
+    assert report.aim_text(row) == "≤ 0.125"
+
+
+def test_of_an_aim_and_a_limit_one_may_suffice() -> None:
+    """A helper that is quick enough need not be quicker than the other, and the other way round."""
+    either = Measure("either", "Time", "an answer", "ms", aim=1.5, limit=10.0, one_suffices=True)
+
+    def found(ours: float) -> report.Row:
+        return report.rows(Results({}, [either], True, [{OURS: {"either": ours}, PEER: {"either": 8.0}}]))[0]
+
+    assert report.aim_met(found(9.0)) and report.aim_met(found(12.0)) and not report.aim_met(found(13.0))
+    assert report.aim_text(found(9.0)) == "≤ 1.50 or ≤ 10 ms"

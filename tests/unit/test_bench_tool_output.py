@@ -9,7 +9,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from tool_output import Datagrams, Requests, Transfer, downloaded_bits_per_second, perf_counts, sockperf_percentile
+from tool_output import (
+    Datagrams,
+    Queries,
+    Requests,
+    Transfer,
+    downloaded_bits_per_second,
+    perf_counts,
+    sockperf_percentile,
+)
 
 WRK = """Running 1s test @ http://192.0.2.1:5998/
   1 threads and 8 connections
@@ -58,6 +66,21 @@ def test_datagrams_of_which_none_came_are_all_lost() -> None:
 def test_a_run_that_sent_no_datagram_is_no_measurement(output: str) -> None:
     with pytest.raises(ValueError, match="sent no datagram"):
         Datagrams.parse(output, 100)
+
+
+def test_queries_are_timed_by_those_that_were_answered() -> None:
+    output = "sent 1000 in 2.000000 s, answered 990, half within 300 us, 99 % within 4500 us\n"
+    done = Queries.parse(output)
+    assert done.lost == pytest.approx(0.01)
+    assert (done.answered, done.sent_per_second) == (990, 500)
+    assert (done.half_microseconds, done.most_microseconds) == (300, 4500)
+
+
+@pytest.mark.parametrize("answered", ["", "sent 9 in 1.000000 s, answered 0, half within 0 us, 99 % within 0 us"])
+def test_queries_of_which_none_was_answered_are_no_measurement(answered: str) -> None:
+    """No answer would be the quickest."""
+    with pytest.raises(ValueError, match="got no answer"):
+        Queries.parse(answered)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,12 @@ def test_in_a_log_file_an_event_is_a_debug_line(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines()[1].endswith(":          event=ra.sent port=0")
 
 
+def test_in_a_log_with_a_form_of_its_own_an_event_is_one_of_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    lines = log.Log("gvproxy", log.DEBUG, json=False, form=lambda level, text, _: f"{level}: {text}\n")
+    events.Events(lines).emit("flow.open", flow=1)
+    assert capfd.readouterr().err == "debug: event=flow.open flow=1\n"
+
+
 def test_what_a_guest_wrote_stays_on_its_line(capfd: pytest.CaptureFixture[str]) -> None:
     """A line end or an escape sequence in a field does not reach the terminal as such."""
     events.Events(log.Log("passt", log.DEBUG, json=False)).emit("dhcp.ack", hostname="a\nflow.open\x1b[2J")

@@ -20,7 +20,7 @@ from lockgate.plugin.forwards import Listener
 from lockgate.plugin.namespace import agent_records, first_words
 from lockgate.plugin.namespace.inside import Device, Inside
 
-VIEW = bytes(range(256)) * 3
+VIEW = bytes(range(256)) * 8  # more than a view has
 
 
 class Played:

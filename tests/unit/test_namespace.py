@@ -187,6 +187,18 @@ def test_less_may_be_copied(default: netlink.Route, way_out: list[str]) -> None:
     assert [hop.flags for one in plan.routes for hop in one.hops] == [0] * len(way_out)
 
 
+def test_without_a_default_route_the_hosts_stand_ins_are_still_reached() -> None:
+    """Podman tells a container to ask 169.254.1.1, whose host then loses its router."""
+    spec = asked(dns_forward4=ip("169.254.1.1"), map_guest4=ip("169.254.1.2"), map_host_loopback4=UNSET)
+    near = own(ETH0, "192.0.2.7/24"), own(ETH0, "2001:db8::7/64")
+    link = route("192.0.2.0/24", (ETH0, ""))
+    link.protocol = KERNEL
+    plan = planned(*near, link, spec=spec)
+    assert routes(plan) == ["169.254.1.1/32", "169.254.1.2/32"]
+    assert {one.scope for one in plan.routes} == {netlink.SCOPE_LINK}
+    assert routes(planned(*near, link, route("0.0.0.0/0", (ETH0, "192.0.2.1")), spec=spec)) == ["default via 192.0.2.1"]
+
+
 def test_each_family_has_its_own_template() -> None:
     """One interface has what two of the host have; it is called as the one with IPv4."""
     records = (

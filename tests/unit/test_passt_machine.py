@@ -10,7 +10,8 @@ import pwd
 import pytest
 import refused
 
-from lockgate.plugin.contracts import passt, request
+from lockgate.plugin import address
+from lockgate.plugin.contracts import passt
 from lockgate.plugin.spec import NetworkSpec
 
 
@@ -61,7 +62,7 @@ def test_a_user_or_group_that_is_none_is_named(who: str, which: str) -> None:
 
 def test_a_kernel_without_ipv6_has_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     """And forwards are IPv4's alone; only who wants nothing else is refused."""
-    monkeypatch.setattr(request, "has_ipv6", lambda: False)
+    monkeypatch.setattr(address, "has_ipv6", lambda: False)
     got = parse("-t", "80")
     assert (got.ipv4.enabled, got.ipv6.enabled) == (True, False)
     assert not got.forwards[0].dual_stack
@@ -76,4 +77,4 @@ def test_other_faults_than_a_missing_family_are_not_taken_for_one(monkeypatch: p
             raise OSError(number, "")
 
         monkeypatch.setattr("_socket.socket", refuse)
-        assert request.has_ipv6() == there
+        assert address.has_ipv6() == there

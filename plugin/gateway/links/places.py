@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets that listen where a URL of `gvproxy` says: for its API, and for its guests' links.
+
+Called by launch.py before READY, with the caller's rights, hence the light imports. Adversary: nobody; what the URL may
+be was checked by the contract. Invariants: raises FileError or OSError, and leaves nothing open then. A file that a
+helper left behind when it died is replaced, one of a living helper is not (made_files.py).
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+import stat
+
+from lockgate.plugin.gateway.virtual_network import TCP, UNIX, UNIXGRAM, UNIXPACKET, VSOCK
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from lockgate.plugin.gateway.virtual_network import Place
+    from lockgate.plugin.made_files import MadeFiles
+
+BACKLOG = 4096  # as far as net.core.somaxconn allows
+_KINDS = {UNIX: _socket.SOCK_STREAM, UNIXPACKET: _socket.SOCK_SEQPACKET, UNIXGRAM: _socket.SOCK_DGRAM}
+_VSOCK_ANY = 0xFFFFFFFF  # VMADDR_CID_ANY, vsock(7)
+
+
+def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
+    """Listening, or with datagrams bound; `what` names the option, for messages."""
+    if place.scheme in _KINDS:
+        if os.path.lexists(place.path) and not stat.S_ISSOCK(os.lstat(place.path).st_mode):
+            raise OSError(errno.EADDRINUSE, "there is a file in the place of the socket", place.path)
+        return made.listen(place.path, what, BACKLOG, _KINDS[place.scheme])
+    if place.scheme == VSOCK:
+        return _listen(_socket.AF_VSOCK, (int(place.host) if place.host else _VSOCK_ANY, place.port))
+    assert place.scheme == TCP, f"a place of the scheme {place.scheme}"
+    asked = place.host or None, place.port, 0, _socket.SOCK_STREAM, 0, _socket.AI_PASSIVE
+    family, _, _, _, sockaddr = _socket.getaddrinfo(*asked)[0]
+    try:
+        return _listen(family, sockaddr)
+    except OSError as failure:
+        raise OSError(failure.errno, failure.strerror, place.text) from None
+
+
+
+def _listen(family: int, sockaddr: tuple[Any, ...]) -> _socket.socket:
+    sock = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    try:
+        if family != _socket.AF_VSOCK:
+            sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        sock.bind(sockaddr)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: a guest behind our helper and behind another in turn, and how they compare.
 
-The guest is a machine that is booted (see machine.py), or with GUEST=pasta a network namespace as that of a
-container, or with GUEST=podman a real container.
+The guest is a machine that is booted (see machine.py), with GUEST=gvproxy as `podman machine` boots it, or with
+GUEST=pasta a network namespace as that of a container, or with GUEST=podman a real container.
 
 Called by the Makefile; a person reads it. Adversary: nobody.
 Invariants: A B A B …, each family of measures with a guest of its own on either side; the results are written after
@@ -27,6 +27,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datagrams
+import gvproxy_names
+import gvproxy_rest
+import gvproxy_throughput
 import idle_flows
 import machine
 import pasta_datagrams
@@ -63,6 +66,14 @@ MACHINE_FAMILIES = (
     readiness.FAMILY,
     system_calls.FAMILY,
 )
+GVPROXY_FAMILIES = (
+    throughput.FLOOR,
+    gvproxy_throughput.FAMILY,
+    gvproxy_names.FAMILY,
+    gvproxy_rest.REST,
+    gvproxy_rest.READY,
+)
+GVPROXY_GUESTS = ("gvproxy", "gvproxy-peer")  # the latter with QEMU of the other root
 FAMILIES = {
     "pasta": (
         throughput.FLOOR,
@@ -75,8 +86,12 @@ FAMILIES = {
         pasta_rest.READY,
     ),
     "podman": (podman_run.FAMILY,),
-} | dict.fromkeys(machine.KINDS, MACHINE_FAMILIES)
-CALLERS_OPTIONS = "--vhost-user -s {socket} -f -1"
+}
+FAMILIES |= dict.fromkeys(machine.KINDS, MACHINE_FAMILIES) | dict.fromkeys(GVPROXY_GUESTS, GVPROXY_FAMILIES)
+# By guest, with what its caller says; the families for pasta say more.
+PROGRAMS = dict.fromkeys(("pasta", "podman"), ("pasta", ""))
+PROGRAMS |= dict.fromkeys(machine.KINDS, ("passt", " --vhost-user -s {socket} -f -1"))
+PROGRAMS |= dict.fromkeys(GVPROXY_GUESTS, ("gvproxy", " -listen-qemu unix://{socket} -mtu 1500 -ssh-port {port}"))
 OUTPUT = ROOT / "build" / "bench"
 FLOWS = 10_000
 DESCRIPTORS = 1 << 16
@@ -89,27 +104,26 @@ FAILURES = (
 )
 
 
-def program(guest: str) -> tuple[str, str]:
-    """Under which name a helper has such a guest, and what its caller says to it; the families for pasta say more."""
-    return ("passt", f" {CALLERS_OPTIONS}") if guest in machine.KINDS else ("pasta", "")
-
-
 def default_ours(guest: str) -> str:
     """Of this tree."""
-    name, options = program(guest)
+    name, options = PROGRAMS[guest]
     return shlex.quote(str(Path(OUR_COMMAND).with_name(name))) + options
 
 
 def default_peer(guest: str) -> str | None:
-    """passt or pasta of the other root that machine.py knows, else of PATH; None if there is none but ours."""
-    name, options = program(guest)
+    """Of the other root that machine.py knows, else of PATH; None if there is none but ours."""
+    name, options = PROGRAMS[guest]
     root, run = os.environ.get("LOCKGATE_PEER_ROOT"), os.environ.get("LOCKGATE_PEER_RUN")
     if root and run and Path(root, "usr/bin", name).exists():
         return f"{run} {name}{options}"
     found = shutil.which(name)
-    if found and "lockgate" not in _version(Side(PEER, found)):
-        return f"{found}{options}"
-    return None
+    return f"{found}{options}" if found and not _is_ours(found) else None
+
+
+def _is_ours(program: str) -> bool:
+    """By its version, or by what lies beside it: the version of our gvproxy is that of the one that it stands for."""
+    beside = Path(program).resolve().with_name("lockgate")
+    return beside.exists() or "lockgate" in _version(Side(PEER, program))
 
 
 def _title(guest: str) -> str:
@@ -118,6 +132,8 @@ def _title(guest: str) -> str:
         return "a network namespace of this machine"
     if guest == "podman":
         return "a container of rootless Podman in the other root"
+    if guest in GVPROXY_GUESTS:
+        return f"{machine.find(stream_link.kind(guest)).title}, as a machine of Podman's"
     return machine.find(guest).title
 
 
@@ -198,7 +214,7 @@ def arguments() -> argparse.Namespace:
     chosen = parser.parse_args()
     names = [family.name for family in FAMILIES[chosen.guest]]
     for command in (chosen.ours, chosen.peer):
-        if chosen.guest in machine.KINDS and command not in ("", "none") and "{socket}" not in command:
+        if "{socket}" in PROGRAMS[chosen.guest][1] and command not in ("", "none") and "{socket}" not in command:
             parser.error(f"{command}: expected {{socket}} where the path of its socket goes")
     chosen.families = chosen.only.replace(",", " ").split() or names
     if unknown := set(chosen.families) - set(names):
@@ -215,7 +231,8 @@ def bench(chosen: argparse.Namespace) -> report.Results:
     peer = default_peer(chosen.guest) if not chosen.peer else None if chosen.peer == "none" else chosen.peer
     sides = [Side(OURS, chosen.ours or default_ours(chosen.guest))] + ([Side(PEER, peer)] if peer else [])
     processor = int(chosen.processor) if chosen.processor else None
-    settings = Settings(chosen.guest, chosen.seconds, chosen.idle_seconds, flows_possible(), processor)
+    peer_program = sides[-1].program if peer else ""
+    settings = Settings(chosen.guest, chosen.seconds, chosen.idle_seconds, flows_possible(), processor, peer_program)
     families = [family for family in FAMILIES[chosen.guest] if family.name in chosen.families]
     about: dict[str, object] = {side.name: _version(side).partition("\n")[0] for side in sides}
     about.setdefault(PEER, "none: none was found here" if not chosen.peer else "none")
@@ -229,7 +246,8 @@ def bench(chosen: argparse.Namespace) -> report.Results:
     measures = [measure for family in families for measure in family.measures(settings)]
     results = report.Results(about, measures, peer is not None)
     bound = ["bound"] if chosen.processor else []
-    path = OUTPUT / "-".join([chosen.guest, *bound, *chosen.only.replace(",", " ").split()])
+    other = [peer_program] if peer_program not in ("", PROGRAMS[chosen.guest][0]) else []
+    path = OUTPUT / "-".join([chosen.guest, *other, *bound, *chosen.only.replace(",", " ").split()])
     try:
         for number in range(1, chosen.pairs + 1):
             measure_pair(number, families, sides, settings, results)

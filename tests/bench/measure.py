@@ -11,6 +11,7 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 OURS, PEER, MACHINE = "ours", "peer", "machine"  # whose a value is; the last: of no helper, but of what is under both
 Values = dict[str, float]  # by a measure's key; "KEY/PART" is a detail of it, shown and not compared
@@ -28,6 +29,7 @@ class Measure:
     aim: float | None = None  # for the ratio: at most this, or at least if more is better
     limit: float | None = None  # for our own value: at most this
     added_limit: float | None = None  # for our own value beyond the peer's: at most this
+    one_suffices: bool = False  # of those that are given, instead of all
     floor: str | None = None  # the key of a measure that says what no helper at all would cost
     has_ratio: bool = True  # not where both are next to nothing, and a ratio would compare noise
     sides: tuple[str, ...] = (OURS, PEER)  # whose values make a pair
@@ -58,6 +60,11 @@ class Side:
         """The helper's own command line."""
         return shlex.split(self.command)[len(self.runner) :]
 
+    @property
+    def program(self) -> str:
+        """The name under which it is started, which says what it does."""
+        return Path(self.words[0]).name
+
     def command_for(self, kind: str) -> str:
         """For that kind of guest: what does not speak vhost-user speaks frames on a stream."""
         return self.command.replace(" --vhost-user", "") if kind.endswith("-stream") else self.command
@@ -72,6 +79,7 @@ class Settings:
     idle_seconds: float  # of each window in which nothing should happen
     flows: int  # "many": 10 000, or fewer where the limit on descriptors is short
     processor: int | None = None  # that the guest is bound to, all of its processes
+    peer: str = ""  # the other helper's program, where it matters what it can do; empty without one
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from measure import MACHINE, OURS, PEER, Measure, Values
 
 PAIRS_FOR_A_CLAIM = 20
 TITLE_WIDTH = 44
+AIM_WIDTH, VERDICT_WIDTH = 18, 8
 DETAIL_SHARE = 0.01  # smaller parts are not shown
 PairValues = dict[str, Values]  # by side
 
@@ -97,19 +98,21 @@ def aim_met(row: Row) -> bool | None:
         verdicts.append(row.compared.ours.median <= row.measure.limit)
     if row.measure.added_limit is not None and row.compared.peer is not None:
         verdicts.append(row.compared.ours.median - row.compared.peer.median <= row.measure.added_limit)
-    return all(verdicts) if verdicts else None
+    suffice = any if row.measure.one_suffices else all
+    return suffice(verdicts) if verdicts else None
 
 
 def aim_text(row: Row) -> str:
     """Of the ratio ("≥ 1.30"), of our own value ("≤ 40 ms"), of what it adds to the peer's ("≤ +40 ms"), or several."""
     texts = []
     if row.measure.aim is not None and row.compared.ratio is not None:
-        texts.append(f"{'≥' if row.measure.more_is_better else '≤'} {row.measure.aim:.2f}")
+        digits = ".2f" if round(row.measure.aim, 2) == row.measure.aim else "g"
+        texts.append(f"{'≥' if row.measure.more_is_better else '≤'} {row.measure.aim:{digits}}")
     if row.measure.limit is not None:
         texts.append(f"≤ {row.measure.limit:g} {row.measure.unit.split(' ')[0]}")
     if row.measure.added_limit is not None and row.compared.peer is not None:
         texts.append(f"≤ +{row.measure.added_limit:g} {row.measure.unit.split(' ')[0]}")
-    return ", ".join(texts)
+    return (" or " if row.measure.one_suffices else ", ").join(texts)
 
 
 def number(value: float) -> str:
@@ -139,7 +142,7 @@ def _cells(row: Row) -> list[str]:
         f"{number(compared.peer.median) if compared.peer else '':>9}",
         f"{f'{ratio.median:.2f}' if ratio else '':>7}",
         f"{f'{ratio.low:.2f} – {ratio.high:.2f}' if ratio else '':>15}",
-        f"  {aim_text(row):<16}{verdict:<8}",
+        f"  {aim_text(row):<{AIM_WIDTH}}{verdict:<{VERDICT_WIDTH}}",
         f"{compared.pairs:>5}",
         f"  {_note(row)}",
     ]
@@ -155,7 +158,8 @@ def text(results: Results) -> str:
     """For a terminal."""
     found = rows(results)
     lines = [f"{name:<10}{value}" for name, value in results.about.items()]
-    ratio_heads = f"{'ratio':>7}{'90 % interval':>15}  {'aim':<24}" if results.has_peer else f"{'':>22}  {'aim':<24}"
+    ratio_heads = f"{'ratio':>7}{'90 % interval':>15}" if results.has_peer else f"{'':>22}"
+    ratio_heads += f"  {'aim':<{AIM_WIDTH + VERDICT_WIDTH}}"
     lines += ["", f"{'':<{TITLE_WIDTH + 2}}{'ours':>9}{'peer' if results.has_peer else '':>9}{ratio_heads}pairs"]
     for panel, group in groupby(found, key=lambda row: (row.measure.panel, row.measure.unit)):
         lines += ["", f"{panel[0]}, {panel[1]}" if panel[1] else panel[0]]

@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bulk TCP over QEMU's stream socket of frames, which is what a helper costs where no memory is shared.
 
-Called by the runner. Adversary: nobody.
+Called by the runner, and by gvproxy_throughput.py for some of it. Adversary: nobody.
 Invariants: always in QEMU, because nothing else has this link: the one that was chosen, or the one beside the chosen
 User-mode Linux. Without KVM the guest is the bottleneck, so that the helper's CPU says more than the throughput.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import servers
 import throughput
 from measure import Family, Measure, Settings, Side, Values
 from throughput import Case
-from visit import visiting
+from visit import Visit, visiting
 
 CASES = [Case(mtu, 1, direction) for mtu in throughput.MTUS for direction in throughput.DIRECTIONS]
-RATE_AIM = 0.97
+RATE_AIMS = dict.fromkeys(throughput.DIRECTIONS, 0.97)
 CPU_AIMS = {"from_guest": 0.85, "to_guest": 1.0}
 
 
@@ -24,11 +26,18 @@ def kind(chosen: str) -> str:
     return "qemu-peer-stream" if "-peer" in chosen else "qemu-stream"
 
 
-def measures(_settings: Settings) -> list[Measure]:
-    """Two for each case."""
+def rows(cases: Sequence[Case], rate_aims: Mapping[str, float], cpu_aims: Mapping[str, float]) -> list[Measure]:
+    """Two for each case, with aims by direction."""
     rates = [
-        Measure(f"stream.throughput.{case.key}", "Throughput, stream link", case.title, "Gbit/s", True, RATE_AIM)
-        for case in CASES
+        Measure(
+            f"stream.throughput.{case.key}",
+            "Throughput, stream link",
+            case.title,
+            "Gbit/s",
+            more_is_better=True,
+            aim=rate_aims.get(case.direction),
+        )
+        for case in cases
     ]
     costs = [
         Measure(
@@ -36,24 +45,35 @@ def measures(_settings: Settings) -> list[Measure]:
             "Helper CPU for each gigabyte, stream link",
             case.title,
             "s/GB",
-            aim=CPU_AIMS[case.direction],
+            aim=cpu_aims.get(case.direction),
             floor=f"floor.{case.direction}",
         )
-        for case in CASES
+        for case in cases
     ]
     return rates + costs
 
 
-def run(side: Side, settings: Settings, values: Values) -> None:
-    """All cases in one visit."""
-    with visiting(side, settings, kind(settings.guest)) as visit, servers.iperf3() as port:
-        for case in CASES:
+def measures(_settings: Settings) -> list[Measure]:
+    """Of all cases."""
+    return rows(CASES, RATE_AIMS, CPU_AIMS)
+
+
+def transfer_all(visit: Visit, cases: Sequence[Case], settings: Settings, values: Values) -> None:
+    """One after the other."""
+    with servers.iperf3() as port:
+        for case in cases:
             throughput.set_mtu(visit, case.mtu)
             before = visit.helper.cpu_seconds()
             done = throughput.transfer(visit, port, case.streams, case.direction, settings.seconds)
             used = visit.helper.cpu_seconds() - before
             values[f"stream.throughput.{case.key}"] = done.gigabits_per_second
             values[f"stream.cpu_per_gb.{case.key}"] = used / done.gigabytes
+
+
+def run(side: Side, settings: Settings, values: Values) -> None:
+    """All cases in one visit."""
+    with visiting(side, settings, kind(settings.guest)) as visit:
+        transfer_all(visit, CASES, settings, values)
 
 
 FAMILY = Family("stream", "stream link", measures, run)

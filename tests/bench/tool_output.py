@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What iperf3, curl, sockperf, wrk and perf print, as numbers.
+"""What iperf3, pace_datagrams, pace_queries, curl, sockperf, wrk and perf print, as numbers.
 
 Called by the families of measures. Adversary: nobody.
 Invariants: pure; a run that did not do what was asked raises ValueError and is no measurement.
@@ -48,6 +48,28 @@ class Datagrams:
         seconds = max(float(told[2]), float(told[4]))  # few that come at once were not received any faster
         rate = 8 * size / seconds
         return cls(received, max(0.0, 1 - received / sent), 8 * size * sent / float(told[2]), received * rate)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """A run of pace_queries."""
+
+    answered: int
+    lost: float  # the share of those that were sent
+    sent_per_second: float
+    half_microseconds: float
+    most_microseconds: float  # within which 99 of 100 answers came
+
+    @classmethod
+    def parse(cls, output: str) -> Queries:
+        """A run without an answer has no times, and is none."""
+        told = re.search(
+            r"sent (\d+) in ([\d.]+) s, answered (\d+), half within (\d+) us, 99 % within (\d+) us", output
+        )
+        if told is None or int(told[3]) == 0:
+            raise ValueError(f"pace_queries got no answer: {output!r}")
+        sent, answered = int(told[1]), int(told[3])
+        return cls(answered, 1 - answered / sent, sent / float(told[2]), float(told[4]), float(told[5]))
 
 
 @dataclass(frozen=True)

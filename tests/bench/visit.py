@@ -105,7 +105,11 @@ def bind(pid: int, processor: int) -> None:
 
 @contextmanager
 def visiting(
-    side: Side, settings: Settings, kind: str | None = None, more_files: Mapping[str, bytes] | None = None
+    side: Side,
+    settings: Settings,
+    kind: str | None = None,
+    more_files: Mapping[str, bytes] | None = None,
+    mac: str | None = None,
 ) -> Iterator[Visit]:
     """Boots the guest behind that helper, of the chosen kind or another, with an IPv4 address by DHCP."""
     name, kind = f"bench-{side.name}", kind or settings.guest
@@ -113,7 +117,7 @@ def visiting(
         helper = Helper(name, command=side.command_for(kind))
         ends.callback(helper.close)
         helper.wait_ready()
-        guest = Guest.boot(name, kind, helper.socket, MEMORY_MB, more_programs=CLIENTS, more_files=more_files)
+        guest = Guest.boot(name, kind, helper.socket, MEMORY_MB, mac, more_programs=CLIENTS, more_files=more_files)
         ends.callback(guest.kill)
         if settings.processor is not None:
             bind(guest.pid, settings.processor)

@@ -18,8 +18,10 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from socket import SOCK_STREAM
 
 import process_tree
+from free_ports import free_ports
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOGS = ROOT / "build" / "guest-logs"
@@ -39,8 +41,14 @@ def default_command() -> str:
 def command_line(command: str, socket: Path, options: str, link: str = "--vhost-user") -> list[str]:
     """A command that says {socket} somewhere is whole; any other gets what every caller adds, and the options."""
     if "{socket}" in command:
-        return [word.replace("{socket}", str(socket)) for word in shlex.split(command)]
+        return filled(shlex.split(command), socket)
     return [*shlex.split(command), *link.split(), "-s", str(socket), "-f", *shlex.split(options)]
+
+
+def filled(words: Sequence[str], socket: Path) -> list[str]:
+    """With that path where they say {socket}, and a port that nobody has where they say {port}."""
+    port = str(free_ports(SOCK_STREAM, 1)[0]) if any("{port}" in word for word in words) else ""
+    return [word.replace("{socket}", str(socket)).replace("{port}", port) for word in words]
 
 
 def listens(socket: Path, pid: int | str = "self") -> bool:

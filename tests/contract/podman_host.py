@@ -2,9 +2,7 @@
 """A host with rootless Podman whose pasta is this tree's, installed as contrib/podman/README.md says.
 
 Called by the tests with podman, and by the benchmark. Adversary: nobody. Podman is that of a newer distribution's root
-(LOCKGATE_PEER_ROOT, and LOCKGATE_PEER_RUN, which runs its arguments there). The host has process, mount and network
-namespaces of its own: all that runs there ends with its first process, and of the root itself nothing changes, because
-what is written lies in folders of ours that hide its own.
+(LOCKGATE_PEER_ROOT, and LOCKGATE_PEER_RUN, which runs its arguments there).
 """
 
 from __future__ import annotations
@@ -23,16 +21,14 @@ from pathlib import Path
 
 import pytest
 from namespace_sockets import NamespaceSockets
-from running import ended, name, status, tree
+from rootless_host import LOOPBACK, USER, RootlessHost
 
 TREE = Path(__file__).parents[2]
 PACKAGE = ("plugin", "core", "packaging", "pyproject.toml", "LICENSE", "README.md")
 ADDRESSES, FAR = {4: "10.77.0.2", 6: "fd77::2"}, {4: "10.77.0.1", 6: "fd77::1"}
 IMAGE = "localhost/busybox"
-PODMAN_PATIENCE = 120  # seconds: it starts a dozen processes for each command
 INSTALL_PATIENCE = 400  # the data path is compiled
 SIZE = 10_000_000
-USER = 1000
 # What the root must have, as a test of the shell, and the package that it is in.
 NEEDS = {
     "command -v podman": "podman",
@@ -46,25 +42,12 @@ NEEDS = {
 }
 NETWORK = f"""
 mount -t tmpfs -o mode=755 none /run; mkdir -p /run/netns
-ip link set lo up; ip netns add far; ip link add up0 type veth peer name up1 netns far
+{LOOPBACK}
+ip netns add far; ip link add up0 type veth peer name up1 netns far
 ip -n far link set lo up; ip -n far link set up1 up; ip link set up0 up
 ip -n far address add {FAR[4]}/24 dev up1; ip -n far address add {FAR[6]}/64 dev up1 nodad
 ip address add {ADDRESSES[4]}/24 dev up0; ip address add {ADDRESSES[6]}/64 dev up0 nodad
 ip route add default via {FAR[4]}; ip -6 route add default via {FAR[6]}
-echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range  # as systemd sets it
-exec "$@"
-"""
-# In the root. A user of ours, who may have the ids of a container; /opt and /run are ours too.
-BEGIN = f"""
-mount --make-rshared /
-mount -t tmpfs -o mode=755 none /run; mkdir -p /run/user/{USER}; chown {USER}:{USER} /run/user/{USER}
-mount --bind "$0/opt" /opt
-for file in passwd group subuid subgid; do cp /etc/$file /run/$file; mount --bind /run/$file /etc/$file; done
-sed -i '/^[^:]*:[^:]*:{USER}:/d' /run/passwd /run/group
-echo "tester:x:{USER}:{USER}::$0/home:/bin/sh" >>/etc/passwd; echo "tester:x:{USER}:" >>/etc/group
-echo tester:100000:65536 | tee /etc/subuid >/etc/subgid
-echo nameserver {FAR[4]} >/run/resolv.conf; mount --bind /run/resolv.conf /etc/resolv.conf
-echo; cat; :  # a shell, which reaps what is left to it
 """
 INSTALL = """
 python3 -m venv --system-site-packages /opt/lockgate
@@ -88,42 +71,19 @@ events_logger = "file"
 [containers]
 cgroups = "disabled"
 """
-OWN_NAMESPACES = "unshare --mount --net --pid --fork --kill-child --mount-proc --propagation=private".split()
-AS_USER = ("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups")
 
 
-class PodmanHost:
-    """`sockets` are the host's, `far` those of its gateway."""
+class PodmanHost(RootlessHost):
+    """`far` are the sockets of its gateway."""
 
     def __init__(self, folder: Path, run: list[str]) -> None:
-        self.folder, self.home = folder, folder / "home"
-        for part in ("opt", "home"):
-            (folder / part).mkdir()
-        begin = (*OWN_NAMESPACES, "sh", "-euc", NETWORK, "sh", *run, "sh", "-euc", BEGIN, str(folder))
-        self.process = subprocess.Popen(begin, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None and self.process.stdout.readline(), "the host does not start"
-        self.pid = tree(self.process.pid)[1]
-        self.prefix = ("nsenter", "--mount", "--net", "--pid", "--target", str(self.pid))
-        self.sockets = NamespaceSockets(("nsenter", "--net", "--target", str(self.pid)))
+        super().__init__(folder, run, NETWORK, FAR[4])
         # Its name is in the mount namespace before the root was entered, where the first process' parent stays.
         self.far = NamespaceSockets(("nsenter", f"--net=/proc/{self.process.pid}/root/run/netns/far"))
 
     def sockets_of(self, path: str) -> tuple[str, str]:
         """What runs a command of this machine in a network of the host's, by its path there."""
         return "nsenter", f"--net=/proc/{self.pid}/root{path}"
-
-    def does(self, *words: str, patience: int = PODMAN_PATIENCE, may_warn: bool = False) -> str:
-        """Its standard output. A warning is a failure, as in Podman's own tests."""
-        done = subprocess.run([*self.prefix, *words], timeout=patience, capture_output=True, text=True)
-        warned = "level=" in done.stderr and not may_warn
-        assert done.returncode == 0 and not warned, f"{words}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def podman(self, *words: str, environment: tuple[str, ...] = ()) -> str:
-        """As the user."""
-        own = (f"HOME={self.home}", f"XDG_RUNTIME_DIR=/run/user/{USER}", "STORAGE_DRIVER=vfs")
-        where = (f"--chdir={self.home}", *own, *environment)
-        return self.does(*AS_USER, "env", *where, "podman", *words)
 
     def install(self) -> None:
         for part in PACKAGE:
@@ -144,10 +104,6 @@ class PodmanHost:
         self.does("tar", "-C", f"{self.home}/bb", "-cf", f"{self.home}/bb.tar", ".")
         self.podman("import", f"{self.home}/bb.tar", IMAGE)
 
-    def pid_here(self, pid: int) -> int:
-        """Of a process that Podman knows by that number."""
-        return next(here for here in tree(self.pid) if status(here)["NSpid"].split()[-1] == str(pid))
-
     @contextmanager
     def container(self, *options: str, command: str = "exec sleep 1000") -> Iterator[Container]:
         """One that lives until the end of the block."""
@@ -159,31 +115,14 @@ class PodmanHost:
 
     def helpers(self) -> list[int]:
         """All processes of each pasta that is there."""
-        found = []
-        for pid in tree(self.pid):
-            try:
-                if name(pid).startswith("pasta") and not status(pid)["State"].startswith("Z"):
-                    found.append(pid)
-            except (FileNotFoundError, ProcessLookupError):
-                pass  # ended meanwhile
-        return found
+        return self.named("pasta")
 
     def awaits_no_helper(self) -> None:
-        """Those that are there are about to end, and no other comes."""
-        for pid in self.helpers():
-            try:
-                pidfd = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            assert ended(pidfd)
-            os.close(pidfd)
-        assert not self.helpers()
+        self.awaits_no("pasta")
 
     def close(self) -> None:
-        for sockets in (self.sockets, self.far):
-            sockets.close()
-        self.process.kill()
-        self.process.communicate()
+        self.far.close()
+        super().close()
 
 
 class Container:

@@ -18,8 +18,9 @@ from contextlib import ExitStack
 
 import pytest
 from namespace_sockets import NamespaceSockets
-from podman_host import ADDRESSES, AS_USER, FAR, IMAGE, USER, Container, PodmanHost, exchange
+from podman_host import ADDRESSES, FAR, IMAGE, Container, PodmanHost, exchange
 from podman_traffic import ANY, DATAGRAM, HOST, RESOLVER, STREAM, asks, each_version, looks_up
+from rootless_host import AS_USER, USER
 from running import PATIENCE, name
 
 SHARED = f"/run/user/{USER}/containers/networks/rootless-netns"

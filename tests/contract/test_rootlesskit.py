@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from namespace_sockets import NamespaceSockets
-from podman_host import ADDRESSES, AS_USER, FAR, USER, PodmanHost, exchange
+from podman_host import ADDRESSES, FAR, PodmanHost, exchange
 from podman_traffic import DATAGRAM, STREAM, asks
 from resolver import ANSWER, NAME, answer
+from rootless_host import AS_USER, USER
 
 TRIES = 1000  # of a few milliseconds each
 PASTA = "/opt/lockgate/bin/pasta"

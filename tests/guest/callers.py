@@ -20,7 +20,7 @@ import machine
 import resolver
 from image import MissingIngredient
 from network import ADDRESS, GATEWAY, PREFIX
-from peer_command import folder_with_passt
+from peer_command import folder_with_commands
 
 NOBODY = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
 ALL_DIE_TOGETHER = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -54,7 +54,7 @@ def qemu(folder: Path, forwards: Forwards, vhost_user: bool = False) -> machine.
     netdev = {
         "type": "passt",
         "id": "net",
-        "path": str(folder_with_passt() / "passt"),
+        "path": str(folder_with_commands() / "passt"),
         "vhost-user": vhost_user,
         "address": ADDRESS[4],
         "netmask": str(PREFIX[4]),
@@ -135,7 +135,7 @@ def libvirt(folder: Path, forwards: Forwards, kind: str = "user") -> machine.Mac
             name=DOMAIN, memory=boot.memory_mb, emulator=machine.QEMU, interface=interface, **places
         )
         (folder / "domain.xml").write_text(text)
-        own = {"HOME": folder, "PATH": f"{folder_with_passt()}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        own = {"HOME": folder, "PATH": f"{folder_with_commands()}:/usr/sbin:/usr/bin:/sbin:/bin"}
         own |= {f"XDG_{name}": folder / name for name in ("RUNTIME_DIR", "CONFIG_HOME", "CACHE_HOME", "DATA_HOME")}
         return [*NOBODY, "env", *(f"{name}={value}" for name, value in own.items()), "sh", "-c", SESSION]
 

@@ -26,7 +26,7 @@ OUTPUT = ROOT / "build" / "guest"
 PROGRAMS = {"curl": "curl", "ethtool": "ethtool", "iperf3": "iperf3"}  # by name, with Debian's package
 DIGEST_LENGTH = 16
 # From the .c files beside this one.
-C_PROGRAMS = ("client", "await_address", "hold_connections", "echo_datagrams", "pace_datagrams")
+C_PROGRAMS = ("client", "await_address", "hold_connections", "echo_datagrams", "pace_datagrams", "pace_queries")
 SCRIPTS = {"init": "init.sh", "bin/network-up": "network-up.sh", "bin/lease": "lease.sh"}
 
 # In load order; those that a kernel has built in are not found and left out.
@@ -56,7 +56,8 @@ def program_path(name: str, package: str) -> Path:
     return Path(found)
 
 
-def _libraries(program: Path) -> set[Path]:
+def libraries(program: Path) -> set[Path]:
+    """What it is linked with, the dynamic linker among them."""
     listing = subprocess.run(["ldd", str(program)], check=True, capture_output=True, text=True).stdout
     return {Path(word) for word in re.findall(r"(/\S+) \(0x", listing)}
 
@@ -89,7 +90,7 @@ def _ingredients(modules: Path, programs: Mapping[str, str], wanted: tuple[str, 
     for name, package in programs.items():
         path = program_path(name, package)
         files[f"usr/bin/{name}"] = path.read_bytes()
-        files.update((str(library).lstrip("/"), library.read_bytes()) for library in _libraries(path))
+        files.update((str(library).lstrip("/"), library.read_bytes()) for library in libraries(path))
     for target, source in SCRIPTS.items():
         files[target] = (HERE / source).read_bytes()
     loaded = [(name, content) for name in (*MODULES, *wanted) if (content := _module(modules, name)) is not None]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # /init of the guest: mounts what a program expects, loads the modules, then runs commands that come over a second serial
-# line (kernel argument channel=ttyS0). Started by the kernel. Adversary: nobody; it stands in for a distribution.
+# line (kernel argument channel=ttyS0), or becomes another program (then=/path). Started by the kernel. Adversary: nobody; it stands in for a distribution.
 #
 # The channel: the host sends "NUMBER BASE64-OF-A-SHELL-COMMAND\n" and gets "@@NUMBER STATUS BYTES\n" and then exactly that
 # many bytes of its output. The console is another line, so that a kernel message can never be taken for an answer.
@@ -16,6 +16,7 @@ for module in /modules/*.ko; do
     insmod "$module" || echo "init: $module was not loaded"
 done
 ip link set lo up
+[ -z "$then" ] || exec "$then"
 
 stty -F "/dev/$channel" raw -echo
 exec 3<>"/dev/$channel"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our `passt` for another root file system, whose Python is not the one that it was built for.
+"""Our commands for another root file system, whose Python is not the one that it was built for.
 
-Called by callers.py. Adversary: nobody.
-Invariants: a folder under build/ with the command, a copy of the interpreter beside it (the launcher takes that one),
-its standard library, and our packages; nothing is installed in the other root. The interpreter needs only the C library
-and zlib there.
+Called by callers.py, and by the tests with podman machine. Adversary: nobody.
+Invariants: a folder under build/ with the commands, a copy of the interpreter beside it (their launcher takes that
+one), its standard library, and our packages; nothing is installed in the other root. The interpreter needs only the C
+library and zlib there.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from pathlib import Path
 from image import ROOT
 
 PLACE = ROOT / "build" / "peer-python"
+COMMANDS = ("passt", "gvproxy")
 NOT_NEEDED = (
     *("test", "tests", "dist-packages", "site-packages"),
     *("idlelib", "tkinter", "ensurepip", "config-*", "lib2to3"),
 )
 
 
-def folder_with_passt() -> Path:
+def folder_with_commands() -> Path:
     """The folder to put first in PATH there; made again for each run, since what it copies may be newer."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     library = PLACE / "lib" / version
@@ -34,5 +35,6 @@ def folder_with_passt() -> Path:
             (library / name).symlink_to(ROOT / ".venv" / "lib" / version / "site-packages")
     programs.mkdir(exist_ok=True)
     shutil.copy2(Path(sys.executable).resolve(), programs / "python3")
-    shutil.copy2(ROOT / ".venv" / "bin" / "passt", programs / "passt")
+    for name in COMMANDS:
+        shutil.copy2(ROOT / ".venv" / "bin" / name, programs / name)
     return programs

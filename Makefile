@@ -19,9 +19,9 @@ APT_GUEST_qemu := qemu-system-x86
 APT_GUEST_pasta := iproute2 nftables
 APT_GUEST := busybox-static curl ethtool iperf3 $(APT_GUEST_$(GUEST))
 APT_BENCH := sockperf wrk aria2 linux-perf openssl qemu-system-x86
-APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl dhcpcd-base ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 isc-dhcp-client openssl strace tshark
+APT_TEST := aria2 clang libclang-rt-14-dev busybox-static curl dhcpcd-base ethtool iperf3 $(APT_GUEST_uml) $(APT_GUEST_qemu) iproute2 isc-dhcp-client openssh-client openssh-server openssl podman qemu-utils socat strace tshark
 
-BUILD_DEPENDENCIES := 'setuptools>=66' wheel 'cffi>=1.15' 'PyYAML>=6.0' 'structlog>=22.3' 'h11>=0.14'
+BUILD_DEPENDENCIES := 'setuptools>=66' wheel 'cffi>=1.15' 'PyYAML>=6.0' 'structlog>=22.3' 'h11>=0.14' 'dnspython>=2.3'
 SOURCES := pyproject.toml LICENSE README.md $(shell find plugin core packaging -name '*.py' -o -name '*.[ch]')
 C_FILES := $(shell find core packaging tests -name '*.[ch]')
 PYTHON_FOLDERS := plugin core packaging tests
@@ -41,6 +41,7 @@ help:
 	@echo 'make test              everything that is checked: style, types, unit, script and guest tests'
 	@echo 'make bench             lockgate beside passt, in turn, behind a real guest (3 hours; less: ONLY="ready udp" PAIRS=5)'
 	@echo 'make bench GUEST=pasta   pasta beside another pasta, with a network namespace for a container; GUEST=podman: podman run'
+	@echo 'make bench GUEST=gvproxy gvproxy beside another gvproxy, or a passt (PEER=), behind a machine as of podman machine'
 	@echo 'make venv              lockgate and its commands in .venv/bin'
 	@echo 'make lint|unit|guest|all-but-guest   parts of the test;  make format, make clean'
 
@@ -110,7 +111,7 @@ lint: .venv/test-tools build/source
 	@$(CHECK)/lizard -w -l python -L $(FUNCTION_LINES) -C 1000 $(PYTHON_FOLDERS)  # ruff counts their branches
 	@wc -l $(C_FILES) $$(find $(PYTHON_FOLDERS) -name '*.py') | \
 		awk '$$2 != "total" && $$1 > $(FILE_LINES) { print $$2 ": " $$1 " lines, at most $(FILE_LINES)"; bad = 1 } END { exit bad }'
-	@twice=$$(basename -a tests/*/test_*.py | sort | uniq -d); test -z "$$twice" || { echo "$$twice: pytest takes one file of a name"; exit 1; }
+	@twice=$$(basename -a tests/*/*.py | grep -v ^conftest | sort | uniq -d); test -z "$$twice" || { echo "$$twice: Python takes one file of a name"; exit 1; }
 	@! grep -rnP '\bsleep *\((?!0\))' --include='*.py' --include='*.c' tests || { echo 'tests wait for events, they do not sleep'; exit 1; }
 	@echo 'lint: style, types, formats and limits are as they should be'
 

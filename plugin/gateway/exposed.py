@@ -183,7 +183,7 @@ class Exposed:
         if place.scheme == "ssh-tunnel":
             ssh = _ssh_remote(place)
             return lambda listener: self._open_ssh_tunnel(listener, ssh)
-        if place.scheme != "tcp":
+        if place.scheme != "tcp":  # nor does gvproxy, whose words these are, take any other
             raise ExposeError(f"remote protocol for unix forwarder is not implemented: {place.scheme}")
         where, port = parse_remote(place.host)
         return JoinedClients(local, remote, lambda: self._dial(where, port), self._emit).serve

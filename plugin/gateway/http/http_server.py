@@ -44,7 +44,7 @@ _REASONS = {
     413: b"Request Entity Too Large",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
-    501: b"Not Implemented",
+    501: b"Not Implemented",  # what h11 asks for where a client's transfer coding is none that it knows
     503: b"Service Unavailable",
 }
 

@@ -313,18 +313,33 @@ static unsigned one_way_frames(uint64_t frames, uint64_t bytes)
     return allowed > 1 ? (unsigned)allowed : 0;
 }
 
+static uint64_t with_step(uint64_t sum, uint64_t step)
+{
+    return sum - sum / ONE_WAY_STEPS + step * ONE_WAY_STEPS;
+}
+
+static bool is_stream(const struct one_way *late)
+{
+    return late->steps == ONE_WAY_STEPS && late->late_ns <= late->late_datagrams * ONE_WAY_GAP_NS &&
+           late->late_bytes * ONE_WAY_WAKE_NS < late->late_ns * ONE_WAY_WAKE_BYTES;
+}
+
 /* After a step that took so many frames: whether more of the same is to be expected, see ONE_WAY_STEPS. */
 static void see_one_way(struct engine *engine, uint64_t frames, uint64_t bytes)
 {
     struct one_way *last = &engine->one_way, now = {.last_ns = engine->now_ns,
                                                     .datagrams = engine->counters[C_datagrams_from_guest],
                                                     .frames_to_guest = engine->counters[C_frames_to_guest]};
-    uint64_t sent = now.datagrams - last->datagrams;
+    uint64_t sent = now.datagrams - last->datagrams, passed_ns = now.last_ns - last->last_ns;
 
-    if (sent && now.frames_to_guest == last->frames_to_guest && now.last_ns - last->last_ns <= sent * ONE_WAY_GAP_NS)
+    if (sent && now.frames_to_guest == last->frames_to_guest && passed_ns <= ONE_WAY_PAUSE_NS) {
         now.steps = last->steps < ONE_WAY_STEPS ? last->steps + 1 : ONE_WAY_STEPS;
+        now.late_ns = with_step(last->late_ns, passed_ns);
+        now.late_datagrams = with_step(last->late_datagrams, sent);
+        now.late_bytes = with_step(last->late_bytes, bytes);
+    }
     *last = now;
-    engine->link->expected = now.steps == ONE_WAY_STEPS ? one_way_frames(frames, bytes) : 0;
+    engine->link->expected = is_stream(last) ? one_way_frames(frames, bytes) : 0;
 }
 
 bool engine_from_guest(struct engine *engine)

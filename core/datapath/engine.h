@@ -20,14 +20,19 @@ enum engine_limits {
     ENGINE_LISTENER_FIRST = 1 << 16, /* what epoll carries for the first listener; below it are the loop's own */
     BATCHES_PER_STEP = 8,            /* then the sockets have their turn */
     UNREACHABLE_SLOTS = 64,
-    /* A guest sends datagrams one way, each with a kick: after so many in a row, each within so long of the one before, it
-     * is to kick after so many. Linux' drivers for real cards put off their interrupts for as long. Nobody waits for an
-     * answer to one: an answer ends it. Nor after more bytes than these: a socket of a Linux guest has 208 KiB for what is
-     * on its way, in which a datagram of 8000 bytes takes 17 000; a guest whose socket is full cannot kick. */
+    /* A guest sends datagrams one way, each with a kick: after so many steps in a row, with so little time from one datagram
+     * to the next on average, it is to kick after so many. Linux' drivers for real cards put off their interrupts for as
+     * long. Nobody waits for an answer to one: an answer ends it, and so does a pause. Nor after more bytes than these: a
+     * socket of a Linux guest has 208 KiB for what is on its way, in which a datagram of 8000 bytes takes 17 000; a guest
+     * whose socket is full cannot kick. And not where as much as this comes while we wake up: there they gather by
+     * themselves, and what we would wait for keeps the guest from going on while we send (a sixth of the rate). */
     ONE_WAY_STEPS = 16,
     ONE_WAY_GAP_NS = 250000,
+    ONE_WAY_PAUSE_NS = ONE_WAY_STEPS * ONE_WAY_GAP_NS,
     ONE_WAY_FRAMES = 16,
     ONE_WAY_BYTES = 64 << 10,
+    ONE_WAY_WAKE_NS = 50000,
+    ONE_WAY_WAKE_BYTES = 16 << 10,
     ICMP_PER_SECOND = 100, /* errors that we send to the guest (RFC 4443, 2.4 (f)) */
 };
 
@@ -55,7 +60,8 @@ struct event_sink {
 struct one_way {
     unsigned steps;
     uint64_t last_ns;
-    uint64_t datagrams, frames_to_guest; /* the counters then */
+    uint64_t datagrams, frames_to_guest;          /* the counters then */
+    uint64_t late_ns, late_datagrams, late_bytes; /* of late: each step counts for a sixteenth less than the next */
 };
 
 struct engine {

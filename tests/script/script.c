@@ -195,6 +195,11 @@ void script_set_time(uint64_t ms)
     fake_clock_set(ms * 1000000);
 }
 
+void script_pass(uint64_t ns)
+{
+    fake_clock_set(sys_monotonic_ns() + ns);
+}
+
 static int step(void)
 {
     struct epoll_event events[EVENTS_PER_WAIT];

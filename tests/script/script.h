@@ -31,6 +31,7 @@ const char *script_fault(void);                           /* empty: none */
 uint64_t script_now_ms(void);
 uint64_t script_next_ms(void); /* when the engine wants to be called again; UINT64_MAX never */
 void script_set_time(uint64_t ms);
+void script_pass(uint64_t ns);         /* what is finer than a timer */
 int script_step(void);                 /* 1: something was done, 0: nothing was to be done */
 int script_settle(unsigned steps_max); /* until nothing is to be done. Steps, or -1: it never rests */
 

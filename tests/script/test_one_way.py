@@ -16,10 +16,11 @@ def fresh_talk(world: World, family: int) -> Datagrams:
     return Datagrams(world, family)
 
 
-def stream(talk: Datagrams, steps: int) -> None:
-    """So many datagrams, each in a batch of its own, within a millisecond of each other."""
+def stream(talk: Datagrams, steps: int, size: int = 1000, gap_us: int = 40) -> None:
+    """So many datagrams, each in a batch of its own, that come as fast as 200 Mbit/s or as is said."""
     for _ in range(steps):
-        talk.sends(b"x" * 1000)
+        lib.script_pass(gap_us * 1000)
+        talk.sends(b"x" * size)
 
 
 def test_a_stream_of_datagrams_is_expected_to_go_on(talk: Datagrams) -> None:
@@ -32,8 +33,7 @@ def test_a_stream_of_datagrams_is_expected_to_go_on(talk: Datagrams) -> None:
 @pytest.mark.parametrize(("size", "frames"), [(1000, 16), (8000, 8), (30000, 2), (50000, 0)])
 def test_large_datagrams_are_expected_in_small_numbers(talk: Datagrams, size: int, frames: int) -> None:
     """Once 12 of 8000 bytes filled the guest's socket, so that it slept until the helper looked by itself."""
-    for _ in range(STEPS + 1):
-        talk.sends(b"x" * size)
+    stream(talk, STEPS + 1, size, 200)
     assert lib.script_expected() == frames
 
 
@@ -52,16 +52,42 @@ def test_questions_and_answers_in_turn_are_no_stream(talk: Datagrams) -> None:
         assert lib.script_expected() == 0
 
 
-@pytest.mark.parametrize(("pause", "in_one_look"), [(0.001, 1), (0.002, 4)])
-def test_a_slow_stream_is_served_one_by_one(talk: Datagrams, world: World, pause: float, in_one_look: int) -> None:
+def test_a_slow_stream_is_served_one_by_one(talk: Datagrams) -> None:
+    stream(talk, 3 * STEPS, gap_us=300)
+    assert lib.script_expected() == 0
+
+
+def test_a_stream_that_has_become_slow_is_served_one_by_one(talk: Datagrams) -> None:
     stream(talk, STEPS + 1)
-    world.advance(pause)
-    talk.sends(*[b"x"] * in_one_look)
+    stream(talk, STEPS, gap_us=1000)
+    assert lib.script_expected() == 0
+
+
+@pytest.mark.parametrize("pause_us", [4100, 3600 * 1000 * 1000])
+def test_a_pause_ends_it(talk: Datagrams, pause_us: int) -> None:
+    stream(talk, STEPS + 1)
+    stream(talk, 1, gap_us=pause_us)
+    assert lib.script_expected() == 0
+
+
+def test_bursts_are_a_stream_by_their_average(talk: Datagrams) -> None:
+    """A sender at a pace has six in a millisecond: the first wakes the helper, the others come with the next look."""
+    for _ in range(STEPS):
+        stream(talk, 1, gap_us=900)
+        lib.script_pass(100_000)
+        talk.sends(*[b"x" * 1000] * 5)
+    assert lib.script_expected() == FRAMES
+
+
+@pytest.mark.parametrize(("size", "gap_us"), [(8000, 20), (1000, 2)])
+def test_what_comes_faster_than_a_helper_wakes_up_is_not_waited_for(talk: Datagrams, size: int, gap_us: int) -> None:
+    """Its datagrams gather by themselves; the guest went on only when those that the helper had waited for were out."""
+    stream(talk, 3 * STEPS, size, gap_us)
     assert lib.script_expected() == 0
 
 
 def test_a_look_that_finds_enough_goes_on_expecting(talk: Datagrams, world: World) -> None:
     stream(talk, STEPS + 1)
     world.advance(0.001)
-    talk.sends(*[b"x"] * 4)
+    talk.sends(*[b"x" * 1000] * 4)
     assert lib.script_expected() == FRAMES

@@ -103,10 +103,11 @@ enum tcp_limits {
     TCP_ACK_DELAY_MS = 2,
 
     /* In the middle of a long transfer an ACK for so many bytes: for each frame it costs the guest more than us. Not in the
-     * first bytes, while the guest's congestion window is small; nor for a long while after an ACK that went because it had
-     * waited as long as it may: the guest has a small buffer, or is emulated, and then has nothing to do until it hears of
-     * us. Waiting for 5 ms instead cost such a guest a sixth of its rate. */
+     * first bytes, while the guest's congestion window is small. Where an ACK went because it had waited as long as it may,
+     * the guest is slow, and fewer bytes do; where it happens again, its buffer is small, and it has nothing to do until it
+     * hears of us: then each frame's, for a long while. Waiting for 5 ms instead cost such a guest a sixth of its rate. */
     TCP_ACK_BULK = 96 << 10,
+    TCP_ACK_BULK_SLOW = 24 << 10,
     TCP_ACK_BULK_FROM = 1 << 20,
     TCP_ACK_BULK_AGAIN = 64 << 20,
 
@@ -193,6 +194,7 @@ struct tcp {
     bool syn_ack_due : 1;
     bool keepalive : 1; /* the guest asks for life now and then: so does our socket */
     bool ack_due : 1;
+    bool bulk_slow : 1;      /* an ACK of a long transfer waited in vain for as many bytes as others have */
     bool slow_answers : 1;   /* the last ACK waited for an answer in vain */
     bool reset_due : 1;      /* and the guest's RST waits for room */
     bool probe_due : 1;      /* the guest's window is closed and its time to be asked has come */

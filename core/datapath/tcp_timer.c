@@ -147,16 +147,26 @@ static void idle_fired(struct engine *engine, struct flow *flow)
     flow_touch(engine, flow);
 }
 
+/* No answer: the ACK goes by itself, as will those to come. */
+static void ack_waited(struct flow *flow)
+{
+    struct tcp *tcp = &flow->tcp;
+    bool bulk = flow->bytes_from_guest >= tcp->bulk_from;
+
+    tcp->slow_answers = tcp->ack_due = true;
+    if (!bulk || tcp->bulk_slow)
+        tcp->bulk_from = flow->bytes_from_guest + TCP_ACK_BULK_AGAIN;
+    tcp->bulk_slow = bulk && !tcp->bulk_slow;
+}
+
 void tcp_timer_fired(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
     unsigned syns = engine->view.flags & LG_VIEW_VIRTUAL ? TCP_SYN_RETRIES_VIRTUAL : TCP_SYN_RETRIES_MAX;
     unsigned max = tcp->to_guest == HALF_SYN ? syns : TCP_RETRIES_MAX;
 
-    if (tcp->ack_due_ms &&
-        engine->now_ms >= tcp->ack_due_ms) { /* no answer: it goes by itself, as will those to come */
-        tcp->slow_answers = tcp->ack_due = true;
-        tcp->bulk_from = flow->bytes_from_guest + TCP_ACK_BULK_AGAIN;
+    if (tcp->ack_due_ms && engine->now_ms >= tcp->ack_due_ms) {
+        ack_waited(flow);
         flow_touch(engine, flow);
         return;
     }

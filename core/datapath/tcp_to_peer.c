@@ -141,9 +141,9 @@ uint16_t tcp_advertise(struct flow *flow)
 /* How many bytes of a long transfer's are acknowledged at once: a quarter of the window, if that is less. */
 static uint32_t bulk_step(const struct tcp *tcp)
 {
-    uint32_t quarter = tcp->rcv_window_max / 4;
+    uint32_t quarter = tcp->rcv_window_max / 4, most = tcp->bulk_slow ? TCP_ACK_BULK_SLOW : TCP_ACK_BULK;
 
-    return quarter < TCP_ACK_BULK ? quarter : TCP_ACK_BULK;
+    return quarter < most ? quarter : most;
 }
 
 /* RFC 9293, 3.8.6.3; RFC 5681, 4.2: the ACK of a full segment goes at once, that of a small one may wait for the answer. */

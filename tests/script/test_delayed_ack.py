@@ -105,10 +105,10 @@ def test_a_retransmission_timer_runs_on_while_an_ack_waits(conversation: Convers
     """)
 
 
-def sent(conversation: Conversation, first: int, end: int) -> None:
+def sent(conversation: Conversation, first: int, end: int, size: int = 40000) -> None:
     """By the guest, and taken by the peer: super-segments that are acknowledged one by one."""
-    for at in range(first, end, 40000):
-        conversation(f"+0 < . {at}:{at + 40000}(40000) ack 1\n+0 > . 1:1(0) ack {at + 40000}\n+0 peer takes all")
+    for at in range(first, end, size):
+        conversation(f"+0 < . {at}:{at + size}({size}) ack 1\n+0 > . 1:1(0) ack {at + size}\n+0 peer takes all")
 
 
 def test_in_a_long_transfer_several_super_segments_have_one_ack(conversation: Conversation) -> None:
@@ -128,13 +128,36 @@ def test_in_a_long_transfer_several_super_segments_have_one_ack(conversation: Co
     """)
 
 
-def test_a_guest_that_waits_for_its_ack_has_each_one_for_a_long_while(conversation: Conversation) -> None:
-    """Its buffer may hold no more: it has lost 2 ms, and not again soon."""
+def slow_guest(conversation: Conversation) -> None:
+    """Whose ACK has waited as long as it may, once, in the middle of a long transfer."""
     conversation.opened("mss 1460,wscale 7")
     sent(conversation, 1, 1_040_001)
     conversation("""
-        +0     < . 1040001:1080001(40000) ack 1
+        +0     < . 1040001:1050001(10000) ack 1
         +0     peer takes all
-        +0.002 > . 1:1(0) ack 1080001
+        +0.002 > . 1:1(0) ack 1050001
     """)
-    sent(conversation, 1_080_001, 3_080_001)
+
+
+def test_a_slow_guest_has_an_ack_for_fewer_bytes(conversation: Conversation) -> None:
+    slow_guest(conversation)
+    conversation("""
+        +0     < . 1050001:1060001(10000) ack 1
+        +0     < . 1060001:1070001(10000) ack 1
+        +0     peer takes all
+        +0     > nothing
+        +0     < . 1070001:1080001(10000) ack 1
+        +0     > . 1:1(0) ack 1080001
+        +0     peer takes all
+    """)
+
+
+def test_a_guest_that_waits_for_its_ack_has_each_one_for_a_long_while(conversation: Conversation) -> None:
+    """Its buffer may hold no more: it has lost 2 ms twice, and not again soon."""
+    slow_guest(conversation)
+    conversation("""
+        +0     < . 1050001:1060001(10000) ack 1
+        +0     peer takes all
+        +0.002 > . 1:1(0) ack 1060001
+    """)
+    sent(conversation, 1_060_001, 2_060_001, 10000)

@@ -36,6 +36,7 @@ HOST, HOST_AS_SEEN = "192.0.2.2", "169.254.1.2"
 BRIDGED, BRIDGE = "10.89.0.2", "10.89.0.1"
 LOOPBACK, ANYWHERE = "127.0.0.1", "0.0.0.0"
 BRIDGE_MTU = 1500
+SETTLE_SECONDS = 3.0
 # What Podman says besides the ports, and where; see PODMAN_PORTS for those.
 PODMAN = ("--dns-forward", "169.254.1.1", "--no-map-gw", "--quiet", "--map-guest-addr", HOST_AS_SEEN)
 PODMAN_PORTS = {"-t": "none", "-u": "none", "-T": "none", "-U": "none"}  # unless it has some
@@ -142,6 +143,11 @@ class Helper:
         """Lets time pass, and fails if it ends meanwhile."""
         if self._ended(seconds):
             raise HelperFailed(f"{self._command} ended by itself")
+
+    def settle(self) -> None:
+        """Lets it do what is done once after a start, which is no cost of what is carried: our control comes a second
+        later."""
+        self.watch(SETTLE_SECONDS)
 
     def _ended(self, seconds: float) -> bool:
         watched = select.poll()

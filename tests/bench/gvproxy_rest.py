@@ -11,9 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import readiness
+from container import SETTLE_SECONDS
 from machine_visit import visiting
 from measure import Family, Measure, Settings, Side, Values
-from pasta_rest import MEGABYTE, SETTLE_SECONDS
+from pasta_rest import MEGABYTE
 
 PSS_LIMIT_MB = 30.0
 READY_AIM = 1.2

@@ -11,13 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import bench_statistics
+import process_cost
 import process_tree
 from container import container_of, hosting, start, visiting
 from measure import Family, Measure, Settings, Side, Values
 from visit import window
 
 PORTS = {"-t": "8080-8080:80-80"}
-SETTLE_SECONDS = 3.0  # what is done once after a start
 MEGABYTE = 1e6
 PSS_LIMIT_MB = 20.0
 STARTS = 20
@@ -34,11 +34,12 @@ def _bytes(pid: int, of: str) -> int:
 
 
 def rest_measures(settings: Settings) -> list[Measure]:
-    """Memory, and CPU in a silence."""
+    """Memory, the CPU that a start takes, and that of a silence."""
     silence = f"CPU in {settings.idle_seconds:g} s of silence"
     return [
         Measure("rest.pss", "Memory at rest", "PSS of all processes", "MB", limit=PSS_LIMIT_MB),
         Measure("rest.rss", "Memory at rest", "RSS of all processes", "MB"),
+        Measure("rest.start", "CPU of a start", "of the processes that stay", "ms", has_ratio=False),
         Measure("rest.cpu", silence, "no flow", "ms", has_ratio=False),
     ]
 
@@ -46,7 +47,8 @@ def rest_measures(settings: Settings) -> list[Measure]:
 def run_rest(side: Side, settings: Settings, values: Values) -> None:
     """One visit."""
     with visiting(side, PORTS) as visit:
-        visit.helper.watch(SETTLE_SECONDS)
+        visit.helper.settle()
+        values["rest.start"] = process_cost.run_seconds(visit.helper.pid) * 1e3
         values["rest.cpu"] = window(visit.helper, settings.idle_seconds).cpu_seconds * 1e3
         for key, of in {"rest.pss": "Pss", "rest.rss": "Rss"}.items():
             values[key] = _bytes(visit.helper.pid, of) / MEGABYTE

@@ -65,8 +65,9 @@ class Reach:
 
 @contextmanager
 def reaching(side: Side, way: Way) -> Iterator[Reach]:
-    """One visit."""
+    """One visit, once the helper has come to rest."""
     with visiting(side, way.ports) as visit:
+        visit.helper.settle()
         host, container = visit.host, visit.container
         at_host = [host.place(HOST, port) for port in PORTS]
         if way == BRIDGE:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One `passt` as a caller runs it, and the few vhost-user messages that a contract test needs.
+"""A helper as a caller runs it, `passt` above all, and the few vhost-user messages that a contract test needs.
 
 Called by the tests in this folder. Adversary: nobody.
 Invariants: everything is waited for by an event: READY through a PID file that is a FIFO, ends through pidfds, and
@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -103,7 +104,79 @@ class FrontEnd:
         self.sock.close()
 
 
-class Foreground:
+class Child:
+    """A process that a test starts: its end is told by a pidfd, and its standard error is read by lines."""
+
+    lines_max = sys.maxsize  # among which line_with() looks: fewer where lines come for ever
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.process = subprocess.Popen(
+            words,
+            cwd=folder,
+            stdin=stdin,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env={**os.environ, **(environment or {})},
+            pass_fds=pass_fds,
+        )
+        self._unread = b""
+        self._seen: deque[str] = deque(maxlen=40)  # the last lines, for whoever waits for another in vain
+        self.pidfd = os.pidfd_open(self.process.pid)
+
+    def named(self, wanted: str) -> list[int]:
+        """Those of its processes, by process id."""
+        return [pid for pid in tree(self.process.pid) if name(pid) == wanted]
+
+    def line(self) -> str:
+        """The next line of standard error."""
+        assert self.process.stderr is not None
+        waiting = select.poll()
+        waiting.register(self.process.stderr, select.POLLIN)
+        while b"\n" not in self._unread:
+            assert waiting.poll(PATIENCE * 1000), f"no line came after {list(self._seen)}"
+            piece = os.read(self.process.stderr.fileno(), 65536)
+            assert piece, f"no line is left after {list(self._seen)}"
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        self._seen.append(line.decode())
+        return self._seen[-1]
+
+    def line_with(self, words: str) -> str:
+        """The next line of standard error that has these words."""
+        for _ in range(self.lines_max):
+            if words in (line := self.line()):
+                return line
+        raise AssertionError(f"no {words!r} in {list(self._seen)}")
+
+    def errors(self) -> str:
+        """All that is left of standard error, once the process has ended."""
+        assert self.process.stderr is not None
+        return (self._unread + self.process.stderr.read()).decode()
+
+    def wait(self) -> int:
+        """The exit status; negative: the signal."""
+        assert ended(self.pidfd), "still running"
+        return self.process.wait()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            kill_all(tree(self.process.pid))
+        self.process.wait()
+        os.close(self.pidfd)
+        for pipe in (self.process.stdin, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+class Foreground(Child):
     """A helper started with -f; ready when the constructor returns."""
 
     def __init__(
@@ -122,17 +195,8 @@ class Foreground:
         os.mkfifo(fifo)
         reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
         link = ["-s", str(self.socket)] if link is None else link
-        self.process = subprocess.Popen(
-            [*prefix, command, *([] if stream else ["--vhost-user"]), "-f", "-P", str(fifo), *link, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, **(environment or {})},
-            pass_fds=pass_fds,
-        )
-        self._unread = b""
-        self.pidfd = os.pidfd_open(self.process.pid)
+        words = [*prefix, command, *([] if stream else ["--vhost-user"]), "-f", "-P", str(fifo), *link, *arguments]
+        super().__init__(words, environment, pass_fds=pass_fds)
         try:
             waiting = select.poll()
             waiting.register(reader, select.POLLIN)
@@ -148,46 +212,8 @@ class Foreground:
         """Process ids by name."""
         return {name(pid): pid for pid in tree(self.process.pid)[1:]}
 
-    def line(self) -> str:
-        """The next line of standard error; empty at its end."""
-        assert self.process.stderr is not None
-        waiting = select.poll()
-        waiting.register(self.process.stderr, select.POLLIN)
-        while b"\n" not in self._unread:
-            assert waiting.poll(PATIENCE * 1000), "no line came"
-            piece = os.read(self.process.stderr.fileno(), 65536)
-            if not piece:
-                break
-            self._unread += piece
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line.decode()
-
-    def line_with(self, word: str) -> str:
-        """The next line of standard error that has this word."""
-        while word not in (line := self.line()):
-            assert line, f"no line with {word!r} came"
-        return line
-
-    def errors(self) -> str:
-        """All that is left of standard error, once the helper has ended."""
-        assert self.process.stderr is not None
-        return (self._unread + self.process.stderr.read()).decode()
-
-    def wait(self) -> int:
-        """The exit status; negative: the signal."""
-        assert ended(self.pidfd), "still running"
-        return self.process.wait()
-
     def send(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            kill_all(tree(self.process.pid))
-        self.process.wait()
-        os.close(self.pidfd)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 def run(*arguments: str, prefix: Sequence[str] = (), **options: object) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ How an ssh is kept is in test_ssh_forwards.py; here the guest has no sshd, and t
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from monitor import Monitor
-from running import PATIENCE, ended, kill_all, name, status, tree
+from running import Child, ended, status
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import ARP, Ether
 
@@ -26,39 +25,15 @@ GATEWAY, GUEST = "192.168.127.1", "192.168.127.2"
 GATEWAY_MAC, GUEST_MAC = "5a:94:ef:e4:0c:dd", "5a:94:ef:e4:0c:ee"
 
 
-class Gvproxy:
+class Gvproxy(Child):
     """As podman machine starts it, but for a port of its own and its folder; ready when the constructor returns."""
+
+    lines_max = 40  # without sshd, there are two each second
 
     def __init__(self, folder: Path, *words: str) -> None:
         self.link = folder / "qemu.sock"
-        self.process = subprocess.Popen(
-            [GVPROXY, "-debug", "-ssh-port", "-1", "-listen-qemu", f"unix://{self.link}", *words],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "XDG_RUNTIME_DIR": str(folder / "run")},
-        )
-        self._unread = b""
-        self.pidfd = os.pidfd_open(self.process.pid)
-
-    def line_with(self, words: str) -> str:
-        """The next line that has these words."""
-        assert self.process.stderr is not None
-        waiting = select.poll()
-        waiting.register(self.process.stderr, select.POLLIN)
-        seen = []
-        while True:
-            while b"\n" in self._unread:
-                line, _, self._unread = self._unread.partition(b"\n")
-                seen.append(line.decode())
-                if words in seen[-1]:
-                    return seen[-1]
-            assert waiting.poll(PATIENCE * 1000), f"no {words!r} after {seen}"
-            piece = os.read(self.process.stderr.fileno(), 65536)
-            assert piece, f"ended without {words!r} after {seen}"
-            self._unread += piece
+        fixed = [GVPROXY, "-debug", "-ssh-port", "-1", "-listen-qemu", f"unix://{self.link}"]
+        super().__init__([*fixed, *words], {"XDG_RUNTIME_DIR": str(folder / "run")}, folder)
 
     def guest(self) -> Monitor:
         """Who has been seen, with an address."""
@@ -69,17 +44,6 @@ class Gvproxy:
         monitor.send(bytes(Ether(src=GUEST_MAC, dst="ff:ff:ff:ff:ff:ff") / ask))
         monitor.send(bytes(Ether(src=GUEST_MAC, dst=GATEWAY_MAC) / IP(src=GUEST, dst=GATEWAY) / ICMP()))
         return monitor
-
-    def ssh(self) -> list[int]:
-        return [pid for pid in tree(self.process.pid) if name(pid) == "ssh"]
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            kill_all(tree(self.process.pid))
-        self.process.wait()
-        os.close(self.pidfd)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 @pytest.fixture(name="identity")
@@ -123,7 +87,7 @@ def test_ssh_comes_to_the_guest_from_the_gateway_again_and_again(start: Callable
         gvproxy.line_with(f"Waiting for sshd ({pause})")
     while guest.receives(TCP)[TCP].flags != "S":
         pass
-    (pid,) = gvproxy.ssh()
+    (pid,) = gvproxy.named("ssh")
     told = status(pid)
     assert told["Uid"].split()[0] == str(os.geteuid()) and told["CapEff"] == told["CapPrm"] == "0" * 16
     guest.socket.close()
@@ -137,10 +101,10 @@ def test_ssh_is_not_started_before_there_is_a_guest_and_ends_with_it(
     guest = gvproxy.guest()
     assert (folder / "api.sock").is_socket()
     guest.receives(TCP)
-    watched = [os.pidfd_open(pid) for pid in gvproxy.ssh()]
+    watched = [os.pidfd_open(pid) for pid in gvproxy.named("ssh")]
     assert len(watched) == 1
     guest.socket.close()
-    assert ended(gvproxy.pidfd) and gvproxy.process.wait() == 0
+    assert gvproxy.wait() == 0
     for pidfd in watched:
         assert ended(pidfd)
         os.close(pidfd)
@@ -153,7 +117,7 @@ def test_no_ssh_is_left_where_gvproxy_is_killed(start: Callable[..., Gvproxy], i
     gvproxy = start(identity)
     guest = gvproxy.guest()
     guest.receives(TCP)
-    watched = [os.pidfd_open(pid) for pid in gvproxy.ssh()]
+    watched = [os.pidfd_open(pid) for pid in gvproxy.named("ssh")]
     gvproxy.process.send_signal(signal.SIGKILL)
     assert len(watched) == 1 and ended(watched[0])
     os.close(watched[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import socket
 import stat
@@ -16,14 +15,15 @@ from pathlib import Path
 
 import pytest
 from guest_sshd import GuestSocket, GuestSshd
-from running import PATIENCE, ended, kill_all, name, tree
+from running import PATIENCE, Child, ended, tree
 
-LINES_MAX = 40  # a forward that fails says two each second, for ever
 PROGRAM = Path(__file__).with_name("ssh_forwarder.py")
 
 
-class Forwarder:
+class Forwarder(Child):
     """ssh_forwarder.py with one forward, `socket`; ready when the constructor returns."""
+
+    lines_max = 40  # a forward that fails says two each second, for ever
 
     def __init__(self, folder: Path, sshd: GuestSshd, destination: str) -> None:
         self.socket = folder / "api.sock"
@@ -31,34 +31,9 @@ class Forwarder:
         self.place.mkdir(exist_ok=True)
         forward = [str(self.socket), destination, sshd.user, str(sshd.identity)]
         given = {"forwards": [forward], "port": sshd.port, "place": str(self.place)}
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), json.dumps(given)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "SSH_AUTH_SOCK": "/nowhere", "SSH_ASKPASS": "/nowhere"},
-        )
-        self._unread = b""
-        self.pidfd = os.pidfd_open(self.process.pid)
+        environment = {"SSH_AUTH_SOCK": "/nowhere", "SSH_ASKPASS": "/nowhere"}
+        super().__init__([sys.executable, str(PROGRAM), json.dumps(given)], environment, stdin=subprocess.PIPE)
         self.line_with("ready")
-
-    def line_with(self, words: str) -> str:
-        """The next line that has these words."""
-        assert self.process.stderr is not None
-        waiting = select.poll()
-        waiting.register(self.process.stderr, select.POLLIN)
-        seen = []
-        while True:
-            while b"\n" in self._unread:
-                line, _, self._unread = self._unread.partition(b"\n")
-                seen.append(line.decode())
-                if words in seen[-1]:
-                    return seen[-1]
-            assert len(seen) < LINES_MAX, f"no {words!r} in {seen}"
-            assert waiting.poll(PATIENCE * 1000), f"no {words!r} after {seen}"
-            piece = os.read(self.process.stderr.fileno(), 65536)
-            assert piece, f"ended without {words!r} after {seen}"
-            self._unread += piece
 
     def say(self, *words: str) -> None:
         assert self.process.stdin is not None
@@ -81,22 +56,10 @@ class Forwarder:
         client.connect(str(path or self.socket))
         return client
 
-    def ssh(self) -> list[int]:
-        return [pid for pid in tree(self.process.pid) if name(pid) == "ssh"]
-
     def private(self) -> list[str]:
         """What is in ssh's folder."""
         (folder,) = self.place.iterdir()
         return sorted(os.listdir(folder))
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            kill_all(tree(self.process.pid))
-        self.process.wait()
-        os.close(self.pidfd)
-        for stream in (self.process.stdin, self.process.stderr):
-            assert stream is not None
-            stream.close()
 
 
 def answer(client: socket.socket) -> bytes:
@@ -219,7 +182,7 @@ def test_no_ssh_outlives_the_keeper(start: Callable[..., Forwarder], sshd: Guest
     forwarder = start()
     forwarder.guest_came()
     watched = [os.pidfd_open(pid) for pid in tree(forwarder.process.pid)[1:]]
-    assert len(watched) == 3 and len(forwarder.ssh()) == 1
+    assert len(watched) == 3 and len(forwarder.named("ssh")) == 1
     forwarder.process.send_signal(number)
     for pidfd in [forwarder.pidfd, *watched]:
         assert ended(pidfd)
@@ -233,7 +196,7 @@ def test_on_quitting_nothing_is_left(start: Callable[..., Forwarder], sshd: Gues
     forwarder = start()
     forwarder.guest_came()
     forwarder.process.terminate()
-    assert ended(forwarder.pidfd) and forwarder.process.wait() == 0
+    assert forwarder.wait() == 0
     assert not forwarder.socket.exists() and list(forwarder.place.iterdir()) == []
 
 
@@ -252,7 +215,7 @@ def test_ssh_ends_with_its_guest(start: Callable[..., Forwarder], sshd: GuestSsh
     forwarder.guest_came()
     forwarder.say("guest left")
     forwarder.line_with("was killed by SIGKILL")
-    assert forwarder.ssh() == [] and forwarder.private() == []
+    assert forwarder.named("ssh") == [] and forwarder.private() == []
     forwarder.guest_came()
     assert forwarder.ask(b"again") == b"niaga"
 
@@ -279,9 +242,9 @@ def test_a_tunnel_is_made_as_it_is_asked_for(
     forwarder = start()
     forwarder.guest_came()
     forwarder.say("tunnel", str(folder / "t"), sshd.user, str(service.path), str(sshd.identity))
-    assert len(forwarder.ssh()) == 1
+    assert len(forwarder.named("ssh")) == 1
     assert forwarder.ask(b"tunnel", folder / "t") == b"lennut"
-    assert len(forwarder.ssh()) == 2 and forwarder.private() == ["0.sock", "1.sock"]
+    assert len(forwarder.named("ssh")) == 2 and forwarder.private() == ["0.sock", "1.sock"]
 
 
 def test_a_tunnel_without_a_key_is_told(

@@ -11,9 +11,7 @@
 
 #include <sys/socket.h>
 
-#include "frame_ring.h"
-#include "link.h"
-#include "pcap_ring.h"
+#include "link_socket.h"
 
 enum link_dgram_limits {
     DGRAM_ROOM = 65600, /* of a frame: FRAME_BYTES_MAX, to a whole cache line, and one more to see longer ones */
@@ -23,24 +21,12 @@ enum link_dgram_limits {
 };
 
 struct link_dgram {
-    struct link link;
-    uint64_t *counters;
-    struct pcap_ring *pcap;
-    int epoll_fd;
-    uint64_t source;   /* what epoll carries for the socket */
-    int fd;            /* -1: nobody is connected */
-    bool packets;      /* SOCK_SEQPACKET: it has an end, which reads as an empty message */
-    uint32_t interest; /* what epoll was last told */
-    bool blocked;      /* the other end's queue is full: nothing is sent until EPOLLOUT */
-    bool unread;       /* an edge told of messages, or of the end, that no read has come to the bottom of */
-    bool ended;        /* to be told and detached */
-    int error;         /* then why: 0 the end, or an errno */
+    struct link_socket socket; /* each frame for the guest behind its length as a uint32_t */
+    bool packets;              /* SOCK_SEQPACKET: it has an end, which reads as an empty message */
 
     uint8_t *in;
     struct iovec frame_iov[LINK_BATCH];
     struct mmsghdr message[LINK_BATCH];
-
-    struct frame_ring out; /* each frame behind its length as a uint32_t */
 };
 
 int link_dgram_init(struct link_dgram *dgram, uint64_t *counters, struct pcap_ring *pcap, int epoll_fd,
@@ -48,8 +34,5 @@ int link_dgram_init(struct link_dgram *dgram, uint64_t *counters, struct pcap_ri
 
 /* 0; -EBUSY while there is one, or another negative errno: the descriptor stays the caller's. */
 int link_dgram_attach(struct link_dgram *dgram, int fd);
-void link_dgram_detach(struct link_dgram *dgram); /* closes it, if there is one */
-
-void link_dgram_event(struct link_dgram *dgram, uint32_t events); /* of its socket */
 
 #endif

@@ -285,7 +285,7 @@ int link_switch_attach_stream(struct link_switch *bridge, unsigned port, int fd,
     if (!err)
         err = link_stream_attach(&bridge->port[port].stream, fd, framing);
     if (!err)
-        bridge->port[port].link = &bridge->port[port].stream.link;
+        bridge->port[port].link = &bridge->port[port].stream.socket.link;
     return err;
 }
 
@@ -296,7 +296,7 @@ int link_switch_attach_dgram(struct link_switch *bridge, unsigned port, int fd)
     if (!err)
         err = link_dgram_attach(&bridge->port[port].dgram, fd);
     if (!err)
-        bridge->port[port].link = &bridge->port[port].dgram.link;
+        bridge->port[port].link = &bridge->port[port].dgram.socket.link;
     return err;
 }
 
@@ -305,20 +305,17 @@ void link_switch_detach(struct link_switch *bridge, unsigned number)
     if (number >= SWITCH_PORTS || !bridge->port[number].link)
         return;
     struct switch_port *port = &bridge->port[number];
-    link_stream_detach(&port->stream);
-    link_dgram_detach(&port->dgram);
+    link_socket_detach(link_socket_of(port->link));
     port->link = NULL;
     forget(bridge, number);
 }
 
 void link_switch_event(struct link_switch *bridge, unsigned number, uint32_t events)
 {
-    struct switch_port *port = &bridge->port[number];
+    struct link *link = bridge->port[number].link;
 
-    if (port->link == &port->stream.link)
-        link_stream_event(&port->stream, events);
-    else if (port->link)
-        link_dgram_event(&port->dgram, events);
+    if (link)
+        link_socket_event(link_socket_of(link), events);
 }
 
 struct switch_entry *link_switch_untold(struct link_switch *bridge)
@@ -333,11 +330,12 @@ bool link_switch_ended(const struct link_switch *bridge, unsigned *ret_port, str
 {
     for (unsigned number = 0; number < SWITCH_PORTS; number++) {
         const struct switch_port *port = &bridge->port[number];
-        if (!port->link || !(port->stream.ended || port->dgram.ended))
+        const struct link_socket *socket = link_socket_of(port->link);
+        if (!socket || !socket->ended)
             continue;
         *ret_port = number;
-        *ret_end = port->stream.ended ? (struct lg_link_end){.error = port->stream.error, .length = port->stream.length}
-                                      : (struct lg_link_end){.error = port->dgram.error};
+        *ret_end = (struct lg_link_end){.error = socket->error,
+                                        .length = socket == &port->stream.socket ? port->stream.length : 0};
         return true;
     }
     return false;

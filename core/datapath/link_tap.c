@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "counters.h"
+#include "link_frame.h"
 #include "net_header.h"
 #include "pages.h"
 #include "sys.h"
@@ -51,16 +52,8 @@ static bool frame_from_bytes(struct link_tap *tap, struct guest_frame *frame, st
     }
     memcpy(&header, at, NET_HEADER_TAP);
     *iov = (struct iovec){at + NET_HEADER_TAP, bytes - NET_HEADER_TAP};
-    frame->iov = iov;
-    frame->iov_count = 1;
-    frame->datagram = net_header_datagram(&header);
-    frame->length = (uint32_t)iov->iov_len;
-    frame->head_length = frame->length < FRAME_HEAD_MAX ? (uint16_t)frame->length : FRAME_HEAD_MAX;
-    memcpy(frame->head, iov->iov_base, frame->head_length);
-    tap->counters[C_frames_from_guest]++;
-    tap->counters[C_bytes_from_guest] += frame->length;
-    if (tap->pcap->on)
-        pcap_ring_put(tap->pcap, iov, 1, frame->length, false);
+    link_frame_fill(frame, iov, net_header_datagram(&header));
+    link_frame_record(frame, tap->counters, tap->pcap);
     return true;
 }
 

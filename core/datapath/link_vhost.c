@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "counters.h"
+#include "link_frame.h"
 #include "net_header.h"
 #include "pieces.h"
 #include "sys.h"
@@ -61,10 +62,7 @@ static bool frame_from_chain(struct link_vhost *vhost, struct guest_frame *frame
     frame->iov_count = count - gone;
     frame->length = (uint32_t)(bytes - NET_HEADER);
     frame->head_length = (uint16_t)pieces_read(frame->iov, frame->iov_count, 0, frame->head, FRAME_HEAD_MAX);
-    vhost->counters[C_frames_from_guest]++;
-    vhost->counters[C_bytes_from_guest] += frame->length;
-    if (vhost->pcap->on)
-        pcap_ring_put(vhost->pcap, frame->iov, frame->iov_count, frame->length, false);
+    link_frame_record(frame, vhost->counters, vhost->pcap);
     return true;
 }
 

@@ -37,7 +37,7 @@ int worker_attach_stream(struct worker *worker, uint32_t port, int fd, unsigned 
                    : link_stream_attach(&worker->stream, fd, framing);
 
     if (!err)
-        link_attached(worker, port ? &worker->bridge.link : &worker->stream.link);
+        link_attached(worker, port ? &worker->bridge.link : &worker->stream.socket.link);
     return err;
 }
 
@@ -46,7 +46,7 @@ int worker_attach_dgram(struct worker *worker, uint32_t port, int fd)
     int err = port ? link_switch_attach_dgram(&worker->bridge, port - 1, fd) : link_dgram_attach(&worker->dgram, fd);
 
     if (!err)
-        link_attached(worker, port ? &worker->bridge.link : &worker->dgram.link);
+        link_attached(worker, port ? &worker->bridge.link : &worker->dgram.socket.link);
     return err;
 }
 
@@ -59,29 +59,20 @@ int worker_attach_tap(struct worker *worker, int fd, bool uso)
     return err;
 }
 
-static void stream_event(struct worker *worker, uint32_t events)
+static void socket_event(struct worker *worker, struct link_socket *socket, uint32_t events)
 {
-    link_stream_event(&worker->stream, events);
+    link_socket_event(socket, events);
     if (events & EPOLLOUT)
         engine_link_room(&worker->engine);
     if (events & ~(uint32_t)EPOLLOUT)
         worker->guest_ready = true; /* an end shows itself behind the last frame */
 }
 
-static void dgram_event(struct worker *worker, uint32_t events)
-{
-    link_dgram_event(&worker->dgram, events);
-    if (events & EPOLLOUT)
-        engine_link_room(&worker->engine);
-    if (events & ~(uint32_t)EPOLLOUT)
-        worker->guest_ready = true;
-}
-
 void worker_detach_links(struct worker *worker)
 {
-    link_stream_detach(&worker->stream);
+    link_socket_detach(&worker->stream.socket);
     link_tap_detach(&worker->tap);
-    link_dgram_detach(&worker->dgram);
+    link_socket_detach(&worker->dgram.socket);
     for (unsigned port = 0; port < SWITCH_PORTS; port++)
         link_switch_detach(&worker->bridge, port);
 }
@@ -89,14 +80,15 @@ void worker_detach_links(struct worker *worker)
 /* Whatever ended the connection, its flows wait for the next one; datagrams that wait for room do not. */
 static void end_link(struct worker *worker)
 {
-    const struct link_stream *stream = &worker->stream;
+    const struct link_socket *stream = &worker->stream.socket, *dgram = &worker->dgram.socket;
+    const struct link_tap *tap = &worker->tap;
 
-    if (!stream->ended && !worker->tap.ended && !worker->dgram.ended)
+    if (!stream->ended && !tap->ended && !dgram->ended)
         return;
-    worker->link_end = (struct lg_link_end){.error = stream->ended       ? stream->error
-                                                     : worker->tap.ended ? worker->tap.error
-                                                                         : worker->dgram.error,
-                                            .length = stream->ended ? stream->length : 0};
+    worker->link_end = (struct lg_link_end){.error = stream->ended ? stream->error
+                                                     : tap->ended  ? tap->error
+                                                                   : dgram->error,
+                                            .length = stream->ended ? worker->stream.length : 0};
     worker->link_ended = true;
     worker->link_end_port = 0;
     worker->guest_ready = false;
@@ -143,14 +135,14 @@ static void take_event(struct worker *worker, const struct epoll_event *event)
         engine_link_room(engine);
         break;
     case SOURCE_STREAM:
-        stream_event(worker, event->events);
+        socket_event(worker, &worker->stream.socket, event->events);
         break;
     case SOURCE_TAP:
         link_tap_event(&worker->tap);
         worker->guest_ready = true;
         break;
     case SOURCE_DGRAM:
-        dgram_event(worker, event->events);
+        socket_event(worker, &worker->dgram.socket, event->events);
         break;
     case SOURCE_AGENT:
         agent_receive(worker);

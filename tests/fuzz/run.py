@@ -32,7 +32,7 @@ INCLUDES = [f"-I{folder}" for folder in (DATAPATH, HERE, SCRIPT)]
 # The rings meet the real kernel, the engine that of tests/script; neither needs the worker around them.
 RINGS = ("vring", "memory", "link_vhost", "link_vhost_setup", "pcap_ring", "pieces", "counters")
 LINKS = {
-    *("frame_ring", "link_dgram", "link_stream", "link_switch", "link_tap"),
+    *("frame_ring", "link_dgram", "link_socket", "link_stream", "link_switch", "link_tap"),
     *("link_vhost", "link_vhost_setup", "memory", "pcap_ring", "vring"),
 }
 NOT_THE_ENGINE = LINKS | {"agent_channel", "command", "command_line", "isolation", "namespace_command", "up", "worker"}

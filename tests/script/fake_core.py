@@ -29,7 +29,7 @@ DATAPATH = ROOT / "core" / "datapath"
 
 # The worker around the engine, and the link of a real guest: what tests/unit and tests/guest are for.
 LINKS = {
-    *("frame_ring", "link_dgram", "link_stream", "link_switch", "link_tap"),
+    *("frame_ring", "link_dgram", "link_socket", "link_stream", "link_switch", "link_tap"),
     *("link_vhost", "link_vhost_setup", "memory", "pcap_ring", "vring"),
 }
 NOT_HERE = LINKS | {"agent_channel", "command", "command_line", "isolation", "namespace_command", "up", "worker"}

@@ -40,6 +40,7 @@ HEADERS = (
     "guest_table",
     "hold",
     "link_dgram",
+    "link_socket",
     "link_stream",
     "link_switch",
     "link_tap",

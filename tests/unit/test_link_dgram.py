@@ -7,67 +7,26 @@ import errno
 import select
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from core_pieces import EXAMPLES, ffi, lib
+from core_pieces import EXAMPLES, lib
+from engine_end import SocketEnd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SOURCE = 78
-COUNTERS = [ffi.string(lib.lg_counter_name(i)).decode() for i in range(lib.lg_counter_count())]
 KINDS = {"datagrams": socket.SOCK_DGRAM, "packets": socket.SOCK_SEQPACKET}
 FRAMES = st.lists(st.binary(min_size=14, max_size=3000), min_size=1, max_size=80)
 
 
-class Messages:
+class Messages(SocketEnd):
     """The link, and the monitor at the other end of its socket."""
 
     def __init__(self, kind: int) -> None:
-        self.epoll = select.epoll()
-        self.counters = ffi.new("uint64_t[]", len(COUNTERS))
-        self.pcap: Any = ffi.new("struct pcap_ring *")
-        self.dgram: Any = ffi.new("struct link_dgram *")
-        assert lib.link_dgram_init(self.dgram, self.counters, self.pcap, self.epoll.fileno(), SOURCE) == 0
-        self.link = ffi.addressof(self.dgram, "link")
-        self.operations = self.dgram.link.operations
-        self.frames, self._more = ffi.new("struct guest_frame[]", lib.LINK_BATCH), ffi.new("bool *")
-        self.monitor, ours = socket.socketpair(socket.AF_UNIX, kind)
-        self.monitor.setblocking(False)
-        assert lib.link_dgram_attach(self.dgram, ours.detach()) == 0
-
-    def batch(self) -> list[bytes]:
-        count = self.operations.from_guest(self.link, self.frames, self._more)
-        got = []
-        for frame in self.frames[0:count]:
-            whole = bytes(ffi.buffer(frame.iov[0].iov_base, frame.iov[0].iov_len))
-            assert frame.length == len(whole) and frame.iov_count == 1
-            assert bytes(frame.head)[: frame.head_length] == whole[: lib.FRAME_HEAD_MAX]
-            got.append(whole)
-        self.operations.release(self.link)
-        return got
-
-    def everything(self) -> list[bytes]:
-        self.events()
-        got = self.batch()
-        while self._more[0]:
-            got += self.batch()
-        return got
-
-    def queue(self, frame: bytes) -> int:
-        """Commits one frame, of which the last bytes are payload; what reserve() said."""
-        pieces, room = ffi.new("struct payload_pieces *"), ffi.new("struct guest_room *")
-        err = int(self.operations.reserve(self.link, 14, len(frame) - 14, pieces, room))
-        if err:
-            return err
-        ffi.memmove(room.header[0].iov_base, frame[:14], 14)
-        if len(frame) > 14:
-            ffi.memmove(pieces.iov[0].iov_base, frame[14:], len(frame) - 14)
-        self.operations.commit(self.link, len(frame), ffi.new("struct offload *"))
-        return 0
-
-    def flush(self) -> None:
-        self.operations.flush(self.link, 0)
+        monitor, ours = socket.socketpair(socket.AF_UNIX, kind)
+        monitor.setblocking(False)
+        super().__init__("dgram", SOURCE, monitor)
+        assert lib.link_dgram_attach(self.whole, ours.detach()) == 0
 
     def read(self, most: int = 1 << 20) -> list[bytes]:
         found: list[bytes] = []
@@ -77,22 +36,6 @@ class Messages:
             except BlockingIOError:
                 break
         return found
-
-    def events(self) -> int:
-        seen = 0
-        for source, mask in self.epoll.poll(0):
-            assert source == SOURCE
-            seen |= mask
-            lib.link_dgram_event(self.dgram, mask)
-        return seen
-
-    def count(self, name: str) -> int:
-        return int(self.counters[COUNTERS.index(name)])
-
-    def close(self) -> None:
-        lib.link_dgram_detach(self.dgram)
-        self.monitor.close()
-        self.epoll.close()
 
 
 @pytest.fixture(name="link", params=KINDS)
@@ -117,7 +60,7 @@ def test_each_message_is_a_frame(kind: str, frames: list[bytes]) -> None:
             got += link.everything()
             link.monitor.send(frame)
     got += link.everything()
-    assert got == frames and not link.dgram.ended
+    assert got == frames and not link.socket.ended
     link.close()
 
 
@@ -136,14 +79,14 @@ def test_what_is_no_frame_is_dropped_and_hurts_no_other(link: Messages, size: in
     for message in (b"a" * 20, b"x" * size, b"b" * 30):
         link.monitor.send(message)
     assert link.everything() == [b"a" * 20, b"b" * 30]
-    assert link.count(counter) == 1 and not link.dgram.ended
+    assert link.count(counter) == 1 and not link.socket.ended
 
 
 def test_an_empty_datagram_is_no_end() -> None:
     link = Messages(socket.SOCK_DGRAM)
     link.monitor.send(b"")
     link.monitor.send(b"b" * 30)
-    assert link.everything() == [b"b" * 30] and not link.dgram.ended
+    assert link.everything() == [b"b" * 30] and not link.socket.ended
     link.close()
 
 
@@ -152,23 +95,23 @@ def test_packets_have_an_end_behind_the_last_frame() -> None:
     link.monitor.send(b"a" * 20)
     link.monitor.close()
     assert link.everything() == [b"a" * 20]
-    while not link.dgram.ended and link.events():
+    while not link.socket.ended and link.events():
         link.batch()
-    assert (bool(link.dgram.ended), int(link.dgram.error)) == (True, 0)
+    assert (bool(link.socket.ended), int(link.socket.error)) == (True, 0)
     link.close()
 
 
 def test_one_connection_of_messages_at_a_time(link: Messages) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    assert lib.link_dgram_attach(link.dgram, ours.fileno()) == -errno.EBUSY
+    assert lib.link_dgram_attach(link.whole, ours.fileno()) == -errno.EBUSY
     ours.close()
     theirs.close()
 
 
 def test_a_stream_is_no_link_of_messages(link: Messages) -> None:
-    lib.link_dgram_detach(link.dgram)
+    link.detach()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    assert lib.link_dgram_attach(link.dgram, ours.fileno()) == -errno.EPROTOTYPE
+    assert lib.link_dgram_attach(link.whole, ours.fileno()) == -errno.EPROTOTYPE
     ours.close()
     theirs.close()
 
@@ -214,5 +157,5 @@ def test_a_peer_of_datagrams_that_has_gone_is_noticed_by_the_next_frame() -> Non
     link.monitor.close()
     assert link.queue(b"x" * 60) == 0
     link.flush()
-    assert link.dgram.ended and link.dgram.error in (errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET)
+    assert link.socket.ended and link.socket.error in (errno.ECONNREFUSED, errno.ENOTCONN, errno.ECONNRESET)
     link.close()

@@ -8,79 +8,33 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from core_pieces import EXAMPLES, ffi, lib
+from engine_end import SocketEnd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SOURCE = 77
-COUNTERS = [ffi.string(lib.lg_counter_name(i)).decode() for i in range(lib.lg_counter_count())]
 
 
 def framed(frame: bytes) -> bytes:
     return struct.pack("!I", len(frame)) + frame
 
 
-class Stream:
+class Stream(SocketEnd):
     """The link, and the monitor at the other end of its socket."""
 
     def __init__(self) -> None:
-        self.epoll = select.epoll()
-        self.counters = ffi.new("uint64_t[]", len(COUNTERS))
-        self.pcap: Any = ffi.new("struct pcap_ring *")
-        self.stream: Any = ffi.new("struct link_stream *")
-        assert lib.link_stream_init(self.stream, self.counters, self.pcap, self.epoll.fileno(), SOURCE) == 0
-        self.link = ffi.addressof(self.stream, "link")
-        self.operations = self.stream.link.operations
-        self.frames, self._more = ffi.new("struct guest_frame[]", lib.LINK_BATCH), ffi.new("bool *")
-        self.monitor = socket.socket()
+        super().__init__("stream", SOURCE, socket.socket())
         self.connect()
 
     def connect(self, framing: int = 0) -> None:
         self.monitor.close()
-        lib.link_stream_detach(self.stream)
+        self.detach()
         self.monitor, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self.monitor.setblocking(False)
-        assert lib.link_stream_attach(self.stream, ours.detach(), framing) == 0
-
-    def batch(self) -> list[bytes]:
-        count = self.operations.from_guest(self.link, self.frames, self._more)
-        got = []
-        for frame in self.frames[0:count]:
-            whole = bytes(ffi.buffer(frame.iov[0].iov_base, frame.iov[0].iov_len))
-            assert frame.length == len(whole) and frame.iov_count == 1
-            assert bytes(frame.head)[: frame.head_length] == whole[: lib.FRAME_HEAD_MAX]
-            got.append(whole)
-        self.operations.release(self.link)
-        return got
-
-    def everything(self) -> list[bytes]:
-        """What an event brings; without one, nothing is there."""
-        self.events()
-        got = self.batch()
-        while self._more[0]:
-            got += self.batch()
-        return got
-
-    def reserve(self, header: int, payload: int) -> tuple[int, Any, Any]:
-        pieces, room = ffi.new("struct payload_pieces *"), ffi.new("struct guest_room *")
-        return int(self.operations.reserve(self.link, header, payload, pieces, room)), pieces, room
-
-    def queue(self, frame: bytes) -> int:
-        """Commits one frame, of which the last bytes are payload; what reserve() said."""
-        err, pieces, room = self.reserve(14, len(frame) - 14)
-        if err:
-            return err
-        ffi.memmove(room.header[0].iov_base, frame[:14], 14)
-        if len(frame) > 14:
-            ffi.memmove(pieces.iov[0].iov_base, frame[14:], len(frame) - 14)
-        self.operations.commit(self.link, len(frame), ffi.new("struct offload *"))
-        return 0
-
-    def flush(self) -> None:
-        self.operations.flush(self.link, 0)
+        assert lib.link_stream_attach(self.whole, ours.detach(), framing) == 0
 
     def read(self, limit: int = 1 << 24) -> bytes:
         """What the monitor finds."""
@@ -95,23 +49,9 @@ class Stream:
             data += piece
         return data
 
-    def events(self) -> int:
-        """Of the link's socket, since the last time; the link hears of them, as the worker has it."""
-        seen = 0
-        for source, mask in self.epoll.poll(0):
-            assert source == SOURCE
-            seen |= mask
-            lib.link_stream_event(self.stream, mask)
-        return seen
-
     @property
     def ended(self) -> tuple[bool, int, int]:
-        return bool(self.stream.ended), int(self.stream.error), int(self.stream.length)
-
-    def close(self) -> None:
-        lib.link_stream_detach(self.stream)
-        self.monitor.close()
-        self.epoll.close()
+        return bool(self.socket.ended), int(self.socket.error), int(self.whole.length)
 
 
 @pytest.fixture(name="link")
@@ -137,7 +77,7 @@ def test_frames_arrive_whole_however_the_stream_is_cut(frames: list[bytes], cuts
         at += link.monitor.send(part)
         got += link.everything()
         turn += 1
-    assert got == frames and not link.stream.ended
+    assert got == frames and not link.socket.ended
     link.close()
 
 
@@ -147,7 +87,7 @@ def test_many_frames_come_in_batches(link: Stream) -> None:
     link.monitor.sendall(b"".join(map(framed, frames)))
     link.events()
     assert [len(link.batch()) for _ in range(3)] == [lib.LINK_BATCH, lib.LINK_BATCH, 10]
-    assert not link._more[0]
+    assert not link.more[0]
 
 
 @pytest.mark.parametrize("size", [14, 60, 1514, 65535])
@@ -171,7 +111,7 @@ def test_a_link_that_passes_over_short_frames_goes_on_behind_them(link: Stream, 
     link.connect(lib.LG_STREAM_SKIP_SHORT)
     link.monitor.sendall(framed(b"a" * 20) + framed(b"s" * length) * 3 + framed(b"b" * 30))
     assert link.everything() == [b"a" * 20, b"b" * 30]
-    assert not link.stream.ended and link.counters[COUNTERS.index("drop_short")] == 3
+    assert not link.socket.ended and link.count("drop_short") == 3
 
 
 def test_a_short_frame_is_passed_over_only_when_all_of_it_is_there(link: Stream) -> None:
@@ -234,7 +174,7 @@ def test_an_edge_that_comes_while_frames_are_still_in_the_buffer_is_not_lost(lin
     assert len(link.batch()) == lib.LINK_BATCH
     link.monitor.sendall(framed(b"b" * 20))
     assert link.events()
-    assert link.batch() == [b"a" * 20] and link._more[0]
+    assert link.batch() == [b"a" * 20] and link.more[0]
     assert link.batch() == [b"b" * 20]
 
 
@@ -245,7 +185,7 @@ def test_the_next_client_starts_with_an_empty_stream(link: Stream) -> None:
     while link.queue(b"z" * 60000) == 0:
         link.flush()
     link.read(70_000)  # the stream stands in the middle of a frame
-    lib.link_stream_detach(link.stream)
+    link.detach()
     link.connect()
     link.monitor.sendall(framed(b"b" * 50))
     assert link.everything() == [b"b" * 50]
@@ -256,7 +196,7 @@ def test_the_next_client_starts_with_an_empty_stream(link: Stream) -> None:
 
 def test_one_connection_at_a_time(link: Stream) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    assert lib.link_stream_attach(link.stream, ours.fileno(), 0) == -errno.EBUSY
+    assert lib.link_stream_attach(link.whole, ours.fileno(), 0) == -errno.EBUSY
     ours.close()
     theirs.close()
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from typing import Any
 
 import pytest
 from core_pieces import ffi, lib
+from engine_end import EngineEnd
 
 SOURCE = 300
-COUNTERS = [ffi.string(lib.lg_counter_name(i)).decode() for i in range(lib.lg_counter_count())]
 OURS, BROADCAST, STRANGER = b"\x5a\x94\xef\xe4\x0c\xdd", b"\xff" * 6, b"\x5a\x94\xef\xe4\x0c\x77"
 MULTICAST = b"\x33\x33\0\0\0\1"
 MACS = [bytes((0x52, 0, 0, 0, 0, number)) for number in range(8)]
@@ -23,29 +22,21 @@ def frame(to: bytes, source: bytes, text: bytes = b"hello") -> bytes:
     return to + source + b"\x08\0" + text.ljust(46, b".")
 
 
-class Network:
+class Network(EngineEnd):
     """The switch, and a guest at the other end of each of its sockets."""
 
     def __init__(self) -> None:
-        self.epoll = select.epoll()
-        self.counters = ffi.new("uint64_t[]", len(COUNTERS))
-        self.pcap: Any = ffi.new("struct pcap_ring *")
-        self.switch: Any = ffi.new("struct link_switch *")
         self._mac = ffi.new("uint8_t[]", OURS)
-        made = lib.link_switch_init(self.switch, self.counters, self.pcap, self.epoll.fileno(), SOURCE, self._mac)
-        assert made == 0
-        self.link = ffi.addressof(self.switch, "link")
-        self.operations = self.switch.link.operations
-        self.frames, self._more = ffi.new("struct guest_frame[]", lib.LINK_BATCH), ffi.new("bool *")
+        super().__init__("switch", SOURCE, self._mac)
         self.guests: dict[int, socket.socket] = {}
 
     def join(self, port: int, messages: bool = False) -> socket.socket:
         guest, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if messages else socket.SOCK_STREAM)
         guest.setblocking(False)
         if messages:
-            assert lib.link_switch_attach_dgram(self.switch, port, ours.detach()) == 0
+            assert lib.link_switch_attach_dgram(self.whole, port, ours.detach()) == 0
         else:
-            assert lib.link_switch_attach_stream(self.switch, port, ours.detach(), 0) == 0
+            assert lib.link_switch_attach_stream(self.whole, port, ours.detach(), 0) == 0
         self.guests[port] = guest
         return guest
 
@@ -58,27 +49,20 @@ class Network:
 
     def turn(self) -> list[bytes]:
         for source, mask in self.epoll.poll(0):
-            lib.link_switch_event(self.switch, source - SOURCE, mask)
-        got = []
+            lib.link_switch_event(self.whole, source - SOURCE, mask)
+        got: list[bytes] = []
         for _ in range(1000):
-            count = self.operations.from_guest(self.link, self.frames, self._more)
-            for one in self.frames[0:count]:
-                got.append(bytes(ffi.buffer(one.iov[0].iov_base, one.iov[0].iov_len)))
-            self.operations.release(self.link)
-            if not self._more[0]:
+            got += self.batch()
+            if not self.more[0]:
                 break
         else:
             raise AssertionError("the switch never comes to rest")
-        self.operations.flush(self.link, 0)
+        self.flush()
         return got
 
     def gateway_says(self, one: bytes) -> None:
-        pieces, room = ffi.new("struct payload_pieces *"), ffi.new("struct guest_room *")
-        assert self.operations.reserve(self.link, 14, len(one) - 14, pieces, room) == 0
-        ffi.memmove(room.header[0].iov_base, one[:14], 14)
-        ffi.memmove(pieces.iov[0].iov_base, one[14:], len(one) - 14)
-        self.operations.commit(self.link, len(one), ffi.new("struct offload *"))
-        self.operations.flush(self.link, 0)
+        assert self.queue(one) == 0
+        self.flush()
 
     def heard(self, port: int) -> list[bytes]:
         guest, data = self.guests[port], b""
@@ -102,20 +86,17 @@ class Network:
             data = data[4 + length :]
         return frames
 
-    def count(self, name: str) -> int:
-        return int(self.counters[COUNTERS.index(name)])
-
     def ended(self) -> list[int]:
         """The ports that are over, each detached as the worker does."""
         port, end, found = ffi.new("unsigned *"), ffi.new("struct lg_link_end *"), []
-        while lib.link_switch_ended(self.switch, port, end):
+        while lib.link_switch_ended(self.whole, port, end):
             found.append(int(port[0]))
-            lib.link_switch_detach(self.switch, port[0])
+            lib.link_switch_detach(self.whole, port[0])
         return found
 
     def close(self) -> None:
         for port, guest in self.guests.items():
-            lib.link_switch_detach(self.switch, port)
+            lib.link_switch_detach(self.whole, port)
             guest.close()
         self.epoll.close()
 
@@ -178,7 +159,7 @@ def test_the_gateway_speaks_to_all(net: Network) -> None:
 def test_nobody_speaks_in_the_gateways_name(net: Network) -> None:
     introduce(net)
     assert net.says(0, frame(MACS[1], OURS), frame(OURS, OURS)) == []
-    assert net.heard(1) == [] and net.switch.entries == 3
+    assert net.heard(1) == [] and net.whole.entries == 3
 
 
 def test_a_guest_that_moves_to_another_port_is_found_there(net: Network) -> None:
@@ -191,20 +172,20 @@ def test_a_guest_that_moves_to_another_port_is_found_there(net: Network) -> None
 def test_control_is_told_of_each_guest_once_and_again_when_it_moves(net: Network) -> None:
     introduce(net)
     told = []
-    while entry := lib.link_switch_untold(net.switch):
+    while entry := lib.link_switch_untold(net.whole):
         told.append((bytes(entry.mac), int(entry.port)))
-        entry.told, net.switch.untold = True, net.switch.untold - 1
+        entry.told, net.whole.untold = True, net.whole.untold - 1
     assert told == [(MACS[port], port) for port in range(3)]
     introduce(net)
-    assert not lib.link_switch_untold(net.switch)
+    assert not lib.link_switch_untold(net.whole)
     net.says(1, frame(OURS, MACS[0]))
-    assert int(lib.link_switch_untold(net.switch).port) == 1
+    assert int(lib.link_switch_untold(net.whole).port) == 1
 
 
-def test_a_guest_that_invents_addresses_fills_the_table_and_no_more(net: Network) -> None:
+def test_a_guest_that_invents_addresses_fills_the_table_and_nomore(net: Network) -> None:
     for number in range(lib.SWITCH_ENTRIES + 50):
         net.says(0, frame(OURS, b"\x52\1\0\0" + number.to_bytes(2)))
-    assert net.switch.entries == lib.SWITCH_ENTRIES
+    assert net.whole.entries == lib.SWITCH_ENTRIES
     late = frame(OURS, MACS[1])
     assert net.says(1, late) == [late]
 
@@ -215,7 +196,7 @@ def test_a_guest_that_leaves_is_forgotten_and_its_port_is_free(net: Network, por
     net.guests[port].close()
     for _ in range(3):
         net.turn()
-    assert net.ended() == [port] and net.switch.entries == 2
+    assert net.ended() == [port] and net.whole.entries == 2
     net.gateway_says(frame(MACS[port], OURS))
     net.join(port)
     assert net.heard(port) == []
@@ -240,19 +221,17 @@ def test_every_guest_gets_its_turn(net: Network) -> None:
             one = frame(OURS, MACS[port])
             net.guests[port].send((struct.pack("!I", len(one)) + one) * 500)
     for source, mask in net.epoll.poll(0):
-        lib.link_switch_event(net.switch, source - SOURCE, mask)
+        lib.link_switch_event(net.whole, source - SOURCE, mask)
     order = []
     for _ in range(4):
-        count = net.operations.from_guest(net.link, net.frames, net._more)
-        order.append({bytes(net.frames[i].head)[11] for i in range(count)})
-        net.operations.release(net.link)
+        order.append({one[11] for one in net.batch()})
     assert order == [{0}, {1}, {0}, {1}]
 
 
 @pytest.mark.parametrize("port", [lib.SWITCH_PORTS, 1 << 31])
 def test_there_is_no_port_beyond_the_last(net: Network, port: int) -> None:
     ours, theirs = socket.socketpair()
-    assert lib.link_switch_attach_stream(net.switch, port, ours.fileno(), 0) < 0
+    assert lib.link_switch_attach_stream(net.whole, port, ours.fileno(), 0) < 0
     ours.close()
     theirs.close()
 
@@ -273,7 +252,7 @@ def test_who_has_an_address_is_who_sent_from_it_last() -> None:
     assert lib.guest_table_find(table, ip("192.168.127.9")) == ffi.NULL and table.count == 8
 
 
-def test_more_addresses_than_there_is_room_for_displace_the_oldest() -> None:
+def testmore_addresses_than_there_is_room_for_displace_the_oldest() -> None:
     table = ffi.new("struct guest_table *")
     for number in range(lib.GUESTS_MAX + 1):
         lib.guest_table_learn(table, ip(f"10.0.{number >> 8}.{number & 255}"), MACS[1])

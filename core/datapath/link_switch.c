@@ -175,38 +175,18 @@ static void switch_release(struct link *link)
 static int switch_reserve(struct link *link, size_t header, size_t payload, struct payload_pieces *pieces,
                           struct guest_room *ret_room)
 {
-    struct link_switch *bridge = switch_of(link);
-    size_t bytes = header + payload;
-
-    if (bridge->reserved_first == bridge->reserved_end) {
-        bridge->reserved_first = bridge->reserved_end = 0;
-        bridge->out_used = 0;
-    }
-    if (bridge->reserved_end == SWITCH_RESERVED_MAX || bytes > SWITCH_OUT_BYTES - bridge->out_used ||
-        (pieces && payload && pieces->count == LINK_PIECES))
-        return -ENOBUFS;
-    uint8_t *at = bridge->out + bridge->out_used;
-    bridge->reserved[bridge->reserved_end++] = bridge->out_used;
-    bridge->out_used += bytes;
-    ret_room->header[0] = (struct iovec){at, header};
-    ret_room->header_count = 1;
-    ret_room->payload = payload;
-    if (payload)
-        pieces->iov[pieces->count++] = (struct iovec){at + header, payload};
-    return 0;
+    return frame_batch_reserve(&switch_of(link)->out, 0, header, payload, pieces, ret_room);
 }
 
 static void switch_rollback(struct link *link)
 {
-    struct link_switch *bridge = switch_of(link);
-
-    bridge->reserved_end = bridge->reserved_first;
+    frame_batch_rollback(&switch_of(link)->out);
 }
 
 static void switch_commit(struct link *link, size_t length, const struct offload *offload)
 {
     struct link_switch *bridge = switch_of(link);
-    uint8_t *frame = bridge->out + bridge->reserved[bridge->reserved_first++];
+    uint8_t *frame = frame_batch_commit(&bridge->out);
     const struct iovec iov = {frame, length};
 
     (void)offload; /* there is none: link.csum and link.tso* are false */
@@ -253,9 +233,8 @@ int link_switch_init(struct link_switch *bridge, uint64_t *counters, struct pcap
         .source = source,
         .our_mac = our_mac,
         .port = pages_reserve(SWITCH_PORTS * sizeof(struct switch_port)), /* costs nothing until it is used */
-        .out = pages_reserve(SWITCH_OUT_BYTES),
     };
-    return bridge->port && bridge->out ? 0 : -ENOMEM;
+    return bridge->port ? frame_batch_init(&bridge->out) : -ENOMEM;
 }
 
 /* Both links of a port have their buffers from its first guest on, and nobody before. */

@@ -10,14 +10,13 @@
 #define LOCKGATE_LINK_SWITCH_H
 
 #include "datapath.h"
+#include "frame_batch.h"
 #include "link_dgram.h"
 #include "link_stream.h"
 
 enum link_switch_limits {
     SWITCH_PORTS = LG_SWITCH_PORTS,
-    SWITCH_ENTRIES = 256,       /* MAC addresses: a guest may have bridges behind it */
-    SWITCH_OUT_BYTES = 2 << 20, /* of the frames reserved at once */
-    SWITCH_RESERVED_MAX = 64,
+    SWITCH_ENTRIES = 256, /* MAC addresses: a guest may have bridges behind it */
 };
 
 struct switch_port {
@@ -49,10 +48,7 @@ struct link_switch {
     unsigned entries;
     unsigned untold; /* of them */
 
-    uint8_t *out; /* reserved frames, oldest first */
-    size_t out_used;
-    size_t reserved[SWITCH_RESERVED_MAX]; /* where each begins */
-    unsigned reserved_first, reserved_end;
+    struct frame_batch out;
 };
 
 int link_switch_init(struct link_switch *bridge, uint64_t *counters, struct pcap_ring *pcap, int epoll_fd,

@@ -89,39 +89,22 @@ static int tap_reserve(struct link *link, size_t header, size_t payload, struct 
                        struct guest_room *ret_room)
 {
     struct link_tap *tap = tap_of(link);
-    size_t bytes = NET_HEADER_TAP + header + payload;
 
     if (tap->fd < 0 || tap->ended)
         return -ENOTCONN;
-    if (tap->reserved_first == tap->reserved_end)
-        tap->reserved_first = tap->reserved_end = tap->out_used = 0;
-    if (tap->reserved_end == TAP_RESERVED_MAX || bytes > TAP_OUT_BYTES - tap->out_used ||
-        (pieces && payload && pieces->count == LINK_PIECES))
-        return -ENOBUFS;
-
-    uint8_t *at = tap->out + tap->out_used;
-    tap->reserved[tap->reserved_end++] = at;
-    tap->out_used += bytes;
-    ret_room->header[0] = (struct iovec){at + NET_HEADER_TAP, header};
-    ret_room->header_count = 1;
-    ret_room->payload = payload;
-    if (payload)
-        pieces->iov[pieces->count++] = (struct iovec){at + NET_HEADER_TAP + header, payload};
-    return 0;
+    return frame_batch_reserve(&tap->out, NET_HEADER_TAP, header, payload, pieces, ret_room);
 }
 
 static void tap_rollback(struct link *link)
 {
-    struct link_tap *tap = tap_of(link);
-
-    tap->reserved_end = tap->reserved_first;
+    frame_batch_rollback(&tap_of(link)->out);
 }
 
 /* A frame that the device refuses (it is down, or the kernel has no memory) is lost, as on a wire. */
 static void tap_commit(struct link *link, size_t length, const struct offload *offload)
 {
     struct link_tap *tap = tap_of(link);
-    uint8_t *at = tap->reserved[tap->reserved_first++];
+    uint8_t *at = frame_batch_commit(&tap->out);
     struct net_header header = net_header_of(offload);
 
     memcpy(at, &header, NET_HEADER_TAP);
@@ -178,8 +161,7 @@ int link_tap_init(struct link_tap *tap, uint64_t *counters, struct pcap_ring *pc
         .fd = -1,
     };
     tap->in = pages_reserve(TAP_IN_BYTES); /* costs nothing until it is used */
-    tap->out = pages_reserve(TAP_OUT_BYTES);
-    return tap->in && tap->out ? 0 : -ENOMEM;
+    return tap->in ? frame_batch_init(&tap->out) : -ENOMEM;
 }
 
 int link_tap_attach(struct link_tap *tap, int fd, bool uso)
@@ -192,7 +174,7 @@ int link_tap_attach(struct link_tap *tap, int fd, bool uso)
     tap->fd = fd;
     tap->unread = true;
     tap->ended = false;
-    tap->reserved_first = tap->reserved_end = 0;
+    frame_batch_rollback(&tap->out);
     tap->link.large = tap->link.csum = tap->link.tso4 = tap->link.tso6 = true;
     tap->link.uso4 = tap->link.uso6 = uso;
     return 0;

@@ -11,6 +11,7 @@
 #ifndef LOCKGATE_LINK_TAP_H
 #define LOCKGATE_LINK_TAP_H
 
+#include "frame_batch.h"
 #include "link.h"
 #include "pcap_ring.h"
 
@@ -18,8 +19,6 @@ enum link_tap_limits {
     TAP_ROOM = 65600, /* for one frame with its header, in whole cache lines */
     TAP_IN_BYTES =
         2 << 20, /* of a batch: of several streams, each has more than a frame in it, and one send and one ACK */
-    TAP_OUT_BYTES = 2 << 20, /* of the frames reserved at once: what one turn of a flow commits (TCP_BUDGET_BYTES) */
-    TAP_RESERVED_MAX = 64,
 };
 
 struct link_tap {
@@ -36,10 +35,7 @@ struct link_tap {
     uint8_t *in;
     struct iovec frame_iov[LINK_BATCH];
 
-    uint8_t *out; /* reserved frames, each with room for its header in front, oldest first */
-    size_t out_used;
-    uint8_t *reserved[TAP_RESERVED_MAX];
-    unsigned reserved_first, reserved_end;
+    struct frame_batch out; /* each frame behind room for its header */
 };
 
 int link_tap_init(struct link_tap *tap, uint64_t *counters, struct pcap_ring *pcap, int epoll_fd,

@@ -129,7 +129,7 @@ def test_reservations_are_bounded_and_rolled_back(tap: Tap) -> None:
     made = 0
     while not (err := tap.operations.reserve(tap.link, 66, 65000, pieces, room)):
         made += 1
-    assert err == -errno.ENOBUFS and made == lib.TAP_OUT_BYTES // (65000 + 66 + 10)
+    assert err == -errno.ENOBUFS and made == lib.FRAME_BATCH_BYTES // (65000 + 66 + 10)
     tap.operations.rollback(tap.link)
     assert tap.queue(b"a" * 100) == 0
     assert tap.kernel.recv(1 << 17) == NOTHING + b"a" * 100

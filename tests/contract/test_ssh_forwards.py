@@ -46,8 +46,7 @@ class Forwarder(Child):
 
     def ask(self, text: bytes, path: Path | None = None) -> bytes:
         with self.client(path) as client:
-            client.sendall(text)
-            client.shutdown(socket.SHUT_WR)
+            say_all(client, text)
             return answer(client)
 
     def client(self, path: Path | None = None) -> socket.socket:
@@ -60,6 +59,12 @@ class Forwarder(Child):
         """What is in ssh's folder."""
         (folder,) = self.place.iterdir()
         return sorted(os.listdir(folder))
+
+
+def say_all(client: socket.socket, text: bytes) -> None:
+    """And that this is all."""
+    client.sendall(text)
+    client.shutdown(socket.SHUT_WR)
 
 
 def answer(client: socket.socket) -> bytes:
@@ -97,11 +102,17 @@ def starting(folder: Path, sshd: GuestSshd, service: GuestSocket) -> Iterator[Ca
         forwarder.close()
 
 
-def test_a_client_of_the_host_reaches_a_socket_in_the_guest(start: Callable[..., Forwarder], sshd: GuestSshd) -> None:
-    """With many bytes, and with an end in each direction."""
+@pytest.fixture(name="forwarder")
+def established(start: Callable[..., Forwarder], sshd: GuestSshd) -> Forwarder:
+    """Whose guest is there, and has let ssh in."""
     sshd.start()
     forwarder = start()
     forwarder.guest_came()
+    return forwarder
+
+
+def test_a_client_of_the_host_reaches_a_socket_in_the_guest(forwarder: Forwarder) -> None:
+    """With many bytes, and with an end in each direction."""
     sent = os.urandom(3_000_000)
     assert forwarder.ask(sent) == sent[::-1]
     assert forwarder.ask(b"") == b""
@@ -115,8 +126,7 @@ def test_the_socket_is_its_owners_and_there_at_once_whatever_was_there(
     forwarder = start()
     assert stat.S_IMODE(forwarder.socket.stat().st_mode) == 0o600
     with forwarder.client() as client:
-        client.sendall(b"early")
-        client.shutdown(socket.SHUT_WR)
+        say_all(client, b"early")
         sshd.start()
         forwarder.guest_came()
         assert answer(client) == b"ylrae"
@@ -135,30 +145,22 @@ def test_an_sshd_that_comes_late_is_waited_for(start: Callable[..., Forwarder], 
     assert forwarder.ask(b"late") == b"etal"
 
 
-def test_an_sshd_that_goes_away_and_comes_back_is_found_again(start: Callable[..., Forwarder], sshd: GuestSshd) -> None:
+def test_an_sshd_that_goes_away_and_comes_back_is_found_again(forwarder: Forwarder, sshd: GuestSshd) -> None:
     """Its clients wait meanwhile."""
-    sshd.start()
-    forwarder = start()
-    forwarder.guest_came()
     sshd.end()
     forwarder.line_with("Waiting for sshd (100ms)")
     with forwarder.client() as client:
-        client.sendall(b"patient")
-        client.shutdown(socket.SHUT_WR)
+        say_all(client, b"patient")
         sshd.start()
         forwarder.line_with("established")
         assert answer(client) == b"tneitap"
 
 
-def test_a_guest_that_is_reset_costs_no_request(start: Callable[..., Forwarder], sshd: GuestSshd) -> None:
+def test_a_guest_that_is_reset_costs_no_request(forwarder: Forwarder, sshd: GuestSshd) -> None:
     """ssh has taken the client, but hears from the guest only that it does not know it any more."""
-    sshd.start()
-    forwarder = start()
-    forwarder.guest_came()
     sshd.stop()
     with forwarder.client() as client:
-        client.sendall(b"request")
-        client.shutdown(socket.SHUT_WR)
+        say_all(client, b"request")
         sshd.end()
         sshd.start()
         assert answer(client) == b"tseuqer"
@@ -176,11 +178,8 @@ def test_a_client_of_what_is_not_there_is_sent_away(start: Callable[..., Forward
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_ssh_outlives_the_keeper(start: Callable[..., Forwarder], sshd: GuestSshd, number: signal.Signals) -> None:
+def test_no_ssh_outlives_the_keeper(forwarder: Forwarder, number: signal.Signals) -> None:
     """Podman ends it by SIGKILL, and by the process id that it finds in a file."""
-    sshd.start()
-    forwarder = start()
-    forwarder.guest_came()
     watched = [os.pidfd_open(pid) for pid in tree(forwarder.process.pid)[1:]]
     assert len(watched) == 3 and len(forwarder.named("ssh")) == 1
     forwarder.process.send_signal(number)
@@ -190,11 +189,8 @@ def test_no_ssh_outlives_the_keeper(start: Callable[..., Forwarder], sshd: Guest
         os.close(pidfd)
 
 
-def test_on_quitting_nothing_is_left(start: Callable[..., Forwarder], sshd: GuestSshd) -> None:
+def test_on_quitting_nothing_is_left(forwarder: Forwarder) -> None:
     """Neither the socket, nor ssh's folder."""
-    sshd.start()
-    forwarder = start()
-    forwarder.guest_came()
     forwarder.process.terminate()
     assert forwarder.wait() == 0
     assert not forwarder.socket.exists() and list(forwarder.place.iterdir()) == []
@@ -209,10 +205,7 @@ def test_a_key_is_there_only_as_long_as_ssh_needs_it(start: Callable[..., Forwar
     assert forwarder.private() == ["0.sock"]
 
 
-def test_ssh_ends_with_its_guest(start: Callable[..., Forwarder], sshd: GuestSshd) -> None:
-    sshd.start()
-    forwarder = start()
-    forwarder.guest_came()
+def test_ssh_ends_with_its_guest(forwarder: Forwarder) -> None:
     forwarder.say("guest left")
     forwarder.line_with("was killed by SIGKILL")
     assert forwarder.named("ssh") == [] and forwarder.private() == []
@@ -235,12 +228,9 @@ def test_a_key_that_the_guest_does_not_know_is_told(
 
 
 def test_a_tunnel_is_made_as_it_is_asked_for(
-    start: Callable[..., Forwarder], sshd: GuestSshd, service: GuestSocket, folder: Path
+    forwarder: Forwarder, sshd: GuestSshd, service: GuestSocket, folder: Path
 ) -> None:
     """With the first client."""
-    sshd.start()
-    forwarder = start()
-    forwarder.guest_came()
     forwarder.say("tunnel", str(folder / "t"), sshd.user, str(service.path), str(sshd.identity))
     assert len(forwarder.named("ssh")) == 1
     assert forwarder.ask(b"tunnel", folder / "t") == b"lennut"
@@ -248,11 +238,8 @@ def test_a_tunnel_is_made_as_it_is_asked_for(
 
 
 def test_a_tunnel_without_a_key_is_told(
-    start: Callable[..., Forwarder], sshd: GuestSshd, service: GuestSocket, folder: Path
+    forwarder: Forwarder, sshd: GuestSshd, service: GuestSocket, folder: Path
 ) -> None:
-    sshd.start()
-    forwarder = start()
-    forwarder.guest_came()
     forwarder.say("tunnel", str(folder / "t"), sshd.user, str(service.path), "/etc/passwd")
     with forwarder.client(folder / "t"):
         assert f"ssh for {folder}/t could not be started" in forwarder.line_with("could not be started")

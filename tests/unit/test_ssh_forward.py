@@ -50,6 +50,16 @@ class World:
         self.sockets[number] = listening(self.private / ssh_child.socket_name(number))
         self.sockets[number].setblocking(False)
 
+    async def ready(self) -> None:
+        """A guest has come, and its ssh is up."""
+        self.forwards.guest_came()
+        await self.up()
+
+    async def again(self) -> None:
+        """One ssh ends, and the next is up."""
+        self.end()
+        await self.up()
+
     def end(self, number: int = 0, status: int = FAILED) -> None:
         if number in self.sockets:
             self.sockets.pop(number).close()
@@ -65,6 +75,10 @@ class World:
         loop = asyncio.get_running_loop()
         end, _ = await asyncio.wait_for(loop.sock_accept(self.sockets[number]), PATIENCE)
         return end
+
+    async def turn_away(self, number: int = 0) -> None:
+        """ssh takes the next connection, and ends it."""
+        (await self.accepted(number)).close()
 
     def client(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
@@ -82,6 +96,12 @@ def listening(path: Path) -> socket.socket:
 
 async def read(sock: socket.socket, size: int = 100) -> bytes:
     return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, size), PATIENCE)
+
+
+async def hears(there: socket.socket, here: socket.socket, text: bytes) -> None:
+    """What one end says comes out at the other."""
+    here.send(text)
+    assert await read(there) == text
 
 
 async def turns() -> None:
@@ -139,8 +159,7 @@ def test_a_client_waits_for_ssh_and_is_joined_with_it(play: Callable[..., None])
                 assert await read(end) == b"early"
                 client.shutdown(socket.SHUT_WR)
                 assert await read(end) == b""
-                end.send(b"late")
-                assert await read(client) == b"late"
+                await hears(client, end, b"late")
             assert await read(client) == b""
         assert f"Socket forward established: {world.path} -> /guest/s" in world.lines
         assert not (world.private / "0.key").exists(), "ssh has read it"
@@ -150,13 +169,10 @@ def test_a_client_waits_for_ssh_and_is_joined_with_it(play: Callable[..., None])
 
 def test_a_guest_that_speaks_first_is_heard(play: Callable[..., None]) -> None:
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client, await world.accepted() as end:
-            end.send(b"220 ready")
-            assert await read(client) == b"220 ready"
-            client.send(b"helo")
-            assert await read(end) == b"helo"
+            await hears(client, end, b"220 ready")
+            await hears(end, client, b"helo")
 
     play(part)
 
@@ -209,18 +225,15 @@ def test_what_ssh_has_not_read_is_given_to_the_next(play: Callable[..., None]) -
     """A guest that was reset: its ssh takes a connection, and dies as it asks for a channel."""
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client:
             client.send(b"GET /_ping")
             with await world.accepted():
                 pass  # with the request in it, unread
-            world.end()
-            await world.up()
+            await world.again()
             with await world.accepted() as end:
                 assert await read(end) == b"GET /_ping"
-                end.send(b"OK")
-                assert await read(client) == b"OK"
+                await hears(client, end, b"OK")
 
     play(part)
 
@@ -229,8 +242,7 @@ def test_what_ssh_has_read_is_not_sent_twice(play: Callable[..., None]) -> None:
     """The guest may have acted upon it."""
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client:
             client.send(b"POST /create")
             with await world.accepted() as end:
@@ -242,15 +254,12 @@ def test_what_ssh_has_read_is_not_sent_twice(play: Callable[..., None]) -> None:
 
 def test_a_client_that_said_nothing_gets_the_next_ssh(play: Callable[..., None]) -> None:
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client:
-            (await world.accepted()).close()
-            world.end()
-            await world.up()
+            await world.turn_away()
+            await world.again()
             with await world.accepted() as end:
-                end.send(b"hello")
-                assert await read(client) == b"hello"
+                await hears(client, end, b"hello")
 
     play(part)
 
@@ -259,8 +268,7 @@ def test_more_than_the_first_bytes_goes_through_in_order(play: Callable[..., Non
     async def part(world: World) -> None:
         loop = asyncio.get_running_loop()
         sent = os.urandom(3 * FIRST_BYTES)
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client, await world.accepted() as end:
             await loop.sock_sendall(client, sent)
             client.shutdown(socket.SHUT_WR)
@@ -276,11 +284,10 @@ def test_a_client_is_sent_away_after_three_tries(play: Callable[..., None]) -> N
     """ssh is there, and what it leads to is not."""
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client:
             for _ in range(ssh_forward.TRIES):
-                (await world.accepted()).close()
+                await world.turn_away()
             assert await read(client) == b""
         assert "sent away" in world.lines[-1]
 
@@ -293,10 +300,9 @@ def test_a_client_waits_for_another_ssh_no_longer_than_it_should(
     monkeypatch.setattr(ssh_forward, "PATIENCE_SECONDS", 0.0)
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client:
-            (await world.accepted()).close()
+            await world.turn_away()
             world.end()
             assert await read(client) == b""
 
@@ -307,8 +313,7 @@ def test_no_client_is_accepted_while_there_is_no_ssh(play: Callable[..., None]) 
     """It waits in the backlog, and is served by the next."""
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         await turns()
         world.end()
         with world.client() as client:
@@ -327,8 +332,7 @@ def test_of_many_clients_only_so_many_are_served_at_once(
     monkeypatch.setattr(ssh_forward, "CLIENTS_MAX", 2)
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         clients = [world.client() for _ in range(3)]
         ends = [await world.accepted() for _ in range(2)]
         await turns()
@@ -348,8 +352,7 @@ def test_a_guest_that_leaves_takes_its_ssh_with_it(play: Callable[..., None]) ->
     """Another guest gets another, once the first has ended."""
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         world.forwards.guest_left()
         assert await world.next() == ssh_child.pack_request(END, 0)
         world.forwards.guest_came()
@@ -368,11 +371,9 @@ def test_where_the_kernel_does_not_tell_of_sockets_they_are_looked_for(
     monkeypatch.setattr(ssh_forward, "_LOOK_SECONDS", 0.0001)
 
     async def part(world: World) -> None:
-        world.forwards.guest_came()
-        await world.up()
+        await world.ready()
         with world.client() as client, await world.accepted() as end:
-            client.send(b"found")
-            assert await read(end) == b"found"
+            await hears(end, client, b"found")
 
     play(part)
 
@@ -425,9 +426,9 @@ def test_a_tunnel_that_nobody_uses_is_not_tried_for_ever(play: Callable[..., Non
                 await world.begin(number)
                 world.end(number)
             await world.up(number)
-            (await world.accepted(number)).close()
+            await world.turn_away(number)
             for _ in range(1, ssh_forward.TRIES):
-                (await world.accepted(number)).close()
+                await world.turn_away(number)
             assert await read(client) == b""
         world.end(number)
         paused: asyncio.Future[None] = asyncio.get_running_loop().create_future()

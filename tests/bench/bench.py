@@ -98,6 +98,9 @@ DESCRIPTORS = 1 << 16
 DESCRIPTORS_FOR_FLOWS = 2  # passt takes a timer beside the socket
 DESCRIPTORS_SPARED = 400  # its pools and listeners, and ours
 CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+# How long an idle processor of a VM spins before it is the hypervisor's, in ns. With 0, to wake it takes tens of
+# microseconds, and the kernel rather has helper and guest take turns on one: then the rate is that of their sum.
+HALT_POLL = Path("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
 FAILURES = (
     *(GuestFailed, HelperFailed, LoadFailed, servers.ServerFailed, system_calls.PerfFailed, ValueError, OSError),
     MissingIngredient,  # of a family that needs more than the chosen guest
@@ -135,6 +138,14 @@ def _title(guest: str) -> str:
     if guest in GVPROXY_GUESTS:
         return f"{machine.find(stream_link.kind(guest)).title}, as a machine of Podman's"
     return machine.find(guest).title
+
+
+def _host() -> str:
+    """What decides the figures besides the helper."""
+    parts = [f"Linux {platform.release()}", f"{os.cpu_count()} processors", CONGESTION_CONTROL.read_text().strip()]
+    if HALT_POLL.exists():
+        parts.append(f"idle processors polled for {int(HALT_POLL.read_text()) // 1000} µs")
+    return ", ".join(parts)
 
 
 def _version(side: Side) -> str:
@@ -239,7 +250,7 @@ def bench(chosen: argparse.Namespace) -> report.Results:
     about |= {f"{side.name} is": side.command for side in sides}
     about |= {
         "guest": _title(chosen.guest) + (f", bound to processor {processor}" if chosen.processor else ""),
-        "host": f"Linux {platform.release()}, {os.cpu_count()} processors, {CONGESTION_CONTROL.read_text().strip()}",
+        "host": _host(),
         "settings": f"{chosen.seconds:g} s of load, {chosen.idle_seconds:g} s of silence",
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -4,8 +4,9 @@
  * into but guests: there are no loops, and a unicast address that nobody has used is nobody's.
  *
  * Adversary: each guest, towards the gateway as ever, and towards the others. It can take over an address of theirs on
- * this network as on any other; it cannot fill more than the table, send in the name of the gateway, or keep others
- * waiting: frames that a port has no room for are lost there, as at a real switch, and TCP sends them again.
+ * this network as on any other; it cannot fill more of the table than its port's share, send in the name of the gateway,
+ * put more into another port than that can say the length of, or keep others waiting: frames that a port has no room for
+ * are lost there, as at a real switch, and TCP sends them again.
  */
 #include "link_switch.h"
 
@@ -36,24 +37,34 @@ static unsigned port_of(const struct link_switch *bridge, const uint8_t *mac)
     return NOBODY;
 }
 
+static void move_entry(struct link_switch *bridge, struct switch_entry *entry, unsigned port)
+{
+    bridge->port[entry->port].entries--;
+    bridge->port[port].entries++;
+    entry->port = (uint8_t)port;
+    bridge->untold += entry->told;
+    entry->told = false;
+}
+
+/* Of a port that has its share already nothing more: there is room for all others, whoever comes first. */
 static void learn(struct link_switch *bridge, const uint8_t *mac, unsigned port)
 {
+    bool full = bridge->port[port].entries == SWITCH_PORT_ENTRIES;
+
     for (unsigned i = 0; i < bridge->entries; i++) {
         struct switch_entry *entry = &bridge->entry[i];
         if (memcmp(entry->mac, mac, ADDRESS_MAC))
             continue;
-        if (entry->port != port && entry->told) {
-            entry->told = false;
-            bridge->untold++;
-        }
-        entry->port = (uint8_t)port;
+        if (entry->port != port && !full)
+            move_entry(bridge, entry, port);
         return;
     }
-    if (bridge->entries == SWITCH_ENTRIES)
+    if (full)
         return;
     struct switch_entry *entry = &bridge->entry[bridge->entries++];
     *entry = (struct switch_entry){.port = (uint8_t)port};
     memcpy(entry->mac, mac, ADDRESS_MAC);
+    bridge->port[port].entries++;
     bridge->untold++;
 }
 
@@ -68,6 +79,7 @@ static void forget(struct link_switch *bridge, unsigned port)
             bridge->untold -= !bridge->entry[i].told;
     }
     bridge->entries = kept;
+    bridge->port[port].entries = 0;
 }
 
 /* ---- from port to port ---- */
@@ -79,6 +91,10 @@ static void send_to(struct link_switch *bridge, unsigned port, const struct iove
     struct payload_pieces pieces = {.count = 0};
     struct guest_room room;
 
+    if (length > SWITCH_FRAME_MAX) {
+        bridge->counters[C_drop_length]++;
+        return;
+    }
     if (link->operations->reserve(link, ETHERNET_HEADER, length - ETHERNET_HEADER, &pieces, &room)) {
         bridge->counters[C_drop_no_room]++;
         return;

@@ -16,14 +16,17 @@
 
 enum link_switch_limits {
     SWITCH_PORTS = LG_SWITCH_PORTS,
-    SWITCH_ENTRIES = 256, /* MAC addresses: a guest may have bridges behind it */
+    SWITCH_PORT_ENTRIES = 32, /* MAC addresses: a guest may have bridges behind it */
+    SWITCH_ENTRIES = SWITCH_PORTS * SWITCH_PORT_ENTRIES,
+    SWITCH_FRAME_MAX = STREAM_FRAME_MAX, /* what every port takes; messages may be longer */
 };
 
 struct switch_port {
     struct link *link; /* one of these; NULL: nobody is here */
     struct link_stream stream;
     struct link_dgram dgram;
-    bool made; /* the two have their buffers */
+    bool made;        /* the two have their buffers */
+    unsigned entries; /* of the table, that are of this one */
 };
 
 struct switch_entry {

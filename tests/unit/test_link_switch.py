@@ -182,12 +182,30 @@ def test_control_is_told_of_each_guest_once_and_again_when_it_moves(net: Network
     assert int(lib.link_switch_untold(net.whole).port) == 1
 
 
-def test_a_guest_that_invents_addresses_fills_the_table_and_nomore(net: Network) -> None:
-    for number in range(lib.SWITCH_ENTRIES + 50):
+def test_a_guest_that_invents_addresses_fills_its_share_of_the_table_and_no_more(net: Network) -> None:
+    for number in range(2 * lib.SWITCH_PORT_ENTRIES):
         net.says(0, frame(OURS, b"\x52\1\0\0" + number.to_bytes(2)))
-    assert net.whole.entries == lib.SWITCH_ENTRIES
+    assert net.whole.entries == lib.SWITCH_PORT_ENTRIES
     late = frame(OURS, MACS[1])
     assert net.says(1, late) == [late]
+    net.gateway_says(frame(MACS[1], OURS))
+    assert net.heard(1) == [frame(MACS[1], OURS)]
+
+
+def test_a_guest_that_has_as_many_addresses_as_it_may_takes_none_of_the_others(net: Network) -> None:
+    introduce(net)
+    for number in range(lib.SWITCH_PORT_ENTRIES):
+        net.says(0, frame(OURS, b"\x52\1\0\0" + number.to_bytes(2)))
+    net.says(0, frame(OURS, MACS[1]))
+    net.gateway_says(frame(MACS[1], OURS))
+    assert net.heard(1) == [frame(MACS[1], OURS)] and net.heard(0) == []
+
+
+def test_a_frame_that_is_too_long_for_a_streams_length_reaches_no_other_guest(net: Network) -> None:
+    """A message may be longer than two bytes can say: what is behind it would be taken for frames."""
+    said = frame(BROADCAST, MACS[2], b"x" * (lib.STREAM_FRAME_MAX - 13))
+    assert net.says(2, said) == [said]
+    assert net.heard(0) == net.heard(1) == [] and net.count("drop_length") == 2
 
 
 @pytest.mark.parametrize("port", [0, 2])

@@ -108,6 +108,19 @@ static void end_port(struct worker *worker)
     worker->link_end_port = port + 1;
 }
 
+/* Also of ports that ended in the same step: nothing would wake us for them any more. */
+static void tell_owed(struct worker *worker)
+{
+    bool told;
+
+    do {
+        end_port(worker);
+        told = worker->link_ended;
+        up_send_owed(worker);
+        told = told && !worker->link_ended;
+    } while (told);
+}
+
 static void take_event(struct worker *worker, const struct epoll_event *event)
 {
     struct engine *engine = &worker->engine;
@@ -204,8 +217,7 @@ static int step(struct worker *worker)
     engine_settle(engine);
     tell_faults(worker);
     end_link(worker);
-    end_port(worker);
-    up_send_owed(worker);
+    tell_owed(worker);
     return engine->memory_fault ? -EFAULT : 0;
 }
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 import select
+import signal
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -253,3 +255,24 @@ def test_a_call_pipe_without_a_reader_does_not_end_the_worker(guest: Guest) -> N
     guest.worker.up.send(UP.pack(lib.LG_UP_FRAME, 0, 60, 0) + bytes(60))
     assert guest.received() == [bytes(60)]
     os.close(writer)
+
+
+def test_guests_of_a_switch_that_leave_at_once_are_each_told_of() -> None:
+    """Nothing else happens that would wake the worker."""
+    worker, guests = Worker(), []
+    try:
+        for port in (1, 2, 3):
+            ours, theirs = socket.socketpair()
+            record = ffi.new("struct lg_cmd_value *")
+            record.header.type, record.header.port = lib.LG_CMD_STREAM_ATTACH, port
+            assert worker.send(bytes(ffi.buffer(record)), [theirs.fileno()]).result == 0
+            theirs.close()
+            guests.append(ours)
+        os.kill(worker.pid, signal.SIGSTOP)
+        for guest in guests:
+            guest.close()
+        os.kill(worker.pid, signal.SIGCONT)
+        told = [UP.unpack_from(worker.up.recv(UP.size + lib.LG_UP_BYTES_MAX))[:2] for _ in guests]
+        assert sorted(told) == [(lib.LG_UP_LINK_END, port) for port in (1, 2, 3)]
+    finally:
+        worker.close()

@@ -143,8 +143,10 @@ static int send_whole(struct engine *engine, const struct flow_key *key, const s
         *length = fits;
     }
     write_headers(key, path, engine->link->csum, payload, *length, headers, &offload);
-    if (address_is_ipv4(&key->remote) && *length > UDP_UNCUT)
-        packet_let_cut(headers, (uint16_t)(engine->identification += (*length - 1) / each + 1));
+    if (address_is_ipv4(&key->remote) && *length > UDP_UNCUT) {
+        packet_let_cut(headers, (uint16_t)(engine->identification + 1)); /* of the first, and so on */
+        engine->identification += (*length - 1) / each + 1;
+    }
     if (*length > each) {
         offload.gso_type = GSO_UDP_L4;
         offload.gso_size = (uint16_t)each;

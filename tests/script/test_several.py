@@ -125,6 +125,21 @@ def test_what_the_kernel_joined_is_one_frame(talk: Datagrams, world: World) -> N
     assert world.counter("datagrams_to_guest") == 3
 
 
+def test_joined_ones_that_may_be_cut_have_numbers_that_no_other_has(world: World) -> None:
+    """Whoever takes a frame apart counts up from the number in its header."""
+    talk = Datagrams(world, 4)
+    talk.sends(b"first")
+    world.set_link(uso4=True, uso6=True)
+    for _ in range(2):
+        talk.peer_sends(bytes(4 * 1400), segment=1400)
+        talk.peer_sends(bytes(1400))
+    numbers: list[int] = []
+    for packet in world.inbox:
+        (first,) = struct.unpack("!H", packet.frame[18:20])
+        numbers += range(first, first + (4 if packet.offload.gso_type else 1))
+    assert len(numbers) == len(set(numbers)) == 10
+
+
 def test_one_that_was_not_joined_is_a_plain_frame(talk: Datagrams) -> None:
     talk.peer_sends(b"x" * 1000, b"")
     assert frames(talk) == [(0, [b"x" * 1000]), (0, [b""])]

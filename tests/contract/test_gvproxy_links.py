@@ -252,6 +252,21 @@ def test_frames_that_come_with_the_request_are_not_lost(ends: ExitStack, folder:
     assert guest.gets_address() == DEVICE
 
 
+def test_a_first_sender_that_has_gone_is_passed_over(ends: ExitStack, folder: Path) -> None:
+    """One that nothing can be sent to is no guest; the next one may be."""
+    helper = begin(ends, "-listen-vfkit", f"unixgram://{folder}/link")
+    for name in ("gone", "gone as well"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.bind(str(folder / name))
+            sock.sendto(b"VFKT", str(folder / "link"))
+    (folder / "gone").unlink()
+    sock = ends.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+    sock.bind(str(folder / "guest"))
+    sock.connect(str(folder / "link"))
+    assert WireGuest(messages(sock)).gets_address() == DEVICE
+    assert helper.process.poll() is None
+
+
 def arp_for(target: str) -> Raw:
     body = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + bytes.fromhex(DEVICE_MAC.replace(":", ""))
     return Raw(body + socket.inet_aton(DEVICE) + bytes(6) + socket.inet_aton(target))

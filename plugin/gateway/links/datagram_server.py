@@ -29,11 +29,21 @@ class DatagramServer(StreamServer):
                 first, sender = sock.recvfrom(_FIRST_BYTES, socket.MSG_PEEK)
             except BlockingIOError:
                 raise OSError(errno.EINVAL, "it has been shut down: we are about to end") from None
-            if first.startswith(GREETING) or not sender:
+            refusal = _connect(sock, sender)
+            if refusal or first.startswith(GREETING):
                 sock.recv(_FIRST_BYTES)
-            if sender:
+            if not refusal:
                 break
-            reason = "it is bound to no name, so that nothing can be sent to it"
-            self._emit("link.refused", reason=reason, request="first datagram")
-        sock.connect(sender)
+            self._emit("link.refused", reason=refusal, request="first datagram")
         await self._serve_client(sock)
+
+
+def _connect(sock: socket.socket, sender: str | bytes | None) -> str:
+    """Why whoever sent that cannot be the guest; empty: it is, from now on."""
+    if not sender:
+        return "it is bound to no name, so that nothing can be sent to it"
+    try:
+        sock.connect(sender)
+    except OSError as failure:
+        return f"nothing can be sent to it: {failure.strerror}"
+    return ""

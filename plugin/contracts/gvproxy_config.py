@@ -15,10 +15,11 @@ import yaml
 
 from lockgate.plugin import address, resolvconf
 from lockgate.plugin.contracts import goflags
-from lockgate.plugin.gateway import forward_words
+from lockgate.plugin.gateway import forward_words, view
 from lockgate.plugin.gateway.virtual_network import (
     BESS,
     QEMU,
+    RECORDS_MAX,
     STDIO,
     VFKIT,
     VPNKIT,
@@ -190,7 +191,14 @@ class _Reader:
         self.virtual.gateway_mac = _mac(node)
 
     def _zones(self, node: Node) -> None:
-        self.virtual.zones = tuple(map(self._zone, _items(node)))
+        zones: list[Zone] = []
+        room = RECORDS_MAX
+        for one in _items(node):
+            zones.append(self._zone(one))
+            room -= len(zones[-1].records)
+            if room < 0:
+                raise _Wrong(one, f"expected at most {RECORDS_MAX} records in all zones")
+        self.virtual.zones = tuple(zones)
 
     def _zone(self, node: Node) -> Zone:
         zone = Zone("")
@@ -239,10 +247,10 @@ class _Reader:
         self.virtual.forwards = tuple(forwards)
 
     def _nat(self, node: Node) -> None:
-        self.virtual.nat = {_ipv4(key): _ipv4(value) for key, value in _pairs(node)}
+        self.virtual.nat = {_ipv4(key): _ipv4(value) for key, value in _pairs(node, view.NAT_MAX)}
 
     def _virtual_addresses(self, node: Node) -> None:
-        self.virtual.virtual_addresses = tuple(dict.fromkeys(map(_ipv4, _items(node))))
+        self.virtual.virtual_addresses = tuple(dict.fromkeys(map(_ipv4, _items(node, view.OTHERS_MAX))))
 
     def _leases(self, node: Node) -> None:
         leases: dict[bytes, bytes] = {}
@@ -260,7 +268,7 @@ class _Reader:
         self.virtual.ipv6 = _truth(node)
 
     def _host_ports(self, node: Node) -> None:
-        self.virtual.host_ports = tuple(map(_port_range, _items(node)))
+        self.virtual.host_ports = tuple(map(_port_range, _items(node, view.HOST_PORTS_MAX)))
 
     def _guest_may_expose_files(self, node: Node) -> None:
         self.virtual.guest_may_expose_files = _truth(node)
@@ -292,11 +300,11 @@ def _each(node: Node, actions: Mapping[str, Action]) -> None:
             raise
 
 
-def _pairs(node: Node) -> Iterator[tuple[Node, Node]]:
+def _pairs(node: Node, most: int = ENTRIES_MAX) -> Iterator[tuple[Node, Node]]:
     """In their order; the keys are text."""
     if not isinstance(node, yaml.MappingNode):
         raise _Wrong(node, f"expected a mapping of keys and values, got {_kind(node)}")
-    _check_count(node)
+    _check_count(node, most)
     seen: dict[str, int] = {}
     for key, value in node.value:
         if key.tag == f"{_TAG}merge":
@@ -308,17 +316,17 @@ def _pairs(node: Node) -> Iterator[tuple[Node, Node]]:
         yield key, value
 
 
-def _items(node: Node) -> list[Node]:
+def _items(node: Node, most: int = ENTRIES_MAX) -> list[Node]:
     if not isinstance(node, yaml.SequenceNode):
         raise _Wrong(node, f"expected a list, got {_kind(node)}")
-    _check_count(node)
+    _check_count(node, most)
     items: list[Node] = node.value
     return items
 
 
-def _check_count(node: Node) -> None:
-    if len(node.value) > ENTRIES_MAX:
-        raise _Wrong(node, f"expected at most {ENTRIES_MAX} entries")
+def _check_count(node: Node, most: int) -> None:
+    if len(node.value) > most:
+        raise _Wrong(node, f"expected at most {most} entries")
 
 
 def _text(node: Node) -> str:

@@ -15,6 +15,7 @@ DEVICE_MAC = bytes.fromhex("5a94efe40cee")
 MTU_DEFAULT = 1500
 # Always the same, as the subnet of IPv4 is: nobody outside ever sees it, and zone files may name it.
 SUBNET6 = bytes.fromhex("fd6c6f636b670127") + bytes(8)
+RECORDS_MAX = 16384  # of all zones
 SSH_PORT_DEFAULT = 2222  # of the host's loopback; leads to the guest's port 22
 
 UNIX, TCP, VSOCK, UNIXPACKET, UNIXGRAM, STDIO = "unix", "tcp", "vsock", "unixpacket", "unixgram", "stdio"  # schemes

@@ -397,6 +397,29 @@ def test_sizes_are_bounded(file: File) -> None:
     assert file.fault("#" * (256 << 10) + "#") == message
 
 
+@pytest.mark.parametrize(
+    "key, entries",
+    [
+        ("nat", [f"192.168.127.{number}: 127.0.0.1" for number in range(17)]),
+        ("gatewayVirtualIPs", [f"192.168.127.{number}" for number in range(9)]),
+        ("hostPorts", [str(8000 + number) for number in range(33)]),
+    ],
+)
+def test_what_the_worker_has_no_room_for_is_refused(file: File, key: str, entries: list[str]) -> None:
+    """It was cut off without a word; the last that fits is taken."""
+    start, end = "{}" if key == "nat" else "[]"
+    said = file.wrong(f"stack:\n  {key}: {start}{', '.join(entries)}{end}")
+    assert said.endswith(f" stack.{key}: expected at most {len(entries) - 1} entries")
+    assert file.network(f"stack:\n  {key}: {start}{', '.join(entries[:-1])}{end}")
+
+
+def test_zones_have_no_more_records_than_control_takes(file: File) -> None:
+    """Aliases make thousands out of a few lines."""
+    zone = f"stack:\n  dns:\n  - &a {{name: z., records: [{', '.join(['{ip: 10.0.0.1}'] * 1024)}]}}\n"
+    assert len(file.network(zone + "  - *a\n" * 15).zones) == 16
+    assert "expected at most 16384 records in all zones" in file.wrong(zone + "  - *a\n" * 16)
+
+
 def test_a_file_that_cannot_be_read_is_told(file: File, tmp_path: Path) -> None:
     def message(path: Path) -> str:
         with pytest.raises(gvproxy_config.ConfigError) as caught:

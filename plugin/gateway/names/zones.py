@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.gateway.names.regexp import Regexp
-from lockgate.plugin.gateway.virtual_network import Zone
+from lockgate.plugin.gateway.virtual_network import RECORDS_MAX, Zone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lockgate.plugin.gateway.virtual_network import Record
 
 ZONES_MAX = 1024
-RECORDS_MAX = 16384  # of all zones
 _SPECIAL = re.compile(rb"[^!-~]|[.\\\"'();@]")  # what is written with a backslash (RFC 1035 §5.1)
 
 

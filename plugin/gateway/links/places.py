@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 
+from lockgate.plugin import address
 from lockgate.plugin.gateway.virtual_network import TCP, UNIX, UNIXGRAM, UNIXPACKET, VSOCK
 
 TYPE_CHECKING = False
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 BACKLOG = 4096  # as far as net.core.somaxconn allows
 _KINDS = {UNIX: _socket.SOCK_STREAM, UNIXPACKET: _socket.SOCK_SEQPACKET, UNIXGRAM: _socket.SOCK_DGRAM}
+_ANY = ("", "0.0.0.0", "::")
 _VSOCK_ANY = 0xFFFFFFFF  # VMADDR_CID_ANY, vsock(7)
 
 
@@ -36,7 +38,9 @@ def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
     if place.scheme == VSOCK:
         return _listen(_socket.AF_VSOCK, (int(place.host) if place.host else _VSOCK_ANY, place.port))
     assert place.scheme == TCP, f"a place of the scheme {place.scheme}"
-    asked = place.host or None, place.port, 0, _socket.SOCK_STREAM, 0, _socket.AI_PASSIVE
+    # Any address is of both families, whichever was written, as Go has it.
+    host = "::" if place.host in _ANY and address.has_ipv6() else place.host or None
+    asked = host, place.port, 0, _socket.SOCK_STREAM, 0, _socket.AI_PASSIVE
     family, _, _, _, sockaddr = _socket.getaddrinfo(*asked)[0]
     try:
         return _listen(family, sockaddr)
@@ -44,12 +48,13 @@ def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
         raise OSError(failure.errno, failure.strerror, place.text) from None
 
 
-
 def _listen(family: int, sockaddr: tuple[Any, ...]) -> _socket.socket:
     sock = _socket.socket(family, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
     try:
         if family != _socket.AF_VSOCK:
             sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        if family == _socket.AF_INET6:
+            sock.setsockopt(_socket.IPPROTO_IPV6, _socket.IPV6_V6ONLY, 0)
         sock.bind(sockaddr)
         sock.listen(BACKLOG)
     except OSError:

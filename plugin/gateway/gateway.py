@@ -23,6 +23,7 @@ from lockgate.core import channel
 from lockgate.core._datapath import lib
 from lockgate.plugin import resolvconf, stats
 from lockgate.plugin.address import UNSET, is_ipv4, to_text
+from lockgate.plugin.forward_table import ConflictError
 from lockgate.plugin.gateway import notification, relay
 from lockgate.plugin.gateway.address_pool import AddressPool
 from lockgate.plugin.gateway.dhcp_server import DhcpServer
@@ -183,17 +184,22 @@ class Gateway:
             self._silence = asyncio.get_running_loop().call_later(_SILENCE_SECONDS, self._can_be_reached)
         elif self._ssh is not None:
             self._ssh.guest_left()
-        if not attached and self._mac != UNSET:
-            self._told(self._mac, False)
-            self._mac = UNSET
+        if not attached:
+            self._forget_guest()
 
     def seen(self, mac: bytes, ipv4: bytes) -> None:
         """The one guest, where there is no switch."""
         if ipv4 != UNSET:
             self._can_be_reached()
         if self._switch is None and mac != self._mac and not mac[0] & 1:
+            self._forget_guest()
             self._mac = mac
             self._told(mac, True)
+
+    def _forget_guest(self) -> None:
+        if self._mac != UNSET:
+            self._told(self._mac, False)
+            self._mac = UNSET
 
     def learn(self, payload: bytes, port: int) -> None:
         """Of the switch: struct lg_cam."""
@@ -264,11 +270,11 @@ class Gateway:
 
     async def _open_tunnel(self, listener: socket.socket, remote: SshRemote) -> None:
         """Serves the clients of a socket that the API was asked for, until it is taken back."""
-        if self._ssh is None:
-            self._emit("relay.failed", local=listener.getsockname(), remote=remote.path, reason="there is no ssh here")
-            return
-        rule = await self._lead_to(remote.address, remote.port)
+        rule = None
         try:
+            if self._ssh is None:
+                raise TunnelError("there is no ssh here")
+            rule = await self._lead_to(remote.address, remote.port)
             port = self._start.opened.ssh_port if rule is None else rule.first
             name = listener.getsockname()
             number = self._ssh.add_tunnel(listener, name, port, remote.user, remote.path, remote.identity)
@@ -283,15 +289,20 @@ class Gateway:
                 await self._table.exchange([rule], [])
 
     async def _lead_to(self, ip: bytes, port: int) -> ForwardRule | None:
-        """A port of the host's loopback for ssh to connect to; None: there is one already."""
+        """A port of the host's loopback for ssh to connect to; None: there is one already. Raises TunnelError."""
         if (ip, port) == (self._network.device, SSH_PORT):
             return None
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            number = free.getsockname()[1]
-        forward = PortForward("tcp", f"127.0.0.1:{number}", f"{to_text(ip)}:{port}")
-        rule = rule_of(forward)
-        failures = await self._table.exchange([], [rule])
+        try:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                number = free.getsockname()[1]
+        except OSError as failure:
+            raise TunnelError(f"no port of the loopback can be had: {failure.strerror}") from None
+        rule = rule_of(PortForward("tcp", f"127.0.0.1:{number}", f"{to_text(ip)}:{port}"))
+        try:
+            failures = await self._table.exchange([], [rule])
+        except ConflictError:
+            raise TunnelError("the port of the loopback that was free is somebody else's meanwhile") from None
         if failures:
             raise TunnelError(f"no port of the loopback can be had: {os.strerror(failures[0].error)}")
         return rule

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import process_tree
 import pytest
-from gvproxy_guest import DEVICE, GVPROXY, Gvproxy, WireGuest, stream
+from gvproxy_guest import DEVICE, DEVICE_MAC, GVPROXY, Gvproxy, WireGuest, stream
 from running import PATIENCE
 
 
@@ -192,3 +193,40 @@ def test_podmans_descriptors_are_let_go_of(ends: ExitStack, folder: Path) -> Non
     os.close(write_end)
     assert select.select([read_end], [], [], PATIENCE)[0] and os.read(read_end, 1) == b""
     os.close(read_end)
+
+
+def test_a_tunnel_for_which_there_is_no_port_is_told_of(ends: ExitStack, folder: Path) -> None:
+    """Its clients would wait, and nobody would know for what."""
+    few = "sh", "-c", 'ulimit -n 700 && exec "$0" "$@"', GVPROXY
+    helper = Gvproxy("-listen", f"unix://{folder}/api", command=few)
+    ends.callback(helper.close)
+    remote = "ssh-tunnel://core@192.168.127.9/run/x.sock?key=/no/key"
+    body = json.dumps({"local": f"{folder}/tunnel", "remote": remote, "protocol": "unix"})
+    api = ends.enter_context(socket.socket(socket.AF_UNIX))
+    api.connect(str(folder / "api"))
+    head = f"POST /services/forwarder/expose HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    for _ in range(2):  # the second is answered when the first has been dealt with
+        api.sendall(head.encode() + body.encode())
+        assert api.recv(4096).startswith(b"HTTP/1.1 ")
+    helper.process.terminate()
+    assert helper.ends() == 0
+    assert any("found nobody at /run/x.sock: no port of the loopback can be had" in line for line in helper.said)
+
+
+def test_of_a_guest_that_changes_its_address_both_are_told_of(ends: ExitStack, folder: Path) -> None:
+    """Whoever counts who is there would wait for the first one's end for ever."""
+    listener = ends.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(str(folder / "told"))
+    listener.listen()
+    listener.settimeout(PATIENCE)
+    podmans(ends, folder, "-notification", f"unix://{folder}/told")
+    guest = joined(ends, folder)
+    guest.mac = "52:54:00:00:00:07"
+    assert guest.gets_address()
+    told = []
+    for _ in range(4):
+        with listener.accept()[0] as message:
+            said = json.loads(message.makefile().read())
+        told.append((said["notification_type"], said.get("mac_address", "")))
+    known, gone = "connection_established", "connection_closed"
+    assert told == [("ready", ""), (known, DEVICE_MAC), (gone, DEVICE_MAC), (known, guest.mac)]

@@ -215,6 +215,20 @@ def test_a_folder_that_is_gone_is_told(asking: Asking) -> None:
     assert asking.refusal(ask(START, 0)) == errno.ENOENT
 
 
+@pytest.mark.parametrize("call", ["pipe", "write"])
+def test_no_key_is_left_where_ssh_cannot_be_started(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Without descriptors or room on the disk, say."""
+
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(os, call, fail)
+    assert asking.refusal(ssh_child.pack_request(ssh_child.START, 0)) == errno.ENOSPC
+    assert sorted(os.listdir(asking.folder)) == ["hold"]
+
+
 def test_what_control_does_not_take_is_ended(asking: Asking) -> None:
     """A control that asks and never reads."""
     asking.takes = False

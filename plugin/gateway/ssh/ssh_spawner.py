@@ -88,10 +88,10 @@ class SshSpawner:
         if number in self._pids:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         self._tidy(number)
-        self._write_key(number, target.key)
         read_end, write_end = os.pipe()
         try:
             os.set_blocking(read_end, False)
+            self._write_key(number, target.key)
             self._pids[number] = self._spawn(ssh_child.arguments(number, target), write_end)
         except OSError:
             os.close(read_end)

@@ -157,7 +157,7 @@ struct lg_neighbours {
 #define LG_SWITCH_PORTS 32 /* of a virtual network with several guests: lg_cmd_header.port - 1 */
 
 #define LG_STREAM_LENGTH_16 1  /* before each frame its length in 2 bytes, the lower first; else in 4, the highest first */
-#define LG_STREAM_SKIP_SHORT 2 /* what is too short for a frame is passed over, and not the end of the stream */
+#define LG_STREAM_SKIP 2      /* what is too short or too long for a frame is passed over, and not the end of the stream */
 
 #define LG_TAP_USO 1 /* it takes and gives several datagrams in one frame */
 

@@ -40,27 +40,35 @@ static void store_length(const struct link_stream *stream, uint8_t *at, uint32_t
     }
 }
 
+/* The longest that may come: beyond it, the stream is lost. */
+static uint32_t longest(const struct link_stream *stream)
+{
+    return stream->framing & LG_STREAM_SKIP ? STREAM_SKIP_MAX : STREAM_FRAME_MAX;
+}
+
 /* The length of the frame at in_start, if all of it is there; 0: not yet, or the stream is lost. */
 static uint32_t whole_frame(struct link_stream *stream)
 {
+    bool skips = stream->framing & LG_STREAM_SKIP;
+
     for (;;) {
         size_t have = stream->in_end - stream->in_start;
 
         if (have < stream->length_bytes)
             return 0;
         uint32_t length = load_length(stream);
-        bool none = length < STREAM_FRAME_MIN && stream->framing & LG_STREAM_SKIP_SHORT;
-        if ((length < STREAM_FRAME_MIN && !none) || length > STREAM_FRAME_MAX) {
+        bool too_short = length < STREAM_FRAME_MIN;
+        if ((too_short && !skips) || length > longest(stream)) {
             stream->length = length;
             link_socket_end(&stream->socket, EPROTO);
             return 0;
         }
         if (have - stream->length_bytes < length)
             return 0;
-        if (!none)
+        if (!too_short && length <= FRAME_BYTES_MAX)
             return length;
         stream->in_start += stream->length_bytes + length;
-        stream->socket.counters[C_drop_short]++;
+        stream->socket.counters[too_short ? C_drop_short : C_drop_length]++;
     }
 }
 
@@ -70,7 +78,7 @@ static void make_room(struct link_stream *stream)
 {
     size_t rest = stream->in_end - stream->in_start;
 
-    if (rest && STREAM_IN_BYTES - stream->in_end >= stream->length_bytes + STREAM_FRAME_MAX)
+    if (rest && STREAM_IN_BYTES - stream->in_end >= stream->length_bytes + longest(stream))
         return;
     memmove(stream->in, stream->in + stream->in_start, rest);
     stream->in_start = 0;

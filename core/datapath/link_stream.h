@@ -15,6 +15,7 @@
 enum link_stream_limits {
     STREAM_FRAME_MIN = 14, /* a bare Ethernet header */
     STREAM_FRAME_MAX = 65535,
+    STREAM_SKIP_MAX = 128 << 10,   /* with LG_STREAM_SKIP: whatever says that it is longer is no frame of anybody's */
     STREAM_IN_BYTES = 512 << 10,   /* at a time: more than a socket's queue holds as a rule, and within the cache */
     STREAM_QUEUE_BYTES = 16 << 20, /* of the socket itself, as far as net.core.wmem_max allows */
 };

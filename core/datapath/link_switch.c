@@ -130,8 +130,8 @@ static bool sort_frame(struct link_switch *bridge, const struct guest_frame *fra
     const uint8_t *to = frame->head, *from = frame->head + ADDRESS_MAC;
     bool ours = !memcmp(to, bridge->our_mac, ADDRESS_MAC);
 
-    if (frame->length < ETHERNET_HEADER || !memcmp(from, bridge->our_mac, ADDRESS_MAC)) {
-        bridge->counters[frame->length < ETHERNET_HEADER ? C_drop_short : C_drop_address]++;
+    if (!memcmp(from, bridge->our_mac, ADDRESS_MAC)) {
+        bridge->counters[C_drop_address]++;
         return false;
     }
     if (!(from[0] & MAC_GROUP))

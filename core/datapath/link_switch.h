@@ -18,7 +18,7 @@ enum link_switch_limits {
     SWITCH_PORTS = LG_SWITCH_PORTS,
     SWITCH_PORT_ENTRIES = 32, /* MAC addresses: a guest may have bridges behind it */
     SWITCH_ENTRIES = SWITCH_PORTS * SWITCH_PORT_ENTRIES,
-    SWITCH_FRAME_MAX = STREAM_FRAME_MAX, /* what every port takes; messages may be longer */
+    SWITCH_FRAME_MAX = 65535, /* what every port can say the length of; frames of some may be longer */
 };
 
 struct switch_port {

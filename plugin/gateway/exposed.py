@@ -150,7 +150,7 @@ class Exposed:
 
     async def close(self) -> None:
         """Removes the files. Ports are the table's."""
-        for entry in self._entries.values():
+        for entry in list(self._entries.values()):  # a client may still be at it
             await _close_file(entry)
 
     async def _open_port(self, entry: _Entry) -> None:

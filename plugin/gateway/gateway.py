@@ -343,7 +343,7 @@ class Gateway:
     async def take_link(self, link: socket.socket, behind: bytes, lengths: str) -> None:
         """A guest that came by /connect. What was read of it already goes in front, by way of a pair."""
         assert self._switch is not None, "the API that has /connect has a switch"
-        framing = lib.LG_STREAM_SKIP_SHORT
+        framing = lib.LG_STREAM_SKIP
         if lengths == api.TWO_BYTES_LITTLE_ENDIAN:
             framing |= lib.LG_STREAM_LENGTH_16
         if not behind:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 NAME_WITHOUT_TEMPLATE = "tap0"
 ADDRESSES_MAX = 256  # of a plan
-ROUTES_MAX = 1024  # the kernel lists default routes first: a limit loses none of them
+ROUTES_MAX = 1024  # half for each family; the kernel lists default routes first: a limit loses none of them
 HOPS_MAX = 32  # of a route
 
 _PROTOCOL_KERNEL, _PROTOCOL_BOOT = 2, 3  # RTPROT_*: a route that an address brings along; one that is just set
@@ -87,10 +87,10 @@ def plan(spec: NetworkSpec, host: hostnet.HostNet) -> Plan:
     for family in families:
         _plan_addresses(family, host, copies.copy_addrs)
         _plan_routes(family, host, alone, copies.copy_routes)
-        family.routes += _routes_to_stand_ins(family)
+        family.routes[:0] = _routes_to_stand_ins(family)  # first, so that no limit loses them
     addresses = [one for family in families for one in family.addresses]
-    routes = [one for family in families for one in family.routes]
-    return Plan(spec.mtu, tuple(addresses[:ADDRESSES_MAX]), tuple(routes[:ROUTES_MAX]))
+    routes = [one for family in families for one in family.routes[: ROUTES_MAX // 2]]
+    return Plan(spec.mtu, tuple(addresses[:ADDRESSES_MAX]), tuple(routes))
 
 
 def _families(spec: NetworkSpec, host: hostnet.HostNet) -> list[_Family]:

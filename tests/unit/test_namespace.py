@@ -287,7 +287,9 @@ def test_the_interface_that_was_asked_for_is_copied_whatever_others_have() -> No
 
 
 def test_a_plan_has_an_end() -> None:
-    """The default route is among what is left, as the kernel lists it first."""
+    """The default route is among what is left, as the kernel lists it first; so is the way to the host's stand-ins."""
     many = [route(f"10.{n >> 8}.{n & 255}.0/24", (ETH0, "192.0.2.1")) for n in range(interface_plan.ROUTES_MAX + 5)]
     plan = planned(own(ETH0, "192.0.2.7/24"), route("0.0.0.0/0", (ETH0, "192.0.2.1")), *many)
-    assert len(plan.routes) == interface_plan.ROUTES_MAX and routes(plan)[0] == "default via 192.0.2.1"
+    assert len(plan.routes) == interface_plan.ROUTES_MAX // 2 and routes(plan)[0] == "default via 192.0.2.1"
+    spec = asked(dns_forward4=ip("169.254.1.1"), map_guest4=UNSET, map_host_loopback4=UNSET)
+    assert routes(planned(own(ETH0, "192.0.2.7/24"), *many, spec=spec))[0] == "169.254.1.1/32"

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from lockgate.plugin.spec import NetworkSpec
 
 FRAMING = {
-    QEMU: lib.LG_STREAM_SKIP_SHORT,
-    VPNKIT: lib.LG_STREAM_LENGTH_16 | lib.LG_STREAM_SKIP_SHORT,
-    STDIO: lib.LG_STREAM_LENGTH_16 | lib.LG_STREAM_SKIP_SHORT,
+    QEMU: lib.LG_STREAM_SKIP,
+    VPNKIT: lib.LG_STREAM_LENGTH_16 | lib.LG_STREAM_SKIP,
+    STDIO: lib.LG_STREAM_LENGTH_16 | lib.LG_STREAM_SKIP,
     BESS: 0,
     VFKIT: 0,
     "": 0,

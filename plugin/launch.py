@@ -293,6 +293,8 @@ class Start:
         def bind(warn: Callable[[str], None]) -> list[forwards.Listener]:
             return forwards.bind(rules, self.room, warn, forwards.on_host(self.spec.freebind))
 
+        if self.spec.virtual is not None:
+            return bind(lambda line: None)  # the error says it, in the words of that contract
         if self.spec.namespace is None:
             return bind(self.log.warning)
         from lockgate.plugin import taken_ports

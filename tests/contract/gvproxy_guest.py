@@ -43,16 +43,20 @@ class Gvproxy:
         words = [*command, "-ssh-port", str(ssh_port), *arguments]
         self.process = subprocess.Popen(words, stdin=stdin, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload]
         self.said: list[str] = []
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line)
-            if READY in line:
-                return
-        raise AssertionError(f"gvproxy ended with {self.process.wait()}: {''.join(self.said)}")
+        self.wait_for(READY)
 
     @property
     def pid(self) -> int:
         return int(self.process.pid)
+
+    def wait_for(self, text: str) -> None:
+        """Until it has said that."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.said.append(line)
+            if text in line:
+                return
+        raise AssertionError(f"gvproxy ended with {self.process.wait()}: {''.join(self.said)}")
 
     def ends(self) -> int:
         """Its exit status, once it has ended by itself."""

@@ -117,6 +117,7 @@ def test_a_port_that_is_taken_ends_it_with_status_0_and_leaves_nothing(folder: P
     done = run("-listen-qemu", f"unix://{folder}/link", "-ssh-port", str(port), "-pid-file", f"{folder}/pid")
     reason = f"cannot add network services: listen tcp 127.0.0.1:{port}: bind: address already in use"
     assert done.returncode == 0 and f"gvproxy exiting: {reason}" in done.stderr
+    assert "Listen failed" not in done.stderr, "that is how passt says it"
     assert left(folder) == []
 
 
@@ -205,12 +206,9 @@ def test_a_tunnel_for_which_there_is_no_port_is_told_of(ends: ExitStack, folder:
     api = ends.enter_context(socket.socket(socket.AF_UNIX))
     api.connect(str(folder / "api"))
     head = f"POST /services/forwarder/expose HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    for _ in range(2):  # the second is answered when the first has been dealt with
-        api.sendall(head.encode() + body.encode())
-        assert api.recv(4096).startswith(b"HTTP/1.1 ")
-    helper.process.terminate()
-    assert helper.ends() == 0
-    assert any("found nobody at /run/x.sock: no port of the loopback can be had" in line for line in helper.said)
+    api.sendall(head.encode() + body.encode())
+    assert api.recv(4096).startswith(b"HTTP/1.1 ")
+    helper.wait_for("found nobody at /run/x.sock: no port of the loopback can be had")
 
 
 def test_of_a_guest_that_changes_its_address_both_are_told_of(ends: ExitStack, folder: Path) -> None:

@@ -30,7 +30,7 @@ from lockgate.plugin.gateway.dhcp_server import DhcpServer
 from lockgate.plugin.gateway.exposed import Exposed, SshRemote
 from lockgate.plugin.gateway.forward_words import rule_of
 from lockgate.plugin.gateway.http import api
-from lockgate.plugin.gateway.http.http_server import GUEST_LIMITS, HOST_LIMITS, HttpServer
+from lockgate.plugin.gateway.http.http_server import GUEST_LIMITS, HOST_LIMITS, HttpServer, Limits
 from lockgate.plugin.gateway.links.datagram_server import DatagramServer
 from lockgate.plugin.gateway.links.stdio import carry
 from lockgate.plugin.gateway.links.switch import Switch, SwitchServer
@@ -106,8 +106,7 @@ class Gateway:
         ways = self.dial, self._open_tunnel
         folder = start.opened.started_in
         self._exposed = Exposed(self._table, *ways, emit, at_start=network.forwards, folder=folder)
-        views = {api.ALL: HOST_LIMITS, api.SERVICES: HOST_LIMITS, api.GUEST: GUEST_LIMITS}
-        self._http = {one: HttpServer(api.Api(self, network, one).respond, emit, has) for one, has in views.items()}
+        self._http = self._serve_http(api.GUEST, GUEST_LIMITS)
         # Not of the host: few of its services listen at ::1, and many a client tries nothing else after that.
         twins = {network.gateway: network.gateway6, network.device: network.device6}
         ipv6 = bool(self._view.flags & VIEW_IPV6)
@@ -139,13 +138,16 @@ class Gateway:
 
     def services(self) -> Iterator[Awaitable[None]]:
         """What serves each place of the host; each raises OSError when that is shut down."""
-        for listener in self._start.opened.listen:
-            yield self._http[api.ALL].serve(_owned(listener))
-        for listener in self._start.opened.services:
-            yield self._http[api.SERVICES].serve(_owned(listener))
+        opened = self._start.opened
+        for view, listeners in ((api.ALL, opened.listen), (api.SERVICES, opened.services)):
+            for listener in listeners:  # a guest may reach those that are not files, too
+                yield self._serve_http(view, HOST_LIMITS).serve(_owned(listener))
         if self._notifier is not None:
             self._notifier.send(notification.READY)
             yield self._notifier.run()
+
+    def _serve_http(self, view: str, limits: Limits) -> HttpServer:
+        return HttpServer(api.Api(self, self._network, view).respond, self._emit, limits)
 
     def stdio(self) -> socket.socket | None:
         """The link of a guest that comes by standard input and output; None: it comes by a socket."""
@@ -249,7 +251,7 @@ class Gateway:
         finally:
             self._opening.discard(key)
         if where == HTTP_PORT:
-            self._http[api.GUEST].take(ours, guest)
+            self._http.take(ours, guest)
         else:
             await self._dns.serve_connection(ours)
 

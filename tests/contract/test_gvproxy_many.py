@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A thousand connections of one guest of gvproxy at once, to the host and to the gateway's own services."""
+"""Many connections of one guest of gvproxy at once, to the host and to the gateway's own services."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from gvproxy_guest import DEVICE_MAC, GATEWAY_MAC, HOST, Gvproxy, WireGuest, stream
+from gvproxy_guest import DEVICE_MAC, GATEWAY, GATEWAY_MAC, HOST, Gvproxy, WireGuest, stream
+from running import PATIENCE
 
 COUNT = 1000
 FIRST_PORT = 20000
 SYN, PSH, ACK, FIN = 2, 8, 16, 1
+HALF, REST = b"GET /services/forwarder/all HTTP/1.1\r\nHo", b"st: a\r\nConnection: close\r\n\r\n"  # of a request
+HALVES = 300
+PATIENT = FIRST_PORT + 250  # neither among those that make room, nor among those that once waited for it
+AT_ONCE = 50
 MACS = bytes.fromhex((GATEWAY_MAC + DEVICE_MAC).replace(":", ""))
 
 
@@ -66,10 +71,19 @@ def echo_server() -> Iterator[EchoServer]:
     server.close()
 
 
+@pytest.fixture(name="port")
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @pytest.fixture(name="guest")
-def guest_with_an_address(folder: Path) -> Iterator[WireGuest]:
+def guest_with_an_address(folder: Path, port: int) -> Iterator[WireGuest]:
+    """Beside it, the API is at a file, and at a port that the guest reaches, too."""
     with ExitStack() as ends:
-        helper = Gvproxy("-listen-qemu", f"unix://{folder}/link")
+        places = ("-listen", f"unix://{folder}/api", "-listen", f"tcp://127.0.0.1:{port}")
+        helper = Gvproxy("-listen-qemu", f"unix://{folder}/link", *places)
         ends.callback(helper.close)
         sock = ends.enter_context(socket.socket(socket.AF_UNIX))
         sock.connect(str(folder / "link"))
@@ -136,3 +150,48 @@ def test_names_are_resolved_meanwhile(guest: WireGuest, server: EchoServer) -> N
         guest.wire.send(segment(guest, port, (HOST, server.port), (100, 0), SYN, b""))
     assert guest.resolves("host.containers.internal") == HOST
     assert guest.asks_api("GET", "/services/forwarder/all")[0] == 200
+
+
+def send_halves(guest: WireGuest, to: tuple[str, int]) -> dict[int, int]:
+    """Opens connections, with the first half of a request on each; what to acknowledge, by port."""
+    theirs: dict[int, int] = {}
+    for first in range(FIRST_PORT, FIRST_PORT + HALVES, AT_ONCE):
+        ports = range(first, first + AT_ONCE)
+        for port in ports:
+            guest.wire.send(segment(guest, port, to, (100, 0), SYN, b""))
+        while not theirs.keys() >= {*ports}:
+            found = parsed(guest.wire.receive())
+            if found is not None and found[3] & SYN:
+                port, seq, *_ = found
+                theirs[port] = seq + 1
+                guest.wire.send(segment(guest, port, to, (101, seq + 1), ACK | PSH, HALF))
+    return theirs
+
+
+def finish(guest: WireGuest, to: tuple[str, int], port: int, theirs: int) -> bytes:
+    """The second half of the request; the first part of the reply."""
+    guest.wire.send(segment(guest, port, to, (101 + len(HALF), theirs), ACK | PSH, REST))
+    while True:
+        found = parsed(guest.wire.receive())
+        if found is not None and found[0] == port and (found[4] or found[3] & FIN):
+            return found[4]
+
+
+def ask_host(family: socket.AddressFamily, place: tuple[str, int] | str) -> bytes:
+    """What a client of the host's hears."""
+    with socket.socket(family) as client:
+        client.settimeout(PATIENCE)
+        client.connect(place)
+        client.sendall(HALF + REST)
+        return client.recv(1 << 16)
+
+
+@pytest.mark.parametrize("by_host", [False, True])
+def test_half_requests_keep_nobody_off_the_api(guest: WireGuest, folder: Path, port: int, by_host: bool) -> None:
+    """They are still under way when all others have been answered: then one of them is finished."""
+    to = (HOST, port) if by_host else (GATEWAY, 80)
+    halves = send_halves(guest, to)
+    assert ask_host(socket.AF_UNIX, str(folder / "api")).startswith(b"HTTP/1.1 200 ")
+    assert ask_host(socket.AF_INET, ("127.0.0.1", port)).startswith(b"HTTP/1.1 200 ")
+    assert guest.asks_api("GET", "/services/forwarder/all")[0] == 200
+    assert finish(guest, to, PATIENT, halves[PATIENT]).startswith(b"HTTP/1.1 200 ")

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from lockgate.plugin.gateway.http.http_server import CONNECTIONS_MAX, HOST_LIMITS, HttpServer, Limits, Respond
+from lockgate.plugin.gateway.http.http_server import HOST_LIMITS, HttpServer, Limits, Respond
 
 PATIENCE = 20.0  # seconds, for what takes no time
 GUEST = "192.168.127.2"
@@ -82,9 +82,9 @@ class Reply:
 class Scene:
     """The server, and what it told."""
 
-    def __init__(self, respond: Respond, limits: Limits, connections_max: int) -> None:
+    def __init__(self, respond: Respond, limits: Limits) -> None:
         self.told: list[tuple[str, dict[str, Any]]] = []
-        self.server = HttpServer(respond, self.emit, limits, connections_max=connections_max)
+        self.server = HttpServer(respond, self.emit, limits)
         self.clients: list[Client] = []
 
     def emit(self, event: str, /, **fields: object) -> None:
@@ -102,12 +102,11 @@ def play(
     part: Callable[[Scene], Awaitable[None]],
     respond: Respond,
     limits: Limits = HOST_LIMITS,
-    connections_max: int = CONNECTIONS_MAX,
 ) -> Scene:
     """Whatever happens, no descriptor is left."""
 
     async def run() -> Scene:
-        scene = Scene(respond, limits, connections_max)
+        scene = Scene(respond, limits)
         try:
             async with asyncio.timeout(PATIENCE):
                 await part(scene)

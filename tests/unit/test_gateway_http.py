@@ -314,39 +314,111 @@ def test_a_connection_that_was_taken_over_has_all_the_time_in_the_world() -> Non
 
 
 def test_whoever_was_silent_longest_makes_room() -> None:
-    """But nobody who has begun a request."""
+    async def part(scene: Scene) -> None:
+        first, second, third = (scene.client() for _ in range(3))
+        for client in (first, second, third):
+            assert (await client.ask("GET", "/")).status == 200
+        fourth = scene.client()
+        assert await first.rest() == b""
+        for client in (second, third, fourth):
+            assert (await client.ask("GET", "/")).status == 200
+
+    assert not play(part, echo, Limits(connections=3)).told
+
+
+@pytest.mark.parametrize(
+    "half", [b"G", GET[:-2], POST_TWO, b"POST /blind HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx"]
+)
+def test_half_a_request_keeps_nobody_out(half: bytes) -> None:
+    """Cause: 300 connections of a guest, each with a request that does not go on, and its Podman was refused for ten
+    seconds."""
 
     async def part(scene: Scene) -> None:
-        busy, first, second = (scene.client() for _ in range(3))
-        await busy.send(POST_TWO)
-        for client in (first, second):
-            assert (await client.ask("GET", "/")).status == 200
-        third = scene.client()
-        assert await first.rest() == b""
-        for client in (second, third):
-            assert (await client.ask("GET", "/")).status == 200
-        await busy.send(b"y")
-        assert (await busy.reply()).text.endswith(" xy")
+        halves = [scene.client() for _ in range(4)]
+        for client in halves:
+            await client.send(half)
+        while len(scene.server._waiting) < len(halves):
+            await asyncio.sleep(0)
+        assert (await scene.client().ask("GET", "/here")).status == 200
+        assert b"200" not in await halves[0].rest()
 
-    scene = play(part, echo, connections_max=3)
-    assert not scene.told
+    assert not play(part, echo, Limits(connections=4)).told
 
 
-def test_with_nobody_silent_a_connection_from_a_guest_is_refused() -> None:
+def test_a_client_that_takes_no_reply_keeps_nobody_out() -> None:
+    async def much(request: Request) -> Response:
+        return text("x" * (8 << 20)) if request.path == "/much" else text("little")
+
+    async def part(scene: Scene) -> None:
+        greedy = scene.client()
+        await greedy.send(b"GET /much HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert await greedy.take(1) == b"H"
+        assert (await scene.client().ask("GET", "/")).text == "little"
+
+    assert not play(part, much, Limits(connections=1)).told
+
+
+def test_a_guest_with_many_connections_costs_another_guest_none() -> None:
+    async def part(scene: Scene) -> None:
+        modest = scene.client("192.168.127.3")
+        assert (await modest.ask("GET", "/before")).status == 200
+        for _ in range(20):
+            assert (await scene.client("192.168.127.2").ask("GET", "/")).status == 200
+        assert (await modest.ask("GET", "/after")).status == 200
+
+    assert not play(part, echo, Limits(connections=4)).told
+
+
+def test_a_guests_head_has_to_come_soon_and_its_body_may_take_longer() -> None:
+    async def part(scene: Scene) -> None:
+        slow, body = scene.client(), scene.client()
+        await body.send(POST_TWO)
+        await slow.send(b"GET / HTTP/1.1\r\nX: ")
+        assert await slow.rest() == b""
+        await body.send(b"y")
+        assert (await body.reply()).text.endswith(" xy")
+
+    play(part, echo, Limits(head_seconds=0.05))
+
+
+class Held:
+    """Requests that are being answered until they are let go of."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self._go = asyncio.Event()
+
+    async def respond(self, request: Request) -> Response:
+        self.under_way += 1
+        await self._go.wait()
+        return text(request.path)
+
+    async def wait_for(self, count: int) -> None:
+        while self.under_way < count:
+            await asyncio.sleep(0)
+
+    def let_go(self) -> None:
+        self._go.set()
+
+
+def test_with_all_requests_being_answered_a_connection_from_a_guest_is_refused() -> None:
+    held = Held()
+
     async def part(scene: Scene) -> None:
         busy = scene.client()
-        await busy.send(POST_TWO)
-        while scene.server._idle:
-            await asyncio.sleep(0)
+        await busy.send(GET)
+        await held.wait_for(1)
         assert await scene.client("192.168.127.9").rest() == b""
-        await busy.send(b"y")
-        assert (await busy.reply()).status == 200
+        held.let_go()
+        assert (await busy.reply()).text == "/here"
 
-    scene = play(part, echo, connections_max=1)
+    scene = play(part, held.respond, Limits(connections=1))
     assert scene.told == [("http.refused", {"reason": "192.168.127.9 finds 1 requests under way"})]
 
 
-def test_with_nobody_silent_a_client_of_the_host_waits(tmp_path: Path) -> None:
+def test_with_all_requests_being_answered_a_client_of_the_host_waits(tmp_path: Path) -> None:
+    held = Held()
+
     async def part(scene: Scene) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "api"))
@@ -355,18 +427,40 @@ def test_with_nobody_silent_a_client_of_the_host_waits(tmp_path: Path) -> None:
             busy, waiting = (Client(socket.socket(socket.AF_UNIX)) for _ in range(2))
             scene.clients += [busy, waiting]
             busy.sock.connect(str(tmp_path / "api"))
-            await busy.send(POST_TWO)
-            while scene.server._idle or not scene.server._serving:
-                await asyncio.sleep(0)
+            await busy.send(GET)
+            await held.wait_for(1)
             waiting.sock.connect(str(tmp_path / "api"))
             asked = asyncio.create_task(waiting.ask("GET", "/w"))
-            await busy.send(b"y")
-            assert (await busy.reply()).status == 200
-            assert (await asked).text == "GET /w {}  "
+            held.let_go()
+            assert (await busy.reply()).text == "/here"
+            assert (await asked).text == "/w"
             serving.cancel()
             await asyncio.wait([serving])
 
-    play(part, echo, connections_max=1)
+    play(part, held.respond, Limits(connections=1))
+
+
+def test_there_are_never_more_connections_than_there_may_be(tmp_path: Path) -> None:
+    """Not even for the moment in which some make room: each is a descriptor."""
+
+    async def part(scene: Scene) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "api"))
+            listener.listen(20)
+            clients = [Client(socket.socket(socket.AF_UNIX)) for _ in range(20)]
+            scene.clients += clients
+            for client in clients:
+                client.sock.connect(str(tmp_path / "api"))
+            serving = asyncio.create_task(scene.server.serve(listener))
+            asked = asyncio.create_task(clients[-1].ask("GET", "/"))
+            while not asked.done():
+                assert len(scene.server._tasks) <= 3
+                await asyncio.sleep(0)
+            assert (await asked).status == 200
+            serving.cancel()
+            await asyncio.wait([serving])
+
+    play(part, echo, Limits(connections=3))
 
 
 def test_with_too_many_taken_over_the_next_one_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

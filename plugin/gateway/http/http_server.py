@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP/1.1 and 1.0 on stream sockets, whoever has accepted or connected them: h11 has the bytes, this has the time.
 
-Called by control.py: serve() for a listening socket of the host, take() for one connection that comes from a guest.
+Called by gateway.py: serve() for a listening socket of the host, take() for one connection that comes from a guest.
 api.py answers the requests.
-Adversary: whoever can connect. Each is given so many seconds for a request and for taking the reply, and so many bytes;
-of those who have nothing to say the one who was silent longest makes room for the next.
+Adversary: whoever can connect. Each is given so many seconds for a request and for taking the reply, and so many bytes.
+Where there are as many connections as there may be, whoever has most of them loses the one that we have waited for
+longest, whether that has begun a request or not; so nobody can keep others out by saying nothing, or half of it.
 
 Invariants: a body is read only if whoever answers asks for it; a connection that is taken over goes with every byte
 that came behind the head of its request; what breaks one connection breaks no other.
@@ -16,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import h11
 
@@ -26,10 +29,12 @@ from lockgate.plugin.contracts.place import Url, UrlError
 SECONDS = 10.0  # for each of: the first byte of a request, all of it, and taking the reply
 HEAD_MAX = 64 << 10  # bytes of a request's line and header fields
 BODY_MAX = 1 << 20
-# Of a guest, who asks for a port in a hundred bytes: it can have CONNECTIONS_MAX times that of our memory.
-GUEST_HEAD_MAX, GUEST_BODY_MAX = 8 << 10, 16 << 10
-# Podman in a guest asks once for each port that a container publishes, and leaves each of those connections open.
 CONNECTIONS_MAX = 256
+# Of a guest, who asks for a port in a hundred bytes, sent in one go.
+GUEST_HEAD_MAX, GUEST_BODY_MAX = 8 << 10, 16 << 10
+GUEST_HEAD_SECONDS = 3.0  # from its first byte: a segment may have been lost, twice
+# Podman in a guest asks once for each port that a container publishes, and leaves each of those connections open.
+GUEST_CONNECTIONS_MAX = 64
 TAKEN_MAX = 1024  # connections that are no more of HTTP
 
 _CHUNK = 16 << 10
@@ -114,31 +119,40 @@ def error(status: int, sentence: str) -> Response:
 class Limits:
     """What a request may have; frozen by convention."""
 
-    __slots__ = ("body", "head", "seconds")
+    __slots__ = ("body", "connections", "head", "head_seconds", "seconds")
 
-    def __init__(self, head: int = HEAD_MAX, body: int = BODY_MAX, seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        head: int = HEAD_MAX,
+        body: int = BODY_MAX,
+        seconds: float = SECONDS,
+        head_seconds: float = SECONDS,
+        connections: int = CONNECTIONS_MAX,
+    ) -> None:
         self.head = head  # bytes, as is the body
         self.body = body
         self.seconds = seconds
+        self.head_seconds = min(head_seconds, seconds)  # from its first byte
+        self.connections = connections  # at once
 
 
 HOST_LIMITS = Limits()
-GUEST_LIMITS = Limits(GUEST_HEAD_MAX, GUEST_BODY_MAX)
+GUEST_LIMITS = Limits(
+    GUEST_HEAD_MAX, GUEST_BODY_MAX, head_seconds=GUEST_HEAD_SECONDS, connections=GUEST_CONNECTIONS_MAX
+)
 
 
 class HttpServer:
-    """All connections that one `respond` answers."""
+    """The connections of one place: those of another have a budget of their own."""
 
-    def __init__(
-        self, respond: Respond, emit: Emit, limits: Limits, *, connections_max: int = CONNECTIONS_MAX
-    ) -> None:
+    def __init__(self, respond: Respond, emit: Emit, limits: Limits) -> None:
         self._respond = respond
         self._emit = emit
         self._limits = limits
-        self._connections_max = connections_max
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: dict[_Connection, asyncio.Task[None]] = {}
-        self._idle: dict[_Connection, None] = {}  # of these, who waits for a request; the first for the longest time
+        self._waiting: dict[_Connection, None] = {}  # of these, for their client; the first for the longest time
+        self._leaving: set[_Connection] = set()  # of these, whoever has been told to go
         self._taken = 0
         self._changed = asyncio.Event()
 
@@ -148,8 +162,9 @@ class HttpServer:
         while True:
             client = await accept(listener, lambda reason: self._emit("http.refused", reason=reason))
             try:
-                while not self._make_room():
+                while len(self._serving) >= self._limits.connections:
                     self._changed.clear()
+                    self._has_place()
                     await self._changed.wait()
             except BaseException:
                 client.close()
@@ -159,10 +174,10 @@ class HttpServer:
     def take(self, client: socket.socket, requester: str) -> None:
         """One connection, which is the server's from now on."""
         client.setblocking(False)
-        if self._make_room():
+        if self._has_place():
             self._start(client, requester)
         else:
-            self._emit("http.refused", reason=f"{requester} finds {self._connections_max} requests under way")
+            self._emit("http.refused", reason=f"{requester} finds {self._limits.connections} requests under way")
             client.close()
 
     async def close(self) -> None:
@@ -173,30 +188,35 @@ class HttpServer:
         if tasks:
             await asyncio.wait(tasks)
 
-    def _make_room(self) -> bool:
-        if len(self._serving) >= self._connections_max and self._idle:
-            silent = next(iter(self._idle))
-            self._serving[silent].cancel()
-            self._release(silent)
-        return len(self._serving) < self._connections_max
+    def _has_place(self) -> bool:
+        """Whether there is one for one more, now or as soon as whoever has to make it has gone."""
+        staying = Counter(one.requester for one in self._serving if one not in self._leaving)
+        full = staying.total() >= self._limits.connections
+        if full and self._waiting:
+            loser = max(self._waiting, key=lambda one: staying[one.requester])  # of equals the first
+            del self._waiting[loser]
+            self._leaving.add(loser)
+            self._serving[loser].cancel()
+            return True
+        return not full
 
     def _start(self, client: socket.socket, requester: str) -> None:
-        connection = _Connection(client, requester, self._respond, self._limits, self._set_idle)
+        connection = _Connection(client, requester, self._respond, self._limits, self._set_waiting)
         task = asyncio.get_running_loop().create_task(self._run(connection))
         self._serving[connection] = task
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _set_idle(self, connection: _Connection, idle: bool) -> None:
-        self._idle.pop(connection, None)
-        if idle:
-            self._idle[connection] = None
+    def _set_waiting(self, connection: _Connection, waiting: bool) -> None:
+        self._waiting.pop(connection, None)
+        if waiting:
+            self._waiting[connection] = None
             self._changed.set()
 
     def _release(self, connection: _Connection) -> None:
-        """It does not count any more. May be called twice."""
-        self._serving.pop(connection, None)
-        self._idle.pop(connection, None)
+        """It does not count any more."""
+        del self._serving[connection]
+        self._leaving.discard(connection)
         self._changed.set()
 
     async def _run(self, connection: _Connection) -> None:
@@ -231,16 +251,16 @@ class _Connection:
         requester: str,
         respond: Respond,
         limits: Limits,
-        set_idle: Callable[[_Connection, bool], None],
+        set_waiting: Callable[[_Connection, bool], None],
     ) -> None:
         self.client = client
+        self.requester = requester
         self.owned = True  # until it is taken over
         self.behind = b""  # what came behind the head of the request that took it over
-        self._requester = requester
         self._respond = respond
         self._limits = limits
         self._seconds = limits.seconds
-        self._set_idle = set_idle
+        self._set_waiting = set_waiting
         self._loop = asyncio.get_running_loop()
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head)
         self._until = 0.0  # by the loop's clock: when the request must be there
@@ -272,27 +292,36 @@ class _Connection:
         """Lets the client take the reply before the connection is gone. Raises OSError."""
         self.client.shutdown(socket.SHUT_WR)
         left = _LINGER_BYTES
-        async with asyncio.timeout(min(_LINGER_SECONDS, self._seconds)):
-            while left > 0 and (data := await self._loop.sock_recv(self.client, _CHUNK)):
-                left -= len(data)
+        with self._waiting():
+            async with asyncio.timeout(min(_LINGER_SECONDS, self._seconds)):
+                while left > 0 and (data := await self._loop.sock_recv(self.client, _CHUNK)):
+                    left -= len(data)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """For the client: meanwhile, this connection can make room for another."""
+        self._set_waiting(self, True)
+        try:
+            yield
+        finally:
+            self._set_waiting(self, False)
 
     async def _next_request(self) -> Request | None:
         """None: the client will not send any."""
-        if not self._http.trailing_data[0]:
-            self._set_idle(self, True)
-            async with asyncio.timeout(self._seconds):
-                self._http.receive_data(await self._loop.sock_recv(self.client, _CHUNK))
-            self._set_idle(self, False)
-        self._until = self._loop.time() + self._seconds
-        async with asyncio.timeout_at(self._until):
-            head = await self._event()
+        with self._waiting():
+            if not self._http.trailing_data[0]:
+                async with asyncio.timeout(self._seconds):
+                    self._http.receive_data(await self._loop.sock_recv(self.client, _CHUNK))
+            self._until = self._loop.time() + self._seconds
+            async with asyncio.timeout(self._limits.head_seconds):
+                head = await self._event()
         if not isinstance(head, h11.Request):
             return None
         if head.method == b"CONNECT":  # its target is no path, and a reply to it has no body that h11 would let us send
             raise h11.RemoteProtocolError("CONNECT is for proxies, which this is not", 400)
         self._without_body = head.method == b"HEAD"
         target = Url(head.target.decode("ascii"))  # h11 has seen to that
-        return Request(head.method.decode("ascii"), target.path, target.values(), self._requester, self._read_body)
+        return Request(head.method.decode("ascii"), target.path, target.values(), self.requester, self._read_body)
 
     async def _event(self) -> h11.Event | type[h11.PAUSED]:
         """What the client says next."""
@@ -305,11 +334,12 @@ class _Connection:
         if self._http.they_are_waiting_for_100_continue:
             await self._send(h11.InformationalResponse(status_code=100, headers=[], reason=_REASONS[100]))
         body = bytearray()
-        async with asyncio.timeout_at(self._until):
-            while isinstance(part := await self._event(), h11.Data):
-                body += part.data
-                if len(body) > self._limits.body:
-                    raise _TooLargeError
+        with self._waiting():
+            async with asyncio.timeout_at(self._until):
+                while isinstance(part := await self._event(), h11.Data):
+                    body += part.data
+                    if len(body) > self._limits.body:
+                        raise _TooLargeError
         return bytes(body)
 
     async def _send_response(self, answer: Response, last: bool = False) -> None:
@@ -326,8 +356,9 @@ class _Connection:
 
     async def _send(self, *events: h11.Event) -> None:
         data = b"".join(filter(None, map(self._http.send, events)))
-        async with asyncio.timeout(self._seconds):
-            await self._loop.sock_sendall(self.client, data)
+        with self._waiting():
+            async with asyncio.timeout(self._seconds):
+                await self._loop.sock_sendall(self.client, data)
 
     async def _refuse(self, status: int, why: str) -> None:
         """If nothing has been said to that request yet."""
@@ -341,10 +372,11 @@ class _Connection:
         if self._http.our_state is not h11.DONE:
             return False
         left = self._limits.body
-        async with asyncio.timeout_at(self._until):
-            while left > 0 and self._http.their_state is h11.SEND_BODY:
-                part = await self._event()
-                left -= len(part.data) if isinstance(part, h11.Data) else 0
+        with self._waiting():
+            async with asyncio.timeout_at(self._until):
+                while left > 0 and self._http.their_state is h11.SEND_BODY:
+                    part = await self._event()
+                    left -= len(part.data) if isinstance(part, h11.Data) else 0
         if self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()

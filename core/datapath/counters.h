@@ -33,6 +33,7 @@
     apply(drop_fragment)          /* it does not fit the rest of its packet, or came twice */                          \
     apply(drop_protocol)          /* of a protocol that nobody here answers, or that is switched off */                \
     apply(drop_address)           /* loopback, multicast or unspecified where it may not be */                         \
+    apply(drop_source)            /* from an address that no guest of this virtual network can have */                 \
     apply(drop_tcp_header)                                                                                             \
     apply(drop_udp_header)                                                                                             \
     apply(drop_no_room)           /* an answer of ours that nobody repeats found the link full */                      \

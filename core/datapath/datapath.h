@@ -40,7 +40,7 @@
 #define LG_VIEW_SPLICE_LOOPBACK 16384 /* and arrives at the loopback address that it was sent to, not at guest4 or guest6 */
 
 #define LG_VIEW_VIRTUAL 32768     /* the network is made up: who cannot be reached resets, and whatever is in its subnet
-                                   * is the gateway's, a guest's, or mapped below */
+                                   * is the gateway's, a guest's, or mapped below; of no other address is a guest */
 #define LG_VIEW_LINK_LOCAL4 65536 /* of such a network: 169.254.0.0/16 may be reached, and metadata by IPv6 */
 #define LG_VIEW_HOST_PORTS 131072 /* and of the host's loopback no more than host_port */
 

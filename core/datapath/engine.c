@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "datagram.h"
+#include "gateway.h"
 #include "icmp.h"
 #include "pages.h"
 #include "splice.h"
@@ -217,15 +218,24 @@ static void drop_late_fragments(struct engine *engine)
 
 /* ---- one frame ---- */
 
-static bool is_on(const struct engine *engine, const struct packet *packet)
+/* Why no packet like this is taken, whatever is in it; 0: it is. */
+static enum counter refusal(const struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
 {
-    return engine->view.flags & (packet->ipv6 ? LG_VIEW_IPV6 : LG_VIEW_IPV4);
+    static const address nobody4 = {{[10] = 0xff, [11] = 0xff}};
+
+    if (!(engine->view.flags & (packet->ipv6 ? LG_VIEW_IPV6 : LG_VIEW_IPV4)))
+        return C_drop_protocol;
+    if (!gateway_is_stranger(&engine->view, &packet->source))
+        return 0;
+    return address_equal(&packet->source, &nobody4) && udp_asks_for_address(frame, packet) ? 0 : C_drop_source;
 }
 
 static void take_packet(struct engine *engine, const struct guest_frame *frame, const struct packet *packet)
 {
-    if (!is_on(engine, packet)) {
-        count(engine, C_drop_protocol);
+    enum counter reason = refusal(engine, frame, packet);
+
+    if (reason) {
+        count(engine, reason);
         return;
     }
     if (!udp_asks_for_address(frame, packet))
@@ -245,15 +255,17 @@ static void take_packet(struct engine *engine, const struct guest_frame *frame, 
 /* A piece of a packet: what it makes whole goes the way of any other. */
 static void take_fragment(struct engine *engine, const struct guest_frame *frame, struct packet *packet)
 {
-    if (!is_on(engine, packet)) {
-        count(engine, C_drop_protocol);
+    enum counter reason = refusal(engine, frame, packet);
+
+    if (reason) {
+        count(engine, reason);
         return;
     }
     const struct guest_frame *whole = fragments_take(&engine->fragments, frame, packet, engine->now_ms);
     arm_fragments(engine);
     if (!whole)
         return;
-    enum counter reason = packet_parse(whole, packet);
+    reason = packet_parse(whole, packet);
     if (!reason && !packet->fragmented) {
         packet->fragmented = true;
         take_packet(engine, whole, packet);

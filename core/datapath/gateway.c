@@ -4,7 +4,7 @@
  * gateway's, or one that the view maps to something real, and never anybody's on the host's own network.
  *
  * Adversary: the guest, which would like to reach what it is not shown: every address that a flow is opened to comes by
- * here first. The frame that control gives back has been the guest's and is parsed again.
+ * here first. So does every source, before there is a flow: with made-up ones a guest would have as many as it likes. The frame that control gives back has been the guest's and is parsed again.
  */
 #include "gateway.h"
 
@@ -70,6 +70,13 @@ static bool in_subnet(const struct lg_net_view *view, const address *a)
     if (!memcmp(subnet, unset, sizeof(unset)) || bits > 128 || memcmp(subnet, a->byte, whole))
         return false;
     return !rest || !((subnet[whole] ^ a->byte[whole]) >> (8 - rest));
+}
+
+/* A guest of IPv6 has a link-local address as well, and before it has one, none (RFC 4862, 5.4.2). */
+bool gateway_is_stranger(const struct lg_net_view *view, const address *a)
+{
+    return view->flags & LG_VIEW_VIRTUAL && !in_subnet(view, a) &&
+           (address_is_ipv4(a) || !(address_is_link_local(a) || address_is_unset(a)));
 }
 
 /* Where clouds keep a machine's credentials: an address of RFC 3927, or of IPv6 those of Amazon's and Google's. */

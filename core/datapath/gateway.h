@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * gateway.h: what the gateway of a virtual network (LG_VIEW_VIRTUAL) is to its guests: services that control answers, and
- * what is not to be reached through it.
+ * gateway.h: what the gateway of a virtual network (LG_VIEW_VIRTUAL) is to its guests: services that control answers, who
+ * may not send, and what is not to be reached through it.
  */
 #ifndef LOCKGATE_GATEWAY_H
 #define LOCKGATE_GATEWAY_H
@@ -19,6 +19,9 @@ bool gateway_has(const struct lg_net_view *view, const address *a);
 
 /* Whether control answers there: such a packet is punted. */
 bool gateway_serves(const struct lg_net_view *view, uint8_t protocol, const address *to, uint16_t port);
+
+/* Whether no guest can have that address: whatever comes from there is made up. */
+bool gateway_is_stranger(const struct lg_net_view *view, const address *a);
 
 /* Whether nobody is to be reached there. */
 bool gateway_forbids(const struct lg_net_view *view, const address *to, uint16_t port);

@@ -42,7 +42,8 @@ def virtual_network(world: World) -> Iterator[World]:
     subnet = address("192.168.127.0")
     for name, raw in {"guest4": GUEST, "gateway4": GATEWAY, "map_host4": HOST, "subnet4": subnet}.items():
         ffi.memmove(getattr(view, name), mapped16(raw), 16)
-    view.subnet4_bits = 24
+    ffi.memmove(view.subnet6, address("fd6c:6f63:6b67:127::"), 16)
+    view.subnet4_bits, view.subnet6_bits = 24, 64
     view.service_tcp[0], view.service_tcp[1], view.service_udp[0] = DNS, HTTP, DNS
     yield world
 
@@ -178,6 +179,64 @@ def test_without_a_virtual_network_the_gateway_has_no_such_services(net: World) 
     net.view.flags &= ~VIRTUAL
     syn_to(net, GATEWAY, HTTP)
     assert not lib.script_punts() and len(net.flows()) == 1
+
+
+# ---- who may send ----
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["10.88.0.5", "192.168.126.2", "192.168.128.0", "0.0.0.0", "0.0.0.1", "169.254.7.7", "127.0.0.1", "2001:db8::2"]
+    + ["fd6c:6f63:6b67:128::2"],
+)
+def test_a_source_that_no_guest_can_have_opens_no_flow(net: World, source: str) -> None:
+    """Cause: a guest that made its sources up filled the table with flows of addresses that nobody has."""
+    ours = address(source)
+    remote, ping = PEER, (ICMP, b"\x08\0\xf7\xfe\0\1\0\0")
+    if len(ours) == 16:
+        remote, ping = address("2001:db8::99"), (58, b"\x80\0\0\0\0\1\0\0")
+    net.send(Ends(ours, GUEST_PORT, remote, 80).tcp_head(SYN, ISN, 0, 65535))
+    net.send(ip_packet(ours, remote, UDP, struct.pack("!HHHH", GUEST_PORT, 9, 8, 0)))
+    net.send(ip_packet(ours, remote, *ping))
+    net.settle()
+    assert net.counter("drop_source") == 3 and not net.inbox
+    assert not net.flows() and not net.calls("socket") and not lib.script_punts()
+
+
+def test_a_piece_of_a_packet_from_nowhere_is_dropped_like_a_whole_one(net: World) -> None:
+    head = ip_packet(address("10.88.0.5"), PEER, UDP, struct.pack("!HHHH", GUEST_PORT, 9, 8 + 16, 0))
+    net.send(head[:20] + b"\x20\0" + head[22:])  # more of it is to come
+    net.settle()
+    assert net.counter("drop_source") == 1 and not net.counter("fragments_joined")
+
+
+@pytest.mark.parametrize("source", ["192.168.127.200", "fd6c:6f63:6b67:127::abcd", "fe80::1"])
+def test_any_guest_of_the_network_may_send(net: World, source: str) -> None:
+    ours = address(source)
+    remote = PEER if len(ours) == 4 else address("2001:db8::99")
+    net.send(ip_packet(ours, remote, UDP, struct.pack("!HHHH", GUEST_PORT, 9, 8, 0)))
+    net.settle()
+    assert len(net.flows()) == 1 and not net.counter("drop_source")
+
+
+def test_who_has_no_address_yet_may_ask_for_one_and_for_nothing_else(net: World) -> None:
+    nobody = address("0.0.0.0")
+    net.view.flags |= 64  # DHCP
+    net.send(ip_packet(nobody, address("255.255.255.255"), UDP, struct.pack("!HHHH", 68, 67, 8, 0)))
+    net.settle()
+    assert lib.script_punts() == 1 and not net.counter("drop_source")
+    net.send(ip_packet(nobody, address("255.255.255.255"), UDP, struct.pack("!HHHH", 68, 68, 8, 0)))
+    net.settle()
+    assert lib.script_punts() == 1 and net.counter("drop_source") == 1
+
+
+def test_who_looks_for_duplicates_has_no_address_and_is_heard(net: World) -> None:
+    """RFC 4862, 5.4.3: that is how a guest is known that says nothing else of its address."""
+    tentative = address("fd6c:6f63:6b67:127::abcd")
+    asked = b"\x87\0\0\0" + bytes(4) + tentative
+    net.send(ip_packet(bytes(16), address("ff02::1:ff00:abcd"), 58, asked, hops=255))
+    net.settle()
+    assert bytes(net.seen.addr6) == tentative and not net.counter("drop_source")
 
 
 # ---- who is to be reached ----

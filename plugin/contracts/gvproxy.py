@@ -22,7 +22,7 @@ import time
 
 from lockgate.plugin import address, logrus
 from lockgate.plugin import spec as vocabulary
-from lockgate.plugin.contracts import goflags, place
+from lockgate.plugin.contracts import goflags, place, subnet
 from lockgate.plugin.contracts.gvproxy_options import FLAGS, GVPROXY
 from lockgate.plugin.contracts.gvproxy_settings import Settings
 from lockgate.plugin.gateway import forward_words
@@ -58,7 +58,6 @@ SSH_PORTS = range(1024, 65536)
 GUEST_SSH_PORT = 22
 MTU_RANGE = range(68, 65535 - 14 + 1)  # of IPv4 (RFC 791 §3.2), and of the longest frame less its Ethernet header
 SUBNET_BITS_MAX = 29  # the smallest network in which the three addresses are three
-SUBNET_DEFAULT = "192.168.127.0/24"
 DNS_ZONES = ("containers.internal.", "docker.internal.")
 VPNKIT_UUID = "c3d68012-0208-11ea-9fd7-f2189899ab08"  # of the guest of Docker Desktop's old HyperKit
 
@@ -145,7 +144,7 @@ class _Request:
         settings.listen = values.list("listen") or settings.listen
         settings.mtu = values.number("mtu") or settings.mtu
         settings.virtual.allow_link_local |= values.switch("ec2-metadata-access")
-        settings.subnet = settings.subnet or values.text("subnet") or SUBNET_DEFAULT
+        settings.subnet = settings.subnet or values.text("subnet") or subnet.DEFAULT
         settings.gateway_ip = settings.gateway_ip or values.text("gatewayIP")
         settings.device_ip = settings.device_ip or values.text("deviceIP")
         settings.host_ip = settings.host_ip or values.text("hostIP")
@@ -176,7 +175,10 @@ class _Request:
 
     def _check_addresses(self) -> None:
         settings, virtual = self._settings, self._settings.virtual
-        virtual.subnet, virtual.prefix_length = _network(settings.subnet)
+        try:
+            virtual.subnet, virtual.prefix_length = subnet.parse(settings.subnet)
+        except subnet.SubnetError as fault:
+            raise _Fatal(f"failed to parse subnet: {logrus.quote(settings.subnet)}: {fault}") from None
         virtual.gateway = self._address("gateway", settings.gateway_ip, 1)
         virtual.device = self._address("device", settings.device_ip, 2)
         virtual.host = self._address("host", settings.host_ip, -2)
@@ -197,7 +199,7 @@ class _Request:
         ip = address.parse_ipv4(text)
         if ip is None:
             raise _invalid(f"invalid IP address: {text}")
-        first, last = _bounds(virtual.subnet, virtual.prefix_length)
+        first, last = subnet.bounds(virtual.subnet, virtual.prefix_length)
         if not first <= ip <= last:
             raise _invalid(f"IP ({text}) not in subnet ({address.to_text(first)}/{virtual.prefix_length})")
         if ip == last:
@@ -247,8 +249,8 @@ class _Request:
     def _warn_about_strangers(self) -> None:
         """What leads out of the subnet is no mistake to other programs, and never answered."""
         settings, virtual = self._settings, self._settings.virtual
-        first, last = _bounds(virtual.subnet, virtual.prefix_length)
-        subnet = f"{address.to_text(first)}/{virtual.prefix_length}"
+        first, last = subnet.bounds(virtual.subnet, virtual.prefix_length)
+        network = f"{address.to_text(first)}/{virtual.prefix_length}"
         targets = [
             (f"stack.forwards: {one.local}", rule.target)
             for one, rule in zip(virtual.forwards, settings.rules, strict=True)
@@ -256,7 +258,7 @@ class _Request:
         leases = [("stack.dhcpStaticLeases", ip) for ip in virtual.device_leases]
         for key, ip in [*targets, *leases]:
             if not first < ip < last:
-                settings.warnings.append(f"{key}: no guest can have {address.to_text(ip)}, which is not in {subnet}")
+                settings.warnings.append(f"{key}: no guest can have {address.to_text(ip)}, which is not in {network}")
 
     def _take_defaults(self) -> None:
         """What only a command line without a file brings along."""
@@ -352,23 +354,6 @@ class _Request:
 
 def _invalid(reason: str) -> _Fatal:
     return _Fatal(f"failed to validate configuration IPs: {reason}")
-
-
-def _network(text: str) -> tuple[bytes, int]:
-    """Its first address and the length of its prefix."""
-    host, slash, digits = text.partition("/")
-    ip = address.parse_ipv4(host)
-    length = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) <= 2 else 0
-    if ip is None or not 0 < length <= 32:
-        raise _Fatal(f"failed to parse subnet: {logrus.quote(text)}: expected an IPv4 network, as in {SUBNET_DEFAULT}")
-    return _bounds(ip, length)[0], length
-
-
-def _bounds(ip: bytes, prefix_length: int) -> tuple[bytes, bytes]:
-    """First and last address of its network."""
-    rest = (1 << (32 - prefix_length)) - 1
-    last = int.from_bytes(ip[12:], "big") | rest
-    return address.IPV4_MAPPED + (last - rest).to_bytes(4, "big"), address.IPV4_MAPPED + last.to_bytes(4, "big")
 
 
 def _url(name: str, text: str) -> place.Url:

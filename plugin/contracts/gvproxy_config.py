@@ -14,7 +14,7 @@ from __future__ import annotations
 import yaml
 
 from lockgate.plugin import address, resolvconf
-from lockgate.plugin.contracts import goflags
+from lockgate.plugin.contracts import goflags, subnet
 from lockgate.plugin.gateway import forward_words, view
 from lockgate.plugin.gateway.virtual_network import (
     BESS,
@@ -136,7 +136,7 @@ class _Reader:
                 "debug": self._debug,
                 "capture-file": self._text_into("capture_file"),
                 "mtu": self._mtu,
-                "subnet": self._text_into("subnet"),
+                "subnet": self._subnet,
                 "gatewayIP": self._text_into("gateway_ip"),
                 "deviceIP": self._text_into("device_ip"),
                 "hostIP": self._text_into("host_ip"),
@@ -154,6 +154,14 @@ class _Reader:
                 "guestMayExposeFiles": self._guest_may_expose_files,
             },
         )
+
+    def _subnet(self, node: Node) -> None:
+        """Checked here, where it stands; gvproxy.py makes the network of it."""
+        self.settings.subnet = _text(node)
+        try:
+            subnet.parse(self.settings.subnet or subnet.DEFAULT)
+        except subnet.SubnetError as fault:
+            raise _Wrong(node, f"{self.settings.subnet}: {fault}") from None
 
     def _text_into(self, field: str) -> Action:
         return lambda node: setattr(self.settings, field, _text(node))

@@ -345,6 +345,8 @@ def test_search_domains_beyond_what_can_be_handed_out_are_told(file: File) -> No
         ("stack:\n  mtu: '1500'", "2:8: stack.mtu: 1500: expected a whole number"),
         ("stack:\n  mtu: 1.5", "2:8: stack.mtu: 1.5: expected a whole number"),
         ("stack: {mtu: [1]}", "1:14: stack.mtu: expected text, got a list"),
+        ("stack:\n  subnet: fd00::/64", "2:11: stack.subnet: fd00::/64: expected an IPv4 network, as in"),
+        ("stack: {subnet: 127.0.0.0/8}", "1:17: stack.subnet: 127.0.0.0/8: expected a network without the loopback"),
         ("stack: {nat: {a: 127.0.0.1}}", "1:15: stack.nat: a: expected an IPv4 address"),
         ("stack: {nat: {1.2.3.4: '::1'}}", "1:24: stack.nat: ::1: expected an IPv4 address"),
         ("stack: {gatewayVirtualIPs: [x]}", "1:29: stack.gatewayVirtualIPs: x: expected an IPv4 address"),

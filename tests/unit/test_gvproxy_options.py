@@ -238,6 +238,35 @@ def test_addresses_that_make_no_network_are_fatal(words: str, message: str) -> N
     assert fatal(*words.split()).startswith(message)
 
 
+@pytest.mark.parametrize(
+    "subnet, what",
+    [
+        ("127.0.0.0/8", "the loopback (127.0.0.0/8)"),
+        ("127.9.0.0/24", "the loopback (127.0.0.0/8)"),
+        ("126.0.0.0/7", "the loopback (127.0.0.0/8)"),
+        ("0.0.0.0/8", "addresses of nobody (0.0.0.0/8)"),
+        ("0.1.2.0/24", "addresses of nobody (0.0.0.0/8)"),
+        ("0.0.0.0/1", "addresses of nobody (0.0.0.0/8)"),
+        ("169.254.0.0/16", "link-local addresses, where clouds have their metadata (169.254.0.0/16)"),
+        ("169.254.169.0/24", "link-local addresses, where clouds have their metadata (169.254.0.0/16)"),
+        ("160.0.0.0/4", "link-local addresses, where clouds have their metadata (169.254.0.0/16)"),
+        ("224.0.0.0/4", "multicast groups (224.0.0.0/4)"),
+        ("239.1.2.0/24", "multicast groups (224.0.0.0/4)"),
+        ("192.0.0.0/2", "multicast groups (224.0.0.0/4)"),
+        ("255.255.255.0/24", "the broadcast address (255.255.255.255/32)"),
+    ],
+)
+def test_a_subnet_whose_addresses_mean_something_else_is_fatal(subnet: str, what: str) -> None:
+    """Cause: -subnet 127.0.0.0/8 was taken without a word, and no guest of it could do anything."""
+    message = f'failed to parse subnet: "{subnet}": expected a network without {what}, as in 192.168.127.0/24'
+    assert fatal("-subnet", subnet) == message
+
+
+@pytest.mark.parametrize("subnet", ["1.0.0.0/8", "126.0.0.0/8", "128.0.0.0/8", "169.253.0.0/16", "169.255.0.0/16"])
+def test_its_neighbours_are_taken(subnet: str) -> None:
+    assert network("-subnet", subnet).prefix_length == int(subnet.partition("/")[2])
+
+
 def test_link_local_addresses_are_reached_only_where_somebody_wants_it() -> None:
     assert not network().allow_link_local
     assert network("-ec2-metadata-access").allow_link_local
@@ -438,6 +467,7 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path, key: str) -> None:
         "lockgate.plugin.contracts.gvproxy_options",
         "lockgate.plugin.contracts.gvproxy_settings",
         "lockgate.plugin.contracts.place",
+        "lockgate.plugin.contracts.subnet",
         "lockgate.plugin.gateway",
         "lockgate.plugin.gateway.forward_words",
         "lockgate.plugin.gateway.virtual_network",

@@ -43,6 +43,11 @@ SENTENCES = {
     "forwards.followed": ("info", "Ports of the {side} follow what listens: {opened} opened, {closed} closed"),
     "forwards.missed": ("info", "Ports of the {side} cannot follow what listens: {ports}"),
     "meeting.refused": ("warning", "Process {client} is refused: {reason}"),
+    "descriptors.short": (
+        "warning",
+        "Of {limit} open files the last {kept} are kept for clients of the API: names that guests ask for, their "
+        "connections to the gateway, and tunnels find none left (ulimit -n, or LimitNOFILE= of a systemd unit)",
+    ),
     "http.refused": ("warning", "The API: {reason}"),
     "relay.failed": ("warning", "A client of {local} found nobody at {remote}: {reason}"),
     "notification.failed": ("warning", "Nobody at {path} hears what becomes of guests: {reason}"),

@@ -26,11 +26,12 @@ from lockgate.plugin.address import UNSET, is_ipv4, to_text
 from lockgate.plugin.forward_table import ConflictError
 from lockgate.plugin.gateway import notification, relay
 from lockgate.plugin.gateway.address_pool import AddressPool
+from lockgate.plugin.gateway.descriptors import Descriptors, limit_of_process
 from lockgate.plugin.gateway.dhcp_server import DhcpServer
 from lockgate.plugin.gateway.exposed import Exposed, SshRemote
 from lockgate.plugin.gateway.forward_words import rule_of
 from lockgate.plugin.gateway.http import api
-from lockgate.plugin.gateway.http.http_server import GUEST_LIMITS, HOST_LIMITS, HttpServer, Limits
+from lockgate.plugin.gateway.http.http_server import GUEST_LIMITS, HttpServer, Limits
 from lockgate.plugin.gateway.links.datagram_server import DatagramServer
 from lockgate.plugin.gateway.links.stdio import carry
 from lockgate.plugin.gateway.links.switch import Switch, SwitchServer
@@ -103,6 +104,8 @@ class Gateway:
         network, start = self._network, self._start
         self._worker = worker
         self._emit = emit
+        places = len(start.opened.listen) + len(start.opened.services)
+        self._descriptors = Descriptors(limit_of_process(), places, emit)
         ways = self.dial, self._open_tunnel
         folder = start.opened.started_in
         self._exposed = Exposed(self._table, *ways, emit, at_start=network.forwards, folder=folder)
@@ -111,7 +114,7 @@ class Gateway:
         twins = {network.gateway: network.gateway6, network.device: network.device6}
         ipv6 = bool(self._view.flags & VIEW_IPV6)
         names = NameServer(self._zones, self._hosts.current, ipv6=ipv6, twins=twins)
-        upstream = Upstream(lambda: host_files.servers_of(self._resolv_conf.current()))
+        upstream = Upstream(lambda: host_files.servers_of(self._resolv_conf.current()), self._descriptors.check)
         own = [one for one in (network.gateway, self._view.gateway6, self._view.our_link_local) if one != UNSET]
         self._dns = DnsService(names, upstream, network.gateway_mac, own, self._view.mtu, self._send)
         self._notifier = notification.Notifier(network.notification, emit) if network.notification else None
@@ -138,10 +141,10 @@ class Gateway:
 
     def services(self) -> Iterator[Awaitable[None]]:
         """What serves each place of the host; each raises OSError when that is shut down."""
-        opened = self._start.opened
+        opened, limits = self._start.opened, Limits(connections=self._descriptors.connections)
         for view, listeners in ((api.ALL, opened.listen), (api.SERVICES, opened.services)):
             for listener in listeners:  # a guest may reach those that are not files, too
-                yield self._serve_http(view, HOST_LIMITS).serve(_owned(listener))
+                yield self._serve_http(view, limits).serve(_owned(listener))
         if self._notifier is not None:
             self._notifier.send(notification.READY)
             yield self._notifier.run()
@@ -238,7 +241,7 @@ class Gateway:
 
     async def _serve_connection(self, frame: bytes, guest: str, where: int, key: bytes) -> None:
         try:
-            ours, theirs = connected_pair()
+            ours, theirs = self._connected_pair()
         except OSError:
             self._opening.discard(key)
             return  # no descriptor is left: the guest asks again
@@ -258,7 +261,7 @@ class Gateway:
     async def dial(self, ip: bytes, port: int) -> socket.socket:
         """A connection to a guest, which sees it come from the gateway. Raises OSError. That the guest refuses, or is
         not there, shows itself as a reset."""
-        ours, theirs = connected_pair()
+        ours, theirs = self._connected_pair()
         try:
             with theirs:
                 await self._worker().dial(ip, port, ours.getsockname()[1], theirs.fileno())
@@ -269,6 +272,12 @@ class Gateway:
             ours.close()
             raise OSError(errno.ENOTCONN, "the worker is being replaced") from None
         return ours
+
+    def _connected_pair(self) -> tuple[socket.socket, socket.socket]:
+        """Raises OSError."""
+        pair = connected_pair()
+        self._descriptors.check(*pair)
+        return pair
 
     async def _open_tunnel(self, listener: socket.socket, remote: SshRemote) -> None:
         """Serves the clients of a socket that the API was asked for, until it is taken back."""

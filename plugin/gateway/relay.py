@@ -75,6 +75,7 @@ class JoinedClients:
             task = asyncio.get_running_loop().create_task(self._join(client))
             self._tasks.add(task)
             task.add_done_callback(self._end)
+            await asyncio.sleep(0)  # one for whom no descriptor is left has gone before the next is taken
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -11,9 +11,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import host_namespace
 import pytest
-from gvproxy_guest import DEVICE_MAC, GATEWAY, GATEWAY_MAC, HOST, Gvproxy, WireGuest, stream
+from gvproxy_guest import DEVICE_MAC, GATEWAY, GATEWAY_MAC, GVPROXY, HOST, Gvproxy, WireGuest, stream
 from running import PATIENCE
+from scapy.layers.dns import DNS, DNSQR
+from scapy.layers.inet import UDP
 
 COUNT = 1000
 FIRST_PORT = 20000
@@ -22,6 +25,7 @@ HALF, REST = b"GET /services/forwarder/all HTTP/1.1\r\nHo", b"st: a\r\nConnectio
 HALVES = 300
 PATIENT = FIRST_PORT + 250  # neither among those that make room, nor among those that once waited for it
 AT_ONCE = 50
+FILES = 256
 MACS = bytes.fromhex((GATEWAY_MAC + DEVICE_MAC).replace(":", ""))
 
 
@@ -195,3 +199,40 @@ def test_half_requests_keep_nobody_off_the_api(guest: WireGuest, folder: Path, p
     assert ask_host(socket.AF_INET, ("127.0.0.1", port)).startswith(b"HTTP/1.1 200 ")
     assert guest.asks_api("GET", "/services/forwarder/all")[0] == 200
     assert finish(guest, to, PATIENT, halves[PATIENT]).startswith(b"HTTP/1.1 200 ")
+
+
+def ask_names(guest: WireGuest, count: int) -> None:
+    """Of none of which an answer comes; when this returns, all have been heard."""
+    for number in range(count):
+        query = DNS(id=number, rd=1, qd=DNSQR(qname=f"n{number}.example.org"))
+        guest.send(guest.to_gateway() / UDP(sport=30000 + number, dport=53) / query)
+        if number % AT_ONCE == AT_ONCE - 1:
+            assert guest.resolves("host.containers.internal") == HOST
+
+
+def test_a_small_limit_on_open_files_leaves_the_api_its_own(folder: Path) -> None:
+    """Cause: a guest's queries to a silent resolver took the last descriptor, and accept() found none."""
+    with ExitStack() as ends:
+        host = host_namespace.host()
+        ends.callback(host.close)
+        few = (*host.prefix, "prlimit", f"--nofile={FILES}:{FILES}", GVPROXY)
+        places = ("-listen-qemu", f"unix://{folder}/link", "-services", f"unix://{folder}/api")
+        helper = Gvproxy(*places, command=few)
+        ends.callback(helper.close)
+        sock = ends.enter_context(socket.socket(socket.AF_UNIX))
+        sock.connect(str(folder / "link"))
+        guest = WireGuest(stream(sock))
+        guest.gets_address()
+        ask_names(guest, 2 * FILES)
+        for _ in range(FILES):
+            client = ends.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(folder / "api"))
+            client.sendall(HALF)
+        assert ask_host(socket.AF_UNIX, str(folder / "api")).startswith(b"HTTP/1.1 200 ")
+        client.sendall(REST)  # it has been under way all the time
+        assert client.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        sock.close()
+        assert helper.ends() == 0
+    said = "".join(helper.said)
+    assert "no room for a connection" not in said
+    assert said.count(" are kept for clients of the API") == 1

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from lockgate.plugin.gateway.http.http_server import HOST_LIMITS, HttpServer, Limits, Respond
+from lockgate.plugin.gateway.http.http_server import HttpServer, Limits, Respond
 
 PATIENCE = 20.0  # seconds, for what takes no time
 GUEST = "192.168.127.2"
@@ -101,12 +101,12 @@ class Scene:
 def play(
     part: Callable[[Scene], Awaitable[None]],
     respond: Respond,
-    limits: Limits = HOST_LIMITS,
+    limits: Limits | None = None,
 ) -> Scene:
     """Whatever happens, no descriptor is left."""
 
     async def run() -> Scene:
-        scene = Scene(respond, limits)
+        scene = Scene(respond, limits or Limits())
         try:
             async with asyncio.timeout(PATIENCE):
                 await part(scene)

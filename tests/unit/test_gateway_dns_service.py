@@ -58,7 +58,7 @@ class Bench:
         zones = Zones([Zone("containers.internal.", (Record("host", ip("192.168.127.254")),))])
         self.service = DnsService(
             NameServer(zones, dict),
-            Upstream(lambda: (server,)),
+            Upstream(lambda: (server,), lambda _: None),
             GATEWAY_MAC,
             (ip(GATEWAY), ip(GATEWAY6)),
             MTU,

@@ -32,6 +32,10 @@ def query_for(name: str = "example.org.", kind: str = "A", **options: Any) -> Qu
     return query
 
 
+def any_number(_: socket.socket) -> None:
+    """Of descriptors can be had."""
+
+
 def silent(_: FakeResolver, wire: bytes, by_tcp: bool) -> None:
     """Hears all, and says nothing."""
 
@@ -45,7 +49,7 @@ def with_resolvers(
         resolvers = [FakeResolver(one) for one in answering]
         addresses = [await resolver.start(tcp) for resolver in resolvers]
         try:
-            await test(Upstream(lambda: addresses, seconds), *resolvers)
+            await test(Upstream(lambda: addresses, any_number, seconds), *resolvers)
         finally:
             for resolver in resolvers:
                 resolver.stop()
@@ -195,7 +199,7 @@ def test_no_resolver_and_none_that_answers_are_a_failure() -> None:
 
     async def test() -> None:
         for servers in ([], [closed_port(), closed_port()], [("fe80::1%nowhere", 53)]):
-            by = Upstream(lambda servers=servers: servers)  # type: ignore[misc]
+            by = Upstream(lambda servers=servers: servers, any_number)  # type: ignore[misc]
             answer = await resolved(by, query_for(use_edns=0))
             assert (answer.rcode(), answer.edns) == (dns.rcode.SERVFAIL, 0)
             assert by.counts["failed"] == 1
@@ -289,10 +293,11 @@ def test_without_a_descriptor_a_query_fails_and_the_resolver_is_not_blamed(monke
     async def test(by: Upstream, resolver: FakeResolver) -> None:
         with monkeypatch.context() as patch:
 
-            def none_left(*_: object) -> None:
+            def none_left(sock: socket.socket) -> None:
+                sock.close()
                 raise OSError(errno.EMFILE, "Too many open files")
 
-            patch.setattr(upstream, "_socket", none_left)
+            patch.setattr(by, "_check", none_left)
             assert (await resolved(by, query_for())).rcode() == dns.rcode.SERVFAIL
         assert by._avoided == {}
         assert texts(await resolved(by, query_for())) == ["10.0.0.1"]
@@ -306,7 +311,7 @@ def test_other_resolvers_mean_another_network() -> None:
     async def test() -> None:
         home, office = FakeResolver(A), FakeResolver(records("example.org. 60 A 10.0.0.2"))
         servers = [await home.start()]
-        by = Upstream(lambda: tuple(servers))
+        by = Upstream(lambda: tuple(servers), any_number)
         assert texts(await resolved(by, query_for())) == ["10.0.0.1"]
         servers[:] = [await office.start()]
         assert texts(await resolved(by, query_for())) == ["10.0.0.2"]
@@ -322,7 +327,7 @@ def test_an_answer_of_the_former_network_is_not_kept() -> None:
     async def test() -> None:
         home, office = FakeResolver(silent), FakeResolver(records("example.org. 60 A 10.0.0.2"))
         servers = [await home.start()]
-        by = Upstream(lambda: tuple(servers))
+        by = Upstream(lambda: tuple(servers), any_number)
         asking = asyncio.create_task(by.resolve(query_for()))
         await home.came.wait()
         servers[:] = [await office.start()]

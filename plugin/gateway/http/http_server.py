@@ -136,7 +136,6 @@ class Limits:
         self.connections = connections  # at once
 
 
-HOST_LIMITS = Limits()
 GUEST_LIMITS = Limits(
     GUEST_HEAD_MAX, GUEST_BODY_MAX, head_seconds=GUEST_HEAD_SECONDS, connections=GUEST_CONNECTIONS_MAX
 )

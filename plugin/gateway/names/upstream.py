@@ -47,8 +47,15 @@ _OTHERS_MAY_KNOW = frozenset({int(SERVFAIL), int(NOTIMP), int(REFUSED)})
 class Upstream:
     """`servers` are the host's resolvers at the moment (host_files.servers_of)."""
 
-    def __init__(self, servers: Callable[[], Sequence[Server]], attempt_seconds: float = _ATTEMPT_SECONDS) -> None:
+    def __init__(
+        self,
+        servers: Callable[[], Sequence[Server]],
+        check: Callable[[socket.socket], None],
+        attempt_seconds: float = _ATTEMPT_SECONDS,
+    ) -> None:
+        """`check` closes a socket, and raises OSError, where there is no descriptor to spare for it."""
         self._servers = servers
+        self._check = check
         self._attempt_seconds = attempt_seconds
         self._known: Sequence[Server] = ()
         self._avoided: dict[Server, float] = {}  # until when
@@ -122,10 +129,10 @@ class Upstream:
         answer = None
         try:
             async with asyncio.timeout(self._attempt_seconds):
-                answer = await _by_udp(server, wire, query.question_end)
+                answer = await self._by_udp(server, wire, query.question_end)
             if answer is not None and is_truncated(answer):
                 async with asyncio.timeout(self._attempt_seconds):
-                    answer = await _by_tcp(server, wire, query.question_end) or answer
+                    answer = await self._by_tcp(server, wire, query.question_end) or answer
         except OSError as fault:  # silence is one, too
             if answer is None and fault.errno not in ACCEPT_EXHAUSTED:
                 self._avoided[server] = asyncio.get_running_loop().time() + _AVOIDED_SECONDS
@@ -133,10 +140,34 @@ class Upstream:
         self._avoided.pop(server, None)
         return answer
 
+    def _socket(self, server: Server, kind: socket.SocketKind) -> socket.socket:
+        """Raises OSError."""
+        family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._check(sock)
+        return sock
 
-def _socket(server: Server, kind: socket.SocketKind) -> socket.socket:
-    family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
-    return socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    async def _by_udp(self, server: Server, wire: bytes, question_end: int) -> bytes | None:
+        """Raises OSError."""
+        loop = asyncio.get_running_loop()
+        with self._socket(server, socket.SOCK_DGRAM) as sock:
+            sock.connect(_address(server))
+            sock.send(wire)
+            for _ in range(_STRANGE_MAX):
+                answer = await loop.sock_recv(sock, _ANSWER_MAX)
+                if is_answer(answer, wire[:question_end]):
+                    return answer
+        return None
+
+    async def _by_tcp(self, server: Server, wire: bytes, question_end: int) -> bytes | None:
+        """Raises OSError."""
+        loop = asyncio.get_running_loop()
+        with self._socket(server, socket.SOCK_STREAM) as sock:
+            await loop.sock_connect(sock, _address(server))
+            await loop.sock_sendall(sock, len(wire).to_bytes(2) + wire)
+            length = int.from_bytes(await _receive(sock, 2))
+            answer = await _receive(sock, length)
+        return answer if is_answer(answer, wire[:question_end]) else None
 
 
 def _address(server: Server) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -146,30 +177,6 @@ def _address(server: Server) -> tuple[str, int] | tuple[str, int, int, int]:
     if not zone:
         return host, port
     return host, port, 0, int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
-
-
-async def _by_udp(server: Server, wire: bytes, question_end: int) -> bytes | None:
-    """Raises OSError."""
-    loop = asyncio.get_running_loop()
-    with _socket(server, socket.SOCK_DGRAM) as sock:
-        sock.connect(_address(server))
-        sock.send(wire)
-        for _ in range(_STRANGE_MAX):
-            answer = await loop.sock_recv(sock, _ANSWER_MAX)
-            if is_answer(answer, wire[:question_end]):
-                return answer
-    return None
-
-
-async def _by_tcp(server: Server, wire: bytes, question_end: int) -> bytes | None:
-    """Raises OSError."""
-    loop = asyncio.get_running_loop()
-    with _socket(server, socket.SOCK_STREAM) as sock:
-        await loop.sock_connect(sock, _address(server))
-        await loop.sock_sendall(sock, len(wire).to_bytes(2) + wire)
-        length = int.from_bytes(await _receive(sock, 2))
-        answer = await _receive(sock, length)
-    return answer if is_answer(answer, wire[:question_end]) else None
 
 
 async def _receive(sock: socket.socket, count: int) -> bytes:

@@ -344,6 +344,10 @@ static void see_one_way(struct engine *engine, uint64_t frames, uint64_t bytes)
                                                     .frames_to_guest = engine->counters[C_frames_to_guest]};
     uint64_t sent = now.datagrams - last->datagrams, passed_ns = now.last_ns - last->last_ns;
 
+    if (!frames) { /* a look of our own, between two bursts perhaps: the next frame is to say that it is there */
+        engine->link->expected = 0;
+        return;
+    }
     if (sent && now.frames_to_guest == last->frames_to_guest && passed_ns <= ONE_WAY_PAUSE_NS) {
         now.steps = last->steps < ONE_WAY_STEPS ? last->steps + 1 : ONE_WAY_STEPS;
         now.late_ns = with_step(last->late_ns, passed_ns);

@@ -303,6 +303,11 @@ unsigned script_expected(void)
     return world.link.link.expected;
 }
 
+void script_look(void)
+{
+    world.guest_ready = engine_from_guest(&world.engine);
+}
+
 unsigned script_room(void)
 {
     return world.link.buffers;

@@ -79,6 +79,15 @@ def test_bursts_are_a_stream_by_their_average(talk: Datagrams) -> None:
     assert lib.script_expected() == FRAMES
 
 
+def test_a_look_between_two_bursts_asks_to_be_told_of_the_next_and_ends_nothing(talk: Datagrams) -> None:
+    """Once it began all over, so that each second burst woke the helper for its first datagram and for the others."""
+    stream(talk, STEPS + 1)
+    lib.script_look()
+    assert lib.script_expected() == 0
+    stream(talk, 1, gap_us=900)
+    assert lib.script_expected() == FRAMES
+
+
 @pytest.mark.parametrize(("size", "gap_us"), [(8000, 20), (1000, 2)])
 def test_what_comes_faster_than_a_helper_wakes_up_is_not_waited_for(talk: Datagrams, size: int, gap_us: int) -> None:
     """Its datagrams gather by themselves; the guest went on only when those that the helper had waited for were out."""

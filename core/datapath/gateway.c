@@ -4,7 +4,8 @@
  * gateway's, or one that the view maps to something real, and never anybody's on the host's own network.
  *
  * Adversary: the guest, which would like to reach what it is not shown: every address that a flow is opened to comes by
- * here first. So does every source, before there is a flow: with made-up ones a guest would have as many as it likes. The frame that control gives back has been the guest's and is parsed again.
+ * here first. So does every source, before there is a flow: with made-up ones a guest would have as many as it likes. The
+ * frame that control gives back has been the guest's and is parsed again.
  */
 #include "gateway.h"
 

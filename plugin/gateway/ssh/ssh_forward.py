@@ -32,7 +32,7 @@ from lockgate.plugin.keeper import describe_end
 
 CLIENTS_MAX = 256  # of one forward, at once; more wait in the backlog
 TRIES = 3
-TRY_SECONDS = 0.2  # between them
+TRY_SECONDS = 0.2  # between them: nothing tells when ssh takes more clients, or that the guest listens by now
 PATIENCE_SECONDS = 30.0  # for which an accepted client waits for another ssh, all in all
 
 _LOOK_SECONDS = 0.25  # where inotify cannot tell of a new socket

@@ -26,7 +26,7 @@ from lockgate.plugin.vhost_user.messages import Region
 from lockgate.plugin.vhost_user.vring import VringStart
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 
-_RECORDS_A_TURN = 64  # of the up channel, before other work of the loop gets its turn
+_RECORDS_A_TURN = 64  # of one channel, before other work of the loop gets its turn
 
 
 class WorkerChannels:
@@ -43,7 +43,7 @@ class WorkerChannels:
         self._gone = False
         self.lost = 0  # frames for the guest that found no room in the channel
         self.malformed = 0  # records of the worker that made no sense
-        self._loop.add_reader(cmd, self._on_reply)
+        self._loop.add_reader(cmd, self._on_cmd_ready)
         self._loop.add_reader(up, self._on_up_ready)
 
     def close(self) -> None:
@@ -104,17 +104,22 @@ class WorkerChannels:
         if not self._gone:
             self._loop.remove_writer(self._cmd)
 
-    def _on_reply(self) -> None:
-        fds: list[int] = []
-        try:
-            record, fds, _, _ = socket.recv_fds(self._cmd, channel.REPLY_BYTES_MAX + 1, channel.REPLY_FDS_MAX)
-        except BlockingIOError:
-            return
-        except OSError:
-            record = b""
-        if not record:
-            self.close()
-            return
+    def _on_cmd_ready(self) -> None:
+        """As many replies a turn as records of the other channel, which lead to requests: these do not pile up."""
+        for _ in range(_RECORDS_A_TURN):
+            fds: list[int] = []
+            try:
+                record, fds, _, _ = socket.recv_fds(self._cmd, channel.REPLY_BYTES_MAX + 1, channel.REPLY_FDS_MAX)
+            except BlockingIOError:
+                return
+            except OSError:
+                record = b""
+            if not record:
+                self.close()
+                return
+            self._on_reply(record, fds)
+
+    def _on_reply(self, record: bytes, fds: list[int]) -> None:
         reply = channel.parse_reply(record, fds)
         future = None if reply is None else self._waiting.get(reply.seq)
         if reply is None or future is None:

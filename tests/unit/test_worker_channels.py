@@ -84,6 +84,23 @@ def test_replies_may_come_in_any_order() -> None:
     scene(play)
 
 
+def test_replies_are_read_as_fast_as_frames_come() -> None:
+    """Cause: one a turn beside 64 frames, each a request, left a guest's connections waiting until no more were taken."""
+
+    async def play(peer: Peer) -> None:
+        asked = [asyncio.create_task(peer.channels.events(1)) for _ in range(lib.LG_LISTEN_MAX)]
+        commands = [await peer.command() for _ in asked]
+        for kind, seq, _, _ in commands:
+            await peer.reply(kind, seq)
+        turns = 0
+        while not all(one.done() for one in asked):
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns < len(asked)
+
+    scene(play)
+
+
 def test_a_negative_result_is_an_error_with_its_errno() -> None:
     """The session makes a sentence of it."""
 

@@ -71,6 +71,7 @@ class Network(Protocol):
 
 
 Handler = Callable[[Request], Awaitable[Response | Takeover]]
+Change = Callable[[Request], Awaitable[None]]  # raises BodyError or ExposeError, and has changed nothing then
 
 
 class Api:
@@ -82,15 +83,15 @@ class Api:
         self._lengths = FOUR_BYTES_BIG_ENDIAN if spec.transport == QEMU else TWO_BYTES_LITTLE_ENDIAN
         self._handlers: dict[str, Handler] = {
             "/services/forwarder/all": self._list,
-            "/services/forwarder/expose": self._expose,
-            "/services/forwarder/unexpose": self._unexpose,
+            "/services/forwarder/expose": _changes(self._expose),
+            "/services/forwarder/unexpose": _changes(self._unexpose),
         }
         if view != GUEST:
             self._handlers |= {
                 "/services/dhcp/leases": self._leases,
                 "/leases": self._leases,
                 "/services/dns/all": self._zones,
-                "/services/dns/add": self._add_zone,
+                "/services/dns/add": _changes(self._add_zone),
                 "/stats": self._stats,
                 "/cam": self._cam,
                 "/tunnel": self._tunnel,
@@ -109,39 +110,23 @@ class Api:
         shown = [one for one in self._network.exposed() if self._files or one.protocol != UNIX]
         return _json(api_json.forwards(shown))
 
-    async def _expose(self, request: Request) -> Response:
-        if request.method != "POST":
-            return error(400, "post only")
-        try:
-            asked = api_json.parse_forward(await request.body())
-            if asked.protocol == UNIX:
-                self._check_files()
-            files = asked.protocol in (UNIX, NAMED_PIPE)
-            remote = asked.remote if files else with_requester(asked.remote, request.requester)
-            if not files and request.requester and _host(remote) != request.requester:
-                raise ExposeError(f"a guest may expose ports of its own, {request.requester}, and no others", WRONG)
-            await self._network.expose(asked.protocol, asked.local, remote)
-        except api_json.BodyError as mistake:
-            return error(400, str(mistake))
-        except ExposeError as refusal:
-            return error(refusal.status, str(refusal))
-        return Response(200)
+    async def _expose(self, request: Request) -> None:
+        asked = api_json.parse_forward(await request.body())
+        if asked.protocol == UNIX:
+            self._check_files()
+        files = asked.protocol in (UNIX, NAMED_PIPE)
+        remote = asked.remote if files else with_requester(asked.remote, request.requester)
+        if not files and request.requester and _host(remote) != request.requester:
+            raise ExposeError(f"a guest may expose ports of its own, {request.requester}, and no others", WRONG)
+        await self._network.expose(asked.protocol, asked.local, remote)
 
-    async def _unexpose(self, request: Request) -> Response:
-        if request.method != "POST":
-            return error(400, "post only")
-        try:
-            asked = api_json.parse_forward(await request.body())
-            if asked.protocol == UNIX:
-                self._check_files()
-            elif request.requester and not self._is_of(request.requester, asked.protocol, asked.local):
-                raise ExposeError("proxy not found")
-            await self._network.unexpose(asked.protocol, asked.local)
-        except api_json.BodyError as mistake:
-            return error(400, str(mistake))
-        except ExposeError as refusal:
-            return error(refusal.status, str(refusal))
-        return Response(200)
+    async def _unexpose(self, request: Request) -> None:
+        asked = api_json.parse_forward(await request.body())
+        if asked.protocol == UNIX:
+            self._check_files()
+        elif request.requester and not self._is_of(request.requester, asked.protocol, asked.local):
+            raise ExposeError("proxy not found")
+        await self._network.unexpose(asked.protocol, asked.local)
 
     def _is_of(self, requester: str, protocol: str, local: str) -> bool:
         """Whether what a guest wants taken back leads to it, whoever has asked for it."""
@@ -160,14 +145,12 @@ class Api:
     async def _zones(self, request: Request) -> Response:
         return _json(api_json.zones(self._network.zones()))
 
-    async def _add_zone(self, request: Request) -> Response:
-        if request.method != "POST":
-            return error(400, "post only")
+    async def _add_zone(self, request: Request) -> None:
+        zone = api_json.parse_zone(await request.body())
         try:
-            self._network.add_zone(api_json.parse_zone(await request.body()))
+            self._network.add_zone(zone)
         except ValueError as mistake:
-            return error(400, str(mistake))
-        return Response(200)
+            raise api_json.BodyError(str(mistake)) from None
 
     # ---- what there is ----
 
@@ -210,6 +193,23 @@ class Api:
 
     async def _connect(self, request: Request) -> Takeover:
         return Takeover(lambda link, behind: self._network.take_link(link, behind, self._lengths))
+
+
+def _changes(change: Change) -> Handler:
+    """The handler of a path that changes something: asked by POST, and answered with nothing, or why not."""
+
+    async def handle(request: Request) -> Response:
+        if request.method != "POST":
+            return error(400, "post only")
+        try:
+            await change(request)
+        except api_json.BodyError as mistake:
+            return error(400, str(mistake))
+        except ExposeError as refusal:
+            return error(refusal.status, str(refusal))
+        return Response(200)
+
+    return handle
 
 
 def _host(remote: str) -> str:

@@ -208,7 +208,7 @@ class HttpServer:
 
     def _set_waiting(self, connection: _Connection, waiting: bool) -> None:
         self._waiting.pop(connection, None)
-        if waiting:
+        if waiting and connection not in self._leaving:  # which makes room already
             self._waiting[connection] = None
             self._changed.set()
 

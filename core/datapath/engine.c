@@ -465,6 +465,7 @@ void engine_settle(struct engine *engine)
             engine_link_room(engine);
     }
     engine->link->operations->flush(engine->link, engine->now_ms);
+    engine->gather_ns = gather_after_step(&engine->gather, engine->counters, engine->now_ns);
 }
 
 uint64_t engine_next_ms(const struct engine *engine)

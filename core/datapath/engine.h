@@ -9,6 +9,7 @@
 #include "datapath.h"
 #include "flow.h"
 #include "fragments.h"
+#include "gather.h"
 #include "guest_table.h"
 #include "link.h"
 #include "listener.h"
@@ -111,6 +112,8 @@ struct engine {
     uint8_t *discard; /* TCP_REREAD_MAX bytes that nobody reads; only without SO_PEEK_OFF */
 
     struct one_way one_way;
+    struct gather gather;
+    uint64_t gather_ns; /* for which the worker is to sleep before the next step, see gather.h; 0: not at all */
     struct guest_frame frame[LINK_BATCH];
     struct batch_segment segment[LINK_BATCH];
     unsigned segment_count;

@@ -64,6 +64,13 @@ static inline uint64_t sys_monotonic_ns(void)
     return sys_clock_ns(CLOCK_MONOTONIC);
 }
 
+/* Less than a second. It may end earlier, by a signal, or later, by the kernel's timer slack. */
+static inline void sys_sleep_ns(uint64_t ns)
+{
+    struct timespec length = {.tv_nsec = (long)ns};
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &length, NULL);
+}
+
 static inline uint64_t sys_realtime_ns(void)
 {
     return sys_clock_ns(CLOCK_REALTIME);

@@ -203,8 +203,13 @@ static int step(struct worker *worker)
 {
     struct epoll_event events[EVENTS_PER_WAIT];
     struct engine *engine = &worker->engine;
-    int n = sys_epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, wait_ms(worker));
+    int timeout_ms = wait_ms(worker), n;
 
+    if (engine->gather_ns && timeout_ms) {
+        count(engine, C_gathers);
+        sys_sleep_ns(engine->gather_ns);
+    }
+    n = sys_epoll_wait(engine->epoll_fd, events, EVENTS_PER_WAIT, timeout_ms);
     if (n < 0)
         return n == -EINTR ? 0 : n;
     engine_set_time(engine, sys_monotonic_ns());

@@ -30,6 +30,7 @@ static struct {
     uint64_t counters[C_COUNT];
     bool open, guest_ready;
     unsigned events, punts;
+    uint64_t gather_ns;
     uint8_t punted[FRAME_HEAD_MAX];
     size_t punted_head, punted_length;
     struct lg_event event[EVENTS_KEPT];
@@ -224,6 +225,8 @@ static int step(void)
     if (!list_empty(&world.link.queued) || world.guest_ready)
         world.guest_ready = engine_from_guest(engine);
     engine_settle(engine);
+    if (engine->gather_ns)
+        world.gather_ns = engine->gather_ns;
     wakeups_end(engine);
     if (!list_empty(&world.link.committed) && !world.link.violation)
         world.link.violation = "a frame was committed and never flushed";
@@ -296,6 +299,14 @@ void script_get_link(struct script_link *ret_settings)
         .uso4 = link->link.uso4,
         .uso6 = link->link.uso6,
     };
+}
+
+uint64_t script_gather_ns(void)
+{
+    uint64_t ns = world.gather_ns;
+
+    world.gather_ns = 0;
+    return ns;
 }
 
 unsigned script_expected(void)

@@ -85,7 +85,7 @@ def test_replies_may_come_in_any_order() -> None:
 
 
 def test_replies_are_read_as_fast_as_frames_come() -> None:
-    """Cause: one a turn beside 64 frames, each a request, left a guest's connections waiting until no more were taken."""
+    """Cause: one a turn beside 64 frames, each a request, left a guest's connections waiting until it took no more."""
 
     async def play(peer: Peer) -> None:
         asked = [asyncio.create_task(peer.channels.events(1)) for _ in range(lib.LG_LISTEN_MAX)]

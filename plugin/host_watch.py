@@ -64,7 +64,8 @@ class FileWatch:
     """What a path leads to: the file itself, each symbolic link on the way to it, and each folder.
 
     Of a folder that holds a link, the file, or the first name that is missing, the names are watched; of the others
-    only whether they are still there under their name, so that what else happens in / or /run wakes nobody.
+    only whether they are still there under their name, so that what else happens in / or /run wakes nobody. The file
+    is watched by itself as well: mounted here from elsewhere, it may be written there.
     """
 
     def __init__(self, path: str) -> None:
@@ -94,6 +95,7 @@ class FileWatch:
                 folder = "/" if target.startswith("/") else folder
                 rest += _parts(target)
             else:
+                self._note(lib.lg_watch_file(self.fd, os.fsencode(place)), "")
                 folder = place
             if links > _LINKS_MAX:
                 break
@@ -102,10 +104,12 @@ class FileWatch:
 
     def _watch(self, folder: str, name: str = "") -> bool:
         """A folder, and with `name` also that in it. Whether it can be: not if it is a link."""
-        watch = lib.lg_watch_folder(self.fd, os.fsencode(folder), bool(name))
+        return self._note(lib.lg_watch_folder(self.fd, os.fsencode(folder), bool(name)), name)
+
+    def _note(self, watch: int, name: str) -> bool:
         if watch >= 0:
             self._names.setdefault(watch, {b""}).add(os.fsencode(name))
-        return bool(watch >= 0)
+        return watch >= 0
 
     def touched(self) -> bool:
         """Reads what was told, and says whether it was about the file."""

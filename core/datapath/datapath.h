@@ -566,7 +566,10 @@ int lg_watch_open(void); /* an inotify descriptor that does not block, or a nega
 /* Tells there when the folder moves or goes and, with `names`, when a name in it changes. The watch's number or a
  * negative errno: -ENOTDIR also for a link to a folder. */
 int lg_watch_folder(int fd, const char *path, int names);
-int lg_watch_end(int fd, int watch); /* 0 or -EINVAL: it has ended with its folder */
+
+/* Tells there when somebody has written to the file, by whatever name. Likewise. */
+int lg_watch_file(int fd, const char *path);
+int lg_watch_end(int fd, int watch); /* 0 or -EINVAL: it has ended with its folder, or file */
 
 void lg_release_memory(void); /* gives the free part of the C heap back to the kernel */
 

@@ -7,6 +7,7 @@ loopback; percentiles are of full round trips.
 
 from __future__ import annotations
 
+import process_cost
 import servers
 from measure import Family, Measure, Settings, Side, Values
 from tool_output import Requests, sockperf_percentile
@@ -49,9 +50,9 @@ def run(side: Side, settings: Settings, values: Values) -> None:
         for percentile in (50, 99):
             values[f"latency.p{percentile}"] = sockperf_percentile(output, percentile)
         for kind in KINDS:
-            before = visit.helper.cpu_seconds()
+            before = process_cost.run_seconds(visit.helper.pid)
             done = request(visit, web, kind, settings.seconds)
-            used = visit.helper.cpu_seconds() - before
+            used = process_cost.run_seconds(visit.helper.pid) - before
             values[f"rate.{kind}"] = done.per_second
             values[f"cpu_per_request.{kind}"] = used / done.count * MICROSECONDS
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import process_cost
 import servers
 import throughput
 from measure import Family, Measure, Settings, Side, Values
@@ -63,9 +64,9 @@ def transfer_all(visit: Visit, cases: Sequence[Case], settings: Settings, values
     with servers.iperf3() as port:
         for case in cases:
             throughput.set_mtu(visit, case.mtu)
-            before = visit.helper.cpu_seconds()
+            before = process_cost.run_seconds(visit.helper.pid)
             done = throughput.transfer(visit, port, case.streams, case.direction, settings.seconds)
-            used = visit.helper.cpu_seconds() - before
+            used = process_cost.run_seconds(visit.helper.pid) - before
             values[f"stream.throughput.{case.key}"] = done.gigabits_per_second
             values[f"stream.cpu_per_gb.{case.key}"] = used / done.gigabytes
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+import process_cost
 import servers
 from image import program_path
 from measure import MACHINE, Family, Measure, Settings, Side, Values
@@ -112,9 +113,9 @@ def run(side: Side, settings: Settings, values: Values) -> None:
     with visiting(side, settings) as visit, servers.iperf3() as port:
         for case in cases():
             set_mtu(visit, case.mtu)
-            before = visit.helper.cpu_seconds()
+            before = process_cost.run_seconds(visit.helper.pid)
             done = transfer(visit, port, case.streams, case.direction, settings.seconds)
-            used = visit.helper.cpu_seconds() - before
+            used = process_cost.run_seconds(visit.helper.pid) - before
             values[f"throughput.{case.key}"] = done.gigabits_per_second
             values[f"cpu_per_gb.{case.key}"] = used / done.gigabytes
 

@@ -54,6 +54,23 @@ def test_only_its_own_file_touches_a_watch(tmp_path: Path) -> None:
     assert watch.touched()
 
 
+def test_a_file_that_is_written_under_another_name_is_followed(tmp_path: Path) -> None:
+    """Cause: a container engine mounts resolv.conf from a folder of its own, and writes it there again and again."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "engine").mkdir()
+    file, elsewhere = tmp_path / "etc/resolv.conf", tmp_path / "engine/resolv.conf"
+    file.write_text("x")
+    os.link(file, elsewhere)  # as a mount: the same file, in another folder
+    watch = FileWatch(str(file))
+    for text in ("y", "z"):
+        elsewhere.write_text(text)
+        assert watch.touched() and not watch.touched()
+    file.unlink()
+    assert watch.touched()
+    elsewhere.write_text("what nobody asks for any more")
+    assert not watch.touched()
+
+
 class Chain:
     """etc/resolv.conf -> ../run/now/one -> ROOT/state/two -> deep/real, where run/now is a link to first."""
 

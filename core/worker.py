@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's start as its parent sees it: the shared pages, the channels, the limit on flows, and the spawn.
+"""The worker's start as its parent sees it: the shared pages, the channels, and the spawn.
 
 Called by the keeper, before READY and again whenever a worker is replaced; so it imports nothing heavy.
 Adversary: the worker itself, once the guest has broken it. Hence the pages that others map are sealed in their size
@@ -11,12 +11,9 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
-import resource
 
 from lockgate.core._datapath import ffi, lib
 
-FLOW_LIMIT_MAX = 65536
-FLOW_DESCRIPTORS_SPARED = 256  # for rings, memory, listeners and channels, beside one socket a flow
 _QUEUED_RECORDS = 16  # of the largest size; the kernel clamps this to net.core.wmem_max
 
 
@@ -47,23 +44,6 @@ def channel() -> tuple[_socket.socket, _socket.socket]:
     for end in ends:
         end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, _QUEUED_RECORDS * lib.LG_UP_BYTES_MAX)
     return ends
-
-
-def raise_descriptor_limit() -> int:
-    """Raises the soft limit on descriptors to the hard one; returns it. A flow costs one descriptor."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):
-            pass  # a container may lower fs.nr_open below the hard limit that we see
-    return FLOW_LIMIT_MAX + FLOW_DESCRIPTORS_SPARED if soft == resource.RLIM_INFINITY else soft
-
-
-def flow_limit(descriptors: int) -> int:
-    """How many flows fit the limit on descriptors; where that is small, half of it is spared for all else."""
-    return max(1, min(FLOW_LIMIT_MAX, descriptors - min(FLOW_DESCRIPTORS_SPARED, descriptors // 2)))
 
 
 class Channels:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a person who starts this by hand wants to see: what the guest is given, and how a monitor is told of it.
 
-Called by launch.py at the end of a start. Adversary: nobody.
+Called by start.py at the end of a start. Adversary: nobody.
 """
 
 from __future__ import annotations

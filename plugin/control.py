@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Control: the asyncio process beside the worker. Joins the vhost-user session, the services, events and the capture.
 
-Called by launch.py in the child that the keeper forked; the only module that knows all the others.
+Called by start.py in the child that the keeper forked; the only module that knows all the others.
 Adversary: whoever can reach one of these, that is the front end (session), the guest (punted frames) and a worker that
 the guest has broken (records). Each is parsed elsewhere; here it is only said who hears of what.
 

@@ -2,7 +2,7 @@
 """The user and group that a caller names: by number, which need not be in any database, or by name.
 
 Called by the contracts, before READY, and only if such an option was given: the databases may be far away.
-Adversary: nobody; who may become whom is the kernel's to say, and asked in launch.py.
+Adversary: nobody; who may become whom is the kernel's to say, and asked in start.py.
 """
 
 from __future__ import annotations

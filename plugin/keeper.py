@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The keeper: what the wrapper becomes. Starts the worker and control, says how they ended, replaces the worker, quits.
 
-Called by launch.py, once everything that needs the caller's rights is open; run() returns the exit code.
+Called by start.py, once everything that needs the caller's rights is open; run() returns the exit code.
 Adversary: a child that the guest has broken. What it can say is a few fixed records, and requests for ports and for
 ssh, which ports.py and gateway/ssh/ssh_spawner.py check; anything else is ignored.
 

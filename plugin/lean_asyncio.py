@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Imports asyncio and dataclasses without three modules that they ask for and control has no use for: 6 MB less.
 
-Called by launch.py in the child that becomes control, before control.py is imported; gateway/names/lean_dnspython.py
+Called by start.py in the child that becomes control, before control.py is imported; gateway/names/lean_dnspython.py
 does the same for another library. A process that has the modules already keeps them: this changes nothing under a test
 runner.
 Adversary: nobody.

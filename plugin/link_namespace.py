@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """link_namespace: the tap device in a network namespace, the agent that has made it there, and the ports that lead out.
 
-Called by launch.py: start() in the process that stays, with the caller's rights; follow() in control, when the host's
+Called by start.py: start() in the process that stays, with the caller's rights; follow() in control, when the host's
 network has changed. Adversary: nobody here; what the container can do is agent.py's and link_tap.c's matter.
 Invariants: all that can be wrong with the namespace is known, and told in one sentence, before the caller goes on.
 """

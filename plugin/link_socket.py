@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """link_socket: the socket that a VM's monitor connects to, or has connected already, and the one of the repair helper.
 
-Called by launch.py, with the caller's rights. Adversary: nobody; the caller, at worst, who passes a descriptor of
+Called by start.py, with the caller's rights. Adversary: nobody; the caller, at worst, who passes a descriptor of
 another kind. Invariants: what a helper that died left there is replaced, a living one is not (made_files.py).
 """
 

@@ -13,15 +13,15 @@ counted. The file is shared by two processes and opened with O_APPEND, so lines 
 from __future__ import annotations
 
 import _socket
-import fcntl
 import os
 import select
 import time
-from _json import encode_basestring_ascii
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lockgate.plugin.spec import NetworkSpec
 
     Form = Callable[[str, str, float], str]  # a line out of a level's name, a text and the time
 
@@ -57,6 +57,8 @@ class LogFile:
 
     def _cut(self) -> None:
         """Drops the oldest part. Who finds the other process at it writes on: a limit a little late beats waiting."""
+        import fcntl
+
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -143,6 +145,15 @@ class Log:
         """Whether anybody could read a debug line: if not, control asks the worker for no events."""
         return self.level >= DEBUG and (self.stderr or self.file is not None)
 
+    def tell(self, spec: NetworkSpec) -> None:
+        """What the contract has to say about the command line."""
+        for warning in spec.warnings:
+            self.warning(warning)
+        for note in spec.notes:
+            self.info(note)
+        for detail in spec.details:
+            self.debug(detail)
+
     def error(self, text: str) -> None:
         self._line(ERROR, text)
 
@@ -190,6 +201,8 @@ class Log:
 
 def _json_line(level: int, text: str) -> str:
     """With the keys and the form of time that structlog gives to events."""
+    from _json import encode_basestring_ascii
+
     seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
     when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     event = encode_basestring_ascii(text)

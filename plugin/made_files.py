@@ -2,8 +2,8 @@
 """made_files: the files of a start, under names that the caller has chosen: sockets to listen on, PID file, capture;
 and a folder of our own.
 
-Called by launch.py, with the caller's rights. Adversary: nobody; other users at worst, who may have put something else
-in the place of a file by the time that it is taken back.
+Called by start.py and gateway/awaited.py, with the caller's rights. Adversary: nobody; other users at worst, who may
+have put something else in the place of a file by the time that it is taken back.
 
 Invariants: take_back() removes what was made here and is still there, and nothing else: a file that was there before,
 and was only written to, stays. That holds too where an interrupt (^C) comes between any two steps: a file is written
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import _socket
 import errno
-import fcntl
 import os
 import stat
 
@@ -191,6 +190,8 @@ class _MadeFolder:
 
     def lock(self) -> bool:
         """Whether it is there, and nobody else's. Raises OSError."""
+        import fcntl  # few starts make a folder
+
         self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vocabulary between the contracts and the rest: what a caller's command line asks for, and how parsing can end.
 
-Made by contracts/*, read by launch, keeper, netview and control; nobody else needs to know which contract was spoken.
-Adversary: nobody, contracts have checked all that is here. Invariants: once a contract's parse() has returned it, a
+Made by contracts/*, read by launch, start, keeper, netview and control; nobody else needs to know which contract was
+spoken. Adversary: nobody, contracts have checked all that is here. Invariants: once a contract's parse() has returned it, a
 spec is never changed (no frozen dataclass: importing dataclasses costs 11 ms before READY). Addresses are 16 bytes as
 in address.py, UNSET where the caller said nothing. What the host has to offer is not known here: that is hostnet, and
 netview joins the two.
@@ -283,7 +283,7 @@ class NetworkSpec:
         self.warnings: list[str] = []  # one sentence each, for the log as soon as there is one
         self.notes: list[str] = []  # the same, but no more than information
         self.details: list[str] = []  # the same, for who looks for a fault
-        # What is wrong from now on, in launch, is told behind these words, and ends the command with this status.
+        # What is wrong from now on is told behind these words, and ends the command with this status.
         self.failure_prefix = ""
         self.failure_status = 1
 

@@ -8,7 +8,7 @@ is asked whether a socket's path is taken, whether an SSH key is there, and whet
 
 Two kinds of faults, as callers know them. What is wrong with the words ends the command with one line at level fatal
 and status 1. What others find out when they listen (a scheme that is none, an MTU that nothing can have) is one line
-"gvproxy exiting: ..." at level error, and status 0; what launch finds out later is told in the same way
+"gvproxy exiting: ..." at level error, and status 0; what a start finds out later is told in the same way
 (NetworkSpec.failure_prefix, failure_status).
 
 The order of the checks is part of the contract. Where both file and command line say something, the command line

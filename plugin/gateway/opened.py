@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a virtual network's gateway has open before READY: the sockets of its API, and what its forwards by SSH need.
 
-Called by launch.py (through link_virtual.py) with the caller's rights, and handed to control's process and to the
-keeper. Adversary: nobody; the contract has checked what was asked for.
+Called by start.py (through link_virtual.py) with the caller's rights, and handed to control's process and to the
+keeper. The caller does not wait for what is opened here (awaited.py). Adversary: nobody; the contract has checked what
+was asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 from lockgate.plugin import address
 from lockgate.plugin.contracts.forward_spec import TCP, ForwardRule
 from lockgate.plugin.forwards import Listener
-from lockgate.plugin.gateway.links import places
 from lockgate.plugin.gateway.ssh import key_file, ssh_child
 from lockgate.plugin.gateway.ssh.ssh_spawner import SshSpawner
 from lockgate.plugin.made_files import FileError
@@ -22,6 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from lockgate.plugin.gateway.awaited import Awaited
     from lockgate.plugin.gateway.virtual_network import VirtualNetwork
     from lockgate.plugin.made_files import MadeFiles
 
@@ -45,10 +46,11 @@ class Opened:
         "_ssh_targets",
     )
 
-    def __init__(self, network: VirtualNetwork, rules: Iterable[ForwardRule], made: MadeFiles) -> None:
+    def __init__(
+        self, network: VirtualNetwork, rules: Iterable[ForwardRule], awaited: Awaited, made: MadeFiles
+    ) -> None:
         """`rules` are of the ports that are bound. Raises FileError, OSError, KeyFileError or TargetError."""
-        self.listen = [places.listen(place, "-listen", made) for place in network.listen]
-        self.services = [] if network.services is None else [places.listen(network.services, "-services", made)]
+        self.listen, self.services = awaited.listen, awaited.services
         self.ssh: list[_socket.socket] = []  # of forwards; none where there is no ssh to serve them
         self.port_to_sshd: Listener | None = None  # of ours, where the caller has asked for none
         self.ssh_folder = ""
@@ -75,10 +77,6 @@ class Opened:
             for one in network.ssh_forwards
         ]
         self.ssh = [made.replace(one.path, "-forward-sock", _SSH_BACKLOG) for one in network.ssh_forwards]
-
-    @property
-    def sockets(self) -> list[_socket.socket]:
-        return [*self.listen, *self.services, *self.ssh]
 
     def make_spawner(self, may_reach: Callable[[int], bool]) -> SshSpawner | None:
         """What the keeper starts ssh with; None: there is no use for one, or there is no ssh."""

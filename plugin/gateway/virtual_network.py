@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vocabulary of a virtual network: what a command line or a configuration file of `gvproxy` asks for.
 
-Made by contracts/gvproxy.py, read by launch.py, netview.py and all of this folder. Like spec.py it is imported before
+Made by contracts/gvproxy.py, read by awaited.py, netview.py and all of this folder. Like spec.py it is imported before
 READY, hence no dataclasses. Adversary: nobody, the contract has checked all that is here. Invariants: never changed
 once parse() has returned. Addresses are 16 bytes as in address.py, IPv4 as ::ffff:a.b.c.d, UNSET where there is none.
 """

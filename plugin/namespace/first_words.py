@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the first worker of a namespace is told, before READY and without control's imports.
 
-Called in control's process by launch.py, as long as that is a copy of the wrapper, hence the light imports. Later
+Called in control's process by start.py, as long as that is a copy of the wrapper, hence the light imports. Later
 workers are told by control.py. Adversary: nobody; the worker has not seen a byte of a guest.
 
 Whoever waits for READY gets a network that is complete, and the two processors to itself: control's imports are as long

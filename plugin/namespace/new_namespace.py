@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command that is run in namespaces of its own: its birth in them, its start once it has a network, its end.
 
-Made by link_namespace.py while the caller's folder is still ours, released by launch.py at READY, watched by keeper.py.
+Made by link_namespace.py while the caller's folder is still ours, released by start.py at READY, watched by keeper.py.
 Adversary: nobody; the command is the caller's own. Invariants: it starts when all is ready and not before, and never
 outlives us. All that can be wrong with its namespaces is known, and told in one sentence, before anything else is made
 for them.

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """link_virtual: the socket by which the guest of a virtual network comes, and what else is open for its gateway.
 
-Called by launch.py, with the caller's rights. Adversary: nobody. Invariants: the link's socket is made last of all: to
-Podman its file means that everything else is there.
+Called by start.py, with the caller's rights. Adversary: nobody. The socket is there already (awaited.py).
 """
 
 from __future__ import annotations
 
-import _socket
-import os
-
 from lockgate.core._datapath import lib
 from lockgate.plugin import spec as vocabulary
-from lockgate.plugin.gateway.links import places
 from lockgate.plugin.gateway.opened import Opened
 from lockgate.plugin.gateway.ssh.key_file import KeyFileError
 from lockgate.plugin.gateway.ssh.ssh_child import NOT_INSTALLED, TargetError
@@ -20,10 +15,12 @@ from lockgate.plugin.gateway.virtual_network import BESS, QEMU, STDIO, VFKIT, VP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Sequence
     from typing import Any
 
     from lockgate.plugin.forwards import Listener
+    from lockgate.plugin.gateway.awaited import Awaited
     from lockgate.plugin.gateway.ssh.ssh_spawner import SshSpawner
     from lockgate.plugin.gateway.virtual_network import VirtualNetwork
     from lockgate.plugin.hostnet import HostNet
@@ -63,25 +60,21 @@ class VirtualLink:
     repair = None
     hint = ""
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, spec: NetworkSpec, awaited: Awaited) -> None:
         assert spec.virtual is not None, "a virtual network is what gvproxy is for"
         self._spec = spec
         self._network = spec.virtual
+        self._awaited = awaited
         self._opened: Opened | None = None
         # By another worker: guests of a switch come again by themselves; a monitor does not.
         self.resumable = spec.virtual.transport in ("", VPNKIT)
-        self._streams = (os.dup(0), os.dup(1)) if spec.virtual.transport == STDIO else ()
-        self._socket: _socket.socket | None = None
         self.name = "" if spec.virtual.link is None else spec.virtual.link.text
 
     def open(self, made: MadeFiles, log: Log) -> None:
         try:
-            self._opened = Opened(self._network, self._spec.forwards, made)
-            if self._network.link is not None and not self._streams:
-                self._socket = places.listen(self._network.link, f"-listen-{self._network.transport}", made)
+            self._opened = Opened(self._network, self._spec.forwards, self._awaited, made)
         except OSError as failure:
-            where = f" {failure.filename}" if failure.filename else ""
-            raise vocabulary.StartError(f"cannot listen{where}: {failure.strerror}") from None
+            raise vocabulary.StartError(f"cannot listen: {failure.strerror}") from None
         except (KeyFileError, TargetError) as fault:
             raise vocabulary.StartError(str(fault)) from None
 
@@ -92,7 +85,7 @@ class VirtualLink:
 
     @property
     def listeners(self) -> list[_socket.socket]:
-        return self._there.sockets if self._socket is None else [self._socket, *self._there.sockets]
+        return [*self._awaited.sockets, *self._there.ssh]
 
     @property
     def connections(self) -> list[_socket.socket]:
@@ -101,7 +94,7 @@ class VirtualLink:
 
     @property
     def descriptors(self) -> list[int]:
-        return [*(listener.fileno() for listener in self.listeners), *self._streams]
+        return [*(listener.fileno() for listener in self.listeners), *self._awaited.streams]
 
     def start(self, process_name: str, view: Assignments, host: HostNet, log: Log) -> None:
         """Nothing more: whoever connects starts it."""
@@ -123,8 +116,9 @@ class VirtualLink:
 
     def settings(self) -> dict[str, Any]:
         """For control.Start, in control's process."""
+        link, streams = self._awaited.link, self._awaited.streams
         return {
-            "link_fd": -1 if self._socket is None else self._socket.detach(),
+            "link_fd": -1 if link is None else link.detach(),
             "vhost_user": False,
-            "gateway": GatewayStart(self._network, self._there, FRAMING[self._network.transport], self._streams),
+            "gateway": GatewayStart(self._network, self._there, FRAMING[self._network.transport], streams),
         }

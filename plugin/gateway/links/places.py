@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sockets that listen where a URL of `gvproxy` says: for its API, and for its guests' links.
 
-Called by launch.py before READY, with the caller's rights, hence the light imports. Adversary: nobody; what the URL may
-be was checked by the contract. Invariants: raises FileError or OSError, and leaves nothing open then. A file that a
-helper left behind when it died is replaced, one of a living helper is not (made_files.py).
+Called by gateway/awaited.py before READY, with the caller's rights, hence the light imports. Adversary: nobody; what
+the URL may be was checked by the contract. Invariants: raises FileError or OSError, and leaves nothing open then. A
+file that a helper left behind when it died is replaced, one of a living helper is not (made_files.py).
 """
 
 from __future__ import annotations

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the caller of `gvproxy` waits for: the log, the PID file, the ports, the sockets of the API, and at last the one
+that the guest comes by.
+
+Called by launch.py, with the caller's rights, before almost anything else is imported: Podman starts a machine when the
+link's socket is there. Whoever connects then waits in its backlog for all that is still to come. Adversary: nobody; the
+contract has checked what was asked for.
+
+Invariants: the link's socket is made last of all: its file means that everything else here is there. What comes later
+can still fail, and takes it back (made_files.py).
+"""
+
+from __future__ import annotations
+
+import os
+
+from lockgate.plugin import descriptor_limit, forwards
+from lockgate.plugin import spec as vocabulary
+from lockgate.plugin.gateway.links import places
+from lockgate.plugin.gateway.virtual_network import STDIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+
+    from lockgate.plugin.gateway.virtual_network import VirtualNetwork
+    from lockgate.plugin.log import Log
+    from lockgate.plugin.made_files import MadeFiles
+    from lockgate.plugin.spec import NetworkSpec
+
+
+class Awaited:
+    """All of it is open once there is one of these; frozen by convention."""
+
+    __slots__ = ("link", "listen", "ports", "services", "streams")
+
+    def __init__(self, spec: NetworkSpec, network: VirtualNetwork, log: Log, made: MadeFiles) -> None:
+        """`network` is that of the spec. Raises Stop, StartError or FileError."""
+        self.streams = (os.dup(0), os.dup(1)) if network.transport == STDIO else ()  # from the guest, and to it
+        _open_log(spec, log)
+        if spec.pid_file:  # whole and without a newline: Podman takes any other for a machine that cannot be stopped
+            made.write_whole(spec.pid_file, "PID file", b"%d" % os.getpid())
+        self.ports = _bind(spec)
+        self.listen: list[_socket.socket] = []
+        self.services: list[_socket.socket] = []
+        self.link: _socket.socket | None = None
+        try:
+            self.listen += [places.listen(place, "-listen", made) for place in network.listen]
+            if network.services is not None:
+                self.services.append(places.listen(network.services, "-services", made))
+            if network.link is not None and not self.streams:
+                self.link = places.listen(network.link, f"-listen-{network.transport}", made)
+        except OSError as failure:
+            where = f" {failure.filename}" if failure.filename else ""
+            raise vocabulary.StartError(f"cannot listen{where}: {failure.strerror}") from None
+
+    @property
+    def sockets(self) -> list[_socket.socket]:
+        """Those that listen, but for ports."""
+        return [*([] if self.link is None else [self.link]), *self.listen, *self.services]
+
+    @property
+    def descriptors(self) -> list[int]:
+        return [*(one.fileno() for one in self.sockets), *self.streams, *(one.fd for one in self.ports)]
+
+
+def _open_log(spec: NetworkSpec, log: Log) -> None:
+    if spec.log_file:
+        try:
+            log.write_only_to(spec.log_file)
+        except OSError:
+            from lockgate.plugin.contracts import gvproxy
+
+            raise gvproxy.log_file_fault(spec.log_file) from None
+    log.tell(spec)
+
+
+def _bind(spec: NetworkSpec) -> list[forwards.Listener]:
+    """One socket for each port, within what the limit on open files leaves beside everything else."""
+    if not spec.forwards:
+        return []
+    room = descriptor_limit.raise_it() - descriptor_limit.SPARED
+    try:
+        return forwards.bind(spec.forwards, room, lambda line: None)  # the error says it, in this contract's words
+    except forwards.ForwardError as fault:
+        if not fault.refused:
+            raise vocabulary.StartError(str(fault)) from None
+        from lockgate.plugin.gateway import forward_words
+
+        raise vocabulary.StartError(forward_words.start_failure(fault.refused[0])) from None

@@ -46,8 +46,8 @@ from lockgate.plugin.worker_channels import WorkerChannels
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.forward_follow import Follower
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.forwards import Listener
     from lockgate.plugin.gateway.gateway import Gateway
     from lockgate.plugin.gateway.links.link_virtual import GatewayStart

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lockgate.plugin.bridge.claims import ClaimedTable
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.forward_table import Change, ForwardTable
     from lockgate.plugin.ports import Rights
 

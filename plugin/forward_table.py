@@ -25,7 +25,7 @@ from typing import Protocol
 
 from lockgate.core._datapath import lib
 from lockgate.plugin import ports
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.forwards import BACKLOG, Failure, Listener, runs
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 

@@ -23,14 +23,14 @@ import _socket
 import errno
 import os
 
-from lockgate.plugin import address, port_holder
-from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, TCP, UDP, range_text
+from lockgate.plugin import address
+from lockgate.plugin.forward_rule import PROTOCOL_NAMES, TCP, UDP, range_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
 
     # Opens that many ports of a rule, from a first one on: for each its descriptor, or an errno below zero.
     OpenPorts = Callable[[ForwardRule, int, int], Sequence[int]]
@@ -271,6 +271,8 @@ def explain(failure: Failure) -> str:
             return f"{what} is taken in the namespace already; stop what has it there, {other}"
         return f"{what} of the namespace: {failure.reason}"
     if error == errno.EADDRINUSE:
+        from lockgate.plugin import port_holder  # hardly anybody needs it
+
         holder = port_holder.find(rule.protocol, port, lambda ip: rule.shares_address(ip, ip == address.UNSET))
         return f"{what} is held by {holder or 'another process'}; stop that, {other}"
     start = _unprivileged_start()

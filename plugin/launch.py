@@ -14,14 +14,12 @@ anything is imported that it does not take: a test fixes the lists.
 from __future__ import annotations
 
 import _signal
-import gc
 import os
 import sys
 
 from lockgate.plugin import log
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.made_files import FileError, MadeFiles
-from lockgate.plugin.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +50,6 @@ monitors, under the names passt, pasta and gvproxy (see their --help).
 
 def main() -> None:
     """Never returns. Python's own shutdown is skipped: it would take milliseconds to free what exit frees."""
-    gc.disable()  # nothing here makes cycles worth collecting; control turns it on again for itself
     fill_standard_streams()
     try:
         os._exit(_command(sys.argv[1], sys.argv[2:]))
@@ -85,6 +82,8 @@ def _command(name: str, arguments: list[str]) -> int:
         _show(name)
         return netavark_plugin.main(arguments)
     if arguments == ["--version"]:
+        from lockgate.plugin.version import VERSION
+
         return _answer(1, f"lockgate {VERSION}\n", 0)
     return _answer(1, USAGE, 0) if arguments in ([], ["--help"], ["-h"]) else _answer(2, USAGE, 1)
 

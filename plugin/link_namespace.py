@@ -15,7 +15,7 @@ import resource
 from lockgate.plugin import forwards, hostnet, port_scan
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.bridge import meeting
-from lockgate.plugin.contracts.forward_spec import TCP, UDP
+from lockgate.plugin.forward_rule import TCP, UDP
 from lockgate.plugin.made_files import FileError
 from lockgate.plugin.namespace import agent, agent_records, inside, interface_plan
 from lockgate.plugin.namespace.namespace_watch import NamespaceWatch
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from typing import Any
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.forwards import Listener, OpenPorts
     from lockgate.plugin.hostnet import HostNet
     from lockgate.plugin.keeper import Closable

@@ -19,7 +19,7 @@ import errno
 import os
 import struct
 
-from lockgate.plugin.contracts.forward_spec import TCP, UDP
+from lockgate.plugin.forward_rule import TCP, UDP
 from lockgate.plugin.namespace.agent_records import SOCK_DIAG
 
 TYPE_CHECKING = False

@@ -26,7 +26,7 @@ import struct
 from lockgate.core._datapath import lib
 from lockgate.plugin import address, forwards
 from lockgate.plugin.address import LOOPBACK4, UNSET
-from lockgate.plugin.contracts.forward_spec import PORT_MAX, ForwardRule, is_interface
+from lockgate.plugin.forward_rule import PORT_MAX, ForwardRule, is_interface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 """The vocabulary between the contracts and the rest: what a caller's command line asks for, and how parsing can end.
 
 Made by contracts/*, read by launch, start, keeper, netview and control; nobody else needs to know which contract was
-spoken. Adversary: nobody, contracts have checked all that is here. Invariants: once a contract's parse() has returned it, a
-spec is never changed (no frozen dataclass: importing dataclasses costs 11 ms before READY). Addresses are 16 bytes as
-in address.py, UNSET where the caller said nothing. What the host has to offer is not known here: that is hostnet, and
-netview joins the two.
+spoken. Adversary: nobody, contracts have checked all that is here. Invariants: once a contract's parse() has returned
+it, a spec is never changed (no frozen dataclass: importing dataclasses costs 11 ms before READY). Addresses are 16
+bytes as in address.py, UNSET where the caller said nothing. What the host has to offer is not known here: that is
+hostnet, and netview joins the two.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lockgate.plugin.address import UNSET, to_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.gateway.virtual_network import VirtualNetwork
 
 VHOST_USER = "vhost-user"  # link kinds

@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.gateway.awaited import Awaited
     from lockgate.plugin.gateway.links.link_virtual import VirtualLink
     from lockgate.plugin.hostnet import HostNet

@@ -15,14 +15,14 @@ import os
 import time
 
 from lockgate.plugin import address, port_holder
-from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, range_text
+from lockgate.plugin.forward_rule import PROTOCOL_NAMES, range_text
 from lockgate.plugin.forwards import ForwardError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.forwards import Failure, Listener
 
 PATIENCE = 2.0  # seconds; a helper ends in some hundredths

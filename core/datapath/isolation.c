@@ -4,7 +4,8 @@
  * that is run beside us, and the few calls that the single-threaded keeper cannot make from Python.
  *
  * Called by plugin/launch.py, plugin/start.py, plugin/keeper.py, plugin/gateway/ssh/ssh_spawner.py and, in the child,
- * plugin/control.py and plugin/namespace/agent.py. Off the path of frames, so that it calls the kernel itself and not through sys.h.
+ * plugin/control.py and plugin/namespace/agent.py. Off the path of frames, so that it calls the kernel itself and not
+ * through sys.h.
  *
  * Adversary: the guest, once it has broken the worker. What is done here is all that then stands between it and the
  * host, so that each layer is put on before the first byte of the guest is read, and a layer that the machine refuses

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 
 from lockgate.plugin.address import UNSET
-from lockgate.plugin.contracts.forward_spec import ForwardRule
+from lockgate.plugin.forward_rule import ForwardRule
 from lockgate.plugin.forward_table import Change, ForwardTable
 from lockgate.plugin.forwards import Failure
 

@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
 
 NAME = b"\0lockgate"  # of the socket in the shared namespace
 FILE = "lockgate.sock"  # and of that on the host

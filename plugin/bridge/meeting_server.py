@@ -23,8 +23,9 @@ from lockgate.plugin.address import UNSET
 from lockgate.plugin.bridge import meeting
 from lockgate.plugin.bridge.claims import ClaimedTable
 from lockgate.plugin.clients import Emit, accept
-from lockgate.plugin.contracts.forward_spec import PROTOCOL_NAMES, RULES_MAX, ForwardRule
+from lockgate.plugin.contracts.forward_spec import RULES_MAX
 from lockgate.plugin.contracts.pesto import FLAG_BEST_EFFORT, RULE_BYTES, FamilyOffError, ProtocolError, unpack_rule
+from lockgate.plugin.forward_rule import PROTOCOL_NAMES, ForwardRule
 from lockgate.plugin.forward_server import process_of, shown
 from lockgate.plugin.forward_table import ConflictError, ForwardTable
 from lockgate.plugin.ports import Rights

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
 
 _INPUT_MAX = 1 << 22
 _NETWORK_FILES_MAX = 1000

@@ -44,7 +44,6 @@ from lockgate.plugin.gateway.virtual_network import (
     Zone,
 )
 from lockgate.plugin.spec import NetworkSpec, Stop
-from lockgate.plugin.version import VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -344,12 +343,19 @@ class _Request:
         spec.ipv6.enabled = virtual.ipv6 = virtual.ipv6 and address.has_ipv6()
         spec.failure_prefix, spec.failure_status = FAILURE_PREFIX, 0
         spec.warnings, spec.notes = settings.warnings, [VERSION_LINE]
-        spec.details = [
-            f"lockgate {VERSION}, as {VERSION_LINE}",
-            f"os: {logrus.quote('linux')} arch: {logrus.quote(os.uname().machine)}",
-            f"command line: {logrus.quote_list(words)}",
-        ]
+        if spec.log_level in (vocabulary.DEBUG, vocabulary.TRACE):
+            spec.details = _details(words)
         return spec
+
+
+def _details(words: list[str]) -> list[str]:
+    from lockgate.plugin.version import VERSION
+
+    return [
+        f"lockgate {VERSION}, as {VERSION_LINE}",
+        f"os: {logrus.quote('linux')} arch: {logrus.quote(os.uname().machine)}",
+        f"command line: {logrus.quote_list(words)}",
+    ]
 
 
 def _invalid(reason: str) -> _Fatal:

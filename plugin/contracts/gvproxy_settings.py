@@ -11,7 +11,7 @@ from lockgate.plugin.gateway.virtual_network import VirtualNetwork
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
 
 
 class Settings:

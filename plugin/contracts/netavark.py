@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
 
 API_VERSION = "1.0.0"
 MTU_MIN, MTU_MIN6, MTU_MAX = 68, 1280, 65535  # RFC 791; RFC 8200 §5

@@ -175,7 +175,7 @@ class _Request(Request):
         self._namespace.pidns = False
 
     def on_ns_ifname(self, name: str) -> None:
-        from lockgate.plugin.contracts.forward_spec import is_interface  # which the start needs anyway
+        from lockgate.plugin.forward_rule import is_interface  # which the start needs anyway
 
         if not is_interface(name) or ":" in name or name in (".", "..", "lo"):
             raise refusal(

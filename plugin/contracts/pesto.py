@@ -28,12 +28,10 @@ from typing import TYPE_CHECKING
 
 from lockgate.plugin import address
 from lockgate.plugin.address import ANY4, UNSET
-from lockgate.plugin.contracts.forward_spec import (
-    LOOPBACK,
+from lockgate.plugin.contracts.forward_spec import LOOPBACK, RULES_MAX, SOCKETS_MAX
+from lockgate.plugin.forward_rule import (
     PORT_MAX,
     PROTOCOL_NAMES,
-    RULES_MAX,
-    SOCKETS_MAX,
     TCP,
     UDP,
     ForwardRule,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lockgate.plugin import address
 from lockgate.plugin.address import ANY4, UNSET
-from lockgate.plugin.contracts.forward_spec import PORT_MAX, TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import PORT_MAX, TCP, UDP, ForwardRule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
     from lockgate.plugin.contracts.getopt import Getopt, Option
+    from lockgate.plugin.forward_rule import ForwardRule
 
     Forward = tuple[str, int, str]  # option, protocol, words
 

@@ -12,13 +12,14 @@ import json
 from lockgate.plugin import address
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.contracts import published
-from lockgate.plugin.contracts.forward_spec import RULES_MAX, TCP
+from lockgate.plugin.contracts.forward_spec import RULES_MAX
+from lockgate.plugin.forward_rule import TCP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
 
 _HEXADECIMAL = set("0123456789abcdef")
 

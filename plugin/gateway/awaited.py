@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 
-from lockgate.plugin import descriptor_limit, forwards
+from lockgate.plugin import forwards
 from lockgate.plugin import spec as vocabulary
-from lockgate.plugin.gateway.links import places
+from lockgate.plugin.gateway import places
 from lockgate.plugin.gateway.virtual_network import STDIO
 
 TYPE_CHECKING = False
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from lockgate.plugin.log import Log
     from lockgate.plugin.made_files import MadeFiles
     from lockgate.plugin.spec import NetworkSpec
+
+
+_FEW_PORTS = 64  # for which the limit on open files need not be raised
 
 
 class Awaited:
@@ -79,7 +82,11 @@ def _bind(spec: NetworkSpec) -> list[forwards.Listener]:
     """One socket for each port, within what the limit on open files leaves beside everything else."""
     if not spec.forwards:
         return []
-    room = descriptor_limit.raise_it() - descriptor_limit.SPARED
+    room = _FEW_PORTS
+    if len(spec.forwards) > _FEW_PORTS:
+        from lockgate.plugin import descriptor_limit
+
+        room = descriptor_limit.raise_it() - descriptor_limit.SPARED
     try:
         return forwards.bind(spec.forwards, room, lambda line: None)  # the error says it, in this contract's words
     except forwards.ForwardError as fault:

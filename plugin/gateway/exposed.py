@@ -22,8 +22,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from lockgate.plugin.clients import Emit
-from lockgate.plugin.contracts.forward_spec import ForwardRule
 from lockgate.plugin.contracts.place import Url, UrlError
+from lockgate.plugin.forward_rule import ForwardRule
 from lockgate.plugin.forward_table import ConflictError
 from lockgate.plugin.forwards import Failure
 from lockgate.plugin.gateway.forward_words import (

@@ -23,7 +23,7 @@ import os
 
 from lockgate.plugin import address
 from lockgate.plugin.address import ANY4, LOOPBACK4, UNSET
-from lockgate.plugin.contracts.forward_spec import PORT_MAX, TCP, UDP, ForwardRule, bracketed, is_interface
+from lockgate.plugin.forward_rule import PORT_MAX, TCP, UDP, ForwardRule, bracketed, is_interface
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     import _socket
 
     from lockgate.plugin.clients import Emit
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.forward_table import ForwardTable
     from lockgate.plugin.gateway.links.link_virtual import GatewayStart
     from lockgate.plugin.gateway.virtual_network import Zone

@@ -12,7 +12,7 @@ import _socket
 import os
 
 from lockgate.plugin import address
-from lockgate.plugin.contracts.forward_spec import TCP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, ForwardRule
 from lockgate.plugin.forwards import Listener
 from lockgate.plugin.gateway.ssh import key_file, ssh_child
 from lockgate.plugin.gateway.ssh.ssh_spawner import SshSpawner

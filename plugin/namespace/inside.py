@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket
 
 from lockgate.plugin import address, ports
-from lockgate.plugin.contracts.forward_spec import TCP
+from lockgate.plugin.forward_rule import TCP
 from lockgate.plugin.namespace import agent_records
 
 TYPE_CHECKING = False
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
 
-    from lockgate.plugin.contracts.forward_spec import ForwardRule
+    from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.namespace.agent_records import Agent
     from lockgate.plugin.port_scan import Tables
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lockgate.plugin import forwards, ports
 from lockgate.plugin.contracts import forward_spec
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.forward_table import ForwardTable
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 

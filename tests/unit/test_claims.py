@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lockgate.plugin.bridge import claims
 from lockgate.plugin.bridge.claims import ClaimedTable, resolve
-from lockgate.plugin.contracts.forward_spec import UDP, ForwardRule
+from lockgate.plugin.forward_rule import UDP, ForwardRule
 
 A, B, C = FIRST, FIRST + 1, FIRST + 2
 ONE, OTHER = b"one", b"other"

@@ -15,7 +15,7 @@ import pytest
 from lockgate.core import channel, worker
 from lockgate.core._datapath import ffi, lib
 from lockgate.plugin.address import UNSET
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.forwards import Listener
 from lockgate.plugin.namespace import agent_records, first_words
 from lockgate.plugin.namespace.inside import Device, Inside

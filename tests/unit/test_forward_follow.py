@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from lockgate.plugin import forward_follow, ports
 from lockgate.plugin.contracts import forward_spec
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.forward_table import ForwardTable
 from lockgate.plugin.port_scan import Tables
 

@@ -14,7 +14,7 @@ import pytest
 from forwarding import FIRST, HERE, RIGHTS, Scene, rules
 
 from lockgate.plugin.contracts import pesto
-from lockgate.plugin.contracts.forward_spec import ForwardRule
+from lockgate.plugin.forward_rule import ForwardRule
 from lockgate.plugin.forward_server import ForwardServer
 from lockgate.plugin.ports import Rights
 

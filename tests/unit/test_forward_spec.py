@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 
 from lockgate.plugin import address
 from lockgate.plugin.address import ANY4, UNSET
-from lockgate.plugin.contracts.forward_spec import (
-    PORT_MAX,
-    RULES_MAX,
-    SOCKETS_MAX,
-    TCP,
-    UDP,
-    ForwardRule,
-    ForwardSpecError,
-    Scope,
-    add,
-)
+from lockgate.plugin.contracts.forward_spec import RULES_MAX, SOCKETS_MAX, ForwardSpecError, Scope, add
+from lockgate.plugin.forward_rule import PORT_MAX, TCP, UDP, ForwardRule
 
 EPHEMERAL = (32768, 60999)
 OPTIONS = {TCP: "--tcp-ports", UDP: "--udp-ports"}

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lockgate.plugin import ports
-from lockgate.plugin.contracts.forward_spec import UDP, ForwardRule
+from lockgate.plugin.forward_rule import UDP, ForwardRule
 from lockgate.plugin.forward_table import Change, ConflictError
 
 A, B, C = FIRST, FIRST + 1, FIRST + 2

@@ -16,7 +16,8 @@ import pytest
 
 from lockgate.plugin import forwards, port_holder
 from lockgate.plugin.contracts import forward_spec
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule, Scope
+from lockgate.plugin.contracts.forward_spec import Scope
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 
 ROOM = 10000  # descriptors; more than any test wants
 PATIENCE = 20.0  # seconds, for what takes no time on loopback

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from lockgate.plugin import address
 from lockgate.plugin.address import ANY4, LOOPBACK4, LOOPBACK6, UNSET
-from lockgate.plugin.contracts.forward_spec import TCP, UDP
+from lockgate.plugin.forward_rule import TCP, UDP
 from lockgate.plugin.gateway import exposed
 from lockgate.plugin.gateway.exposed import Exposed, SshRemote
 from lockgate.plugin.gateway.forward_words import ExposeError, refusal, rule_of, split_host_port, with_requester

@@ -12,7 +12,7 @@ import pytest
 from lockgate.plugin import forwards, ports
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.contracts import forward_spec
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.namespace import agent_records, inside
 from lockgate.plugin.namespace.agent_records import BIND, DUAL_STACK, LISTEN, LOOPBACK, SocketsWanted
 

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from lockgate.plugin.contracts.place import Url, place
-from lockgate.plugin.gateway.links import places
+from lockgate.plugin.gateway import places
 from lockgate.plugin.made_files import MadeFiles
 
 

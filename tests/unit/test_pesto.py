@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lockgate.plugin.address import ANY4, UNSET
 from lockgate.plugin.contracts import forward_spec, pesto
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.ports import Rights
 
 EVERYTHING = Rights(ipv4=True, ipv6=True, protocols=[TCP, UDP], room=1000)

@@ -12,7 +12,7 @@ import pytest
 from host_samples import ip
 
 from lockgate.plugin import port_holder
-from lockgate.plugin.contracts.forward_spec import TCP, UDP
+from lockgate.plugin.forward_rule import TCP, UDP
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lockgate.plugin import forwards, ports
 from lockgate.plugin.address import ANY4, UNSET
 from lockgate.plugin.contracts import forward_spec
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.ports import CLOSE, OPEN, Ports, Rights
 
 ROOM = 100

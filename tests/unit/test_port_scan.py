@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lockgate.plugin import port_scan
-from lockgate.plugin.contracts.forward_spec import TCP, UDP
+from lockgate.plugin.forward_rule import TCP, UDP
 
 HEAD4 = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 HEAD6 = "  sl  local_address                         remote_address                        st tx_queue rx_queue\n"

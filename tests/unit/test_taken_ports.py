@@ -12,7 +12,7 @@ from host_samples import ip
 
 from lockgate.plugin import port_holder, taken_ports
 from lockgate.plugin.address import UNSET
-from lockgate.plugin.contracts.forward_spec import TCP, UDP, ForwardRule
+from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.forwards import Failure, ForwardError, Listener, bind, close
 
 

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from lockgate.plugin import address
-from lockgate.plugin.contracts.forward_spec import PORT_MAX
+from lockgate.plugin.forward_rule import PORT_MAX
 from lockgate.plugin.gateway import relay
 from lockgate.plugin.gateway.exposed import NAMED_PIPE, UNIX
 from lockgate.plugin.gateway.forward_words import WRONG, ExposeError, with_requester

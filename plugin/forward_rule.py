@@ -8,9 +8,8 @@ hence the light imports. Adversary: nobody, contracts have checked all that is h
 from __future__ import annotations
 
 import _socket
-import os
 
-from lockgate.plugin import address
+from lockgate.plugin import address, native_text
 from lockgate.plugin.address import UNSET
 
 TYPE_CHECKING = False
@@ -146,4 +145,4 @@ def bracketed(ip: bytes) -> str:
 def is_interface(name: str) -> bool:
     """Whether an interface could be called so, and a line of a log may repeat it."""
     plain = name.isprintable() and "/" not in name and not any(letter.isspace() for letter in name)
-    return plain and 0 < len(os.fsencode(name)) <= INTERFACE_MAX
+    return plain and 0 < len(native_text.encode(name)) <= INTERFACE_MAX

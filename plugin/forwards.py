@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
+import posix
 
-from lockgate.plugin import address
+from lockgate.plugin import address, native_text
 from lockgate.plugin.forward_rule import PROTOCOL_NAMES, TCP, UDP, range_text
 
 TYPE_CHECKING = False
@@ -120,7 +120,7 @@ def bind_some(wanted: Iterable[tuple[ForwardRule, Sequence[int]]], room: int, op
 def close(listeners: Iterable[Listener]) -> None:
     """Frees the ports, as far as no other process has a copy of the socket."""
     for listener in listeners:
-        os.close(listener.fd)
+        posix.close(listener.fd)
 
 
 def check_room(rules: Sequence[ForwardRule], room: int) -> None:
@@ -146,7 +146,7 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        return os.strerror(self.error)
+        return posix.strerror(self.error)
 
     def line(self) -> str:
         """In the contract's words, which callers search."""
@@ -221,7 +221,7 @@ class Recipe:
             ours = (_socket.IPPROTO_IP, _IP_FREEBIND, 1) if ipv4 else (_socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
             self.options.append(ours)
         if rule.interface:
-            name = os.fsencode(rule.interface) + b"\0"
+            name = native_text.encode(rule.interface) + b"\0"
             self.options.append((_socket.SOL_SOCKET, _socket.SO_BINDTODEVICE, name))
 
     def open(self, port: int) -> int:

@@ -14,10 +14,10 @@ anything is imported that it does not take: a test fixes the lists.
 from __future__ import annotations
 
 import _signal
-import os
+import posix
 import sys
 
-from lockgate.plugin import log
+from lockgate.plugin import log, native_text
 from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.made_files import FileError, MadeFiles
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from lockgate.plugin.spec import NetworkSpec
 
-LOG_FORMAT_VARIABLE = "LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on stderr
+LOG_FORMAT_VARIABLE = b"LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on stderr
 
 _SIGNALS = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)  # that end us; the `signal` module would import enum
 
@@ -52,10 +52,10 @@ def main() -> None:
     """Never returns. Python's own shutdown is skipped: it would take milliseconds to free what exit frees."""
     fill_standard_streams()
     try:
-        os._exit(_command(sys.argv[1], sys.argv[2:]))
+        posix._exit(_command(sys.argv[1], sys.argv[2:]))
     except KeyboardInterrupt:  # nothing has been left behind; now the end that the caller expects of this signal
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-        os.kill(os.getpid(), _signal.SIGINT)
+        posix.kill(posix.getpid(), _signal.SIGINT)
 
 
 def _command(name: str, arguments: list[str]) -> int:
@@ -92,7 +92,7 @@ def _show(name: str) -> None:
     """What ps shows of us."""
     from lockgate.core._datapath import lib
 
-    lib.lg_process_name(os.fsencode(name))
+    lib.lg_process_name(native_text.encode(name))
     lib.lg_show_command()
 
 
@@ -107,7 +107,7 @@ def _serve(name: str, arguments: list[str], parse: Callable[[list[str], str], Ne
 
         form = logrus.line
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGNALS)  # until all that we make can go along
-    lines = log.Log(spec.contract, _LEVELS[spec.log_level], os.environ.get(LOG_FORMAT_VARIABLE) == "json", form)
+    lines = log.Log(spec.contract, _LEVELS[spec.log_level], posix.environ.get(LOG_FORMAT_VARIABLE) == b"json", form)
     made = MadeFiles()
     try:
         awaited = None
@@ -147,10 +147,10 @@ def _stop(stop: vocabulary.Stop) -> int:
 
 
 def _answer(stream: int, text: str, exit_code: int) -> int:
-    data = os.fsencode(text)
+    data = native_text.encode(text)
     while data:
         try:
-            data = data[os.write(stream, data) :]
+            data = data[posix.write(stream, data) :]
         except OSError:
             break  # the caller does not want to know
     return exit_code
@@ -161,14 +161,14 @@ def fill_standard_streams() -> None:
     while True:
         fd = open_null()  # the lowest free number; Python makes it close-on-exec, we never exec
         if fd > 2:
-            os.close(fd)
+            posix.close(fd)
             return
 
 
 def open_null() -> int:
     try:
-        return os.open(os.devnull, os.O_RDWR)
+        return posix.open("/dev/null", posix.O_RDWR)
     except OSError:  # a sandbox without /dev: nothing can be read of this one either, and nothing be written
-        read_end, write_end = os.pipe()
-        os.close(write_end)
+        read_end, write_end = posix.pipe()
+        posix.close(write_end)
         return read_end

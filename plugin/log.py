@@ -13,9 +13,11 @@ counted. The file is shared by two processes and opened with O_APPEND, so lines 
 from __future__ import annotations
 
 import _socket
-import os
+import posix
 import select
 import time
+
+from lockgate.plugin import native_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,16 +46,16 @@ class LogFile:
 
     def __init__(self, path: str, limit: int, program: str) -> None:
         """Opens with the rights of now, that is the caller's. Raises OSError. `program` is a name and a version."""
-        flags = os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_RDWR | os.O_CLOEXEC
-        self.fd = os.open(path, flags, 0o600)
+        flags = posix.O_CREAT | posix.O_TRUNC | posix.O_APPEND | posix.O_RDWR | posix.O_CLOEXEC
+        self.fd = posix.open(path, flags, 0o600)
         self._limit = limit
-        self._header = f"{program}: {os.readlink('/proc/self/exe')} ({os.getpid()})\n".encode()
-        os.write(self.fd, self._header)
+        self._header = f"{program}: {posix.readlink('/proc/self/exe')} ({posix.getpid()})\n".encode()
+        posix.write(self.fd, self._header)
 
     def write(self, line: bytes) -> None:
-        if os.fstat(self.fd).st_size + len(line) > self._limit:
+        if posix.fstat(self.fd).st_size + len(line) > self._limit:
             self._cut()
-        os.write(self.fd, line)
+        posix.write(self.fd, line)
 
     def _cut(self) -> None:
         """Drops the oldest part. Who finds the other process at it writes on: a limit a little late beats waiting."""
@@ -63,11 +65,11 @@ class LogFile:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return
-        size = os.fstat(self.fd).st_size
+        size = posix.fstat(self.fd).st_size
         start = size * _CUT_SHARE[0] // _CUT_SHARE[1]
-        tail = os.pread(self.fd, size - start, start)
-        os.ftruncate(self.fd, 0)
-        os.write(self.fd, self._header + tail[tail.find(b"\n") + 1 :])
+        tail = posix.pread(self.fd, size - start, start)
+        posix.ftruncate(self.fd, 0)
+        posix.write(self.fd, self._header + tail[tail.find(b"\n") + 1 :])
         fcntl.lockf(self.fd, fcntl.LOCK_UN)
 
 
@@ -78,10 +80,11 @@ class PlainFile:
 
     def __init__(self, path: str) -> None:
         """Opens with the rights of now. Raises OSError."""
-        self.fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        flags = posix.O_CREAT | posix.O_TRUNC | posix.O_APPEND | posix.O_WRONLY | posix.O_CLOEXEC
+        self.fd = posix.open(path, flags, 0o666)
 
     def write(self, line: bytes) -> None:
-        os.write(self.fd, line)
+        posix.write(self.fd, line)
 
 
 class StandardError:
@@ -95,13 +98,13 @@ class StandardError:
     def write(self, record: bytes) -> None:
         """What has no room is lost. A pipe that has any takes _PIPE_BYTES without waiting."""
         if self._lost and _takes(2):
-            os.write(2, b"%d lines were lost here: nobody read them\n" % self._lost)
+            posix.write(2, b"%d lines were lost here: nobody read them\n" % self._lost)
             self._lost = 0
         for start in range(0, len(record), _PIPE_BYTES):
             if not _takes(2):
                 self._lost += 1
                 return
-            os.write(2, record[start : start + _PIPE_BYTES])
+            posix.write(2, record[start : start + _PIPE_BYTES])
 
 
 class Log:
@@ -217,8 +220,8 @@ def _takes(fd: int) -> bool:
 
 
 def _offer(write: Callable[[bytes], object], text: str) -> None:
-    """os.fsencode: the text may quote an argument or a path that is no UTF-8."""
+    """The text may quote an argument or a path that is no UTF-8."""
     try:
-        write(os.fsencode(text))
+        write(native_text.encode(text))
     except OSError:
         pass

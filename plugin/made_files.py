@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """made_files: the files of a start, under names that the caller has chosen: sockets to listen on, PID file, capture;
-and a folder of our own.
+and a folder of our own (made_folder.py).
 
 Called by start.py and gateway/awaited.py, with the caller's rights. Adversary: nobody; other users at worst, who may
 have put something else in the place of a file by the time that it is taken back.
@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
+import posix
 import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from os import stat_result
+    from typing import Protocol
 
-_PLACE_BYTES_MAX = 64  # of the 107 that a socket's path may have; the rest is for names of ours
+    class Removable(Protocol):
+        def remove(self) -> None: ...
 
 
 class FileError(Exception):
@@ -32,43 +35,45 @@ class MadeFiles:
     """What has been made, until the start has succeeded or is taken back."""
 
     def __init__(self) -> None:
-        self._made: list[_Made | _MadeFolder] = []
+        self._made: list[Removable] = []
 
     def open_for_writing(self, path: str, what: str) -> int:
         """A new file that only its owner may read, or the file that is there, as it is: a start that fails has not
         emptied what another helper has written. Who writes to it empties it first."""
-        flags = os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC
+        flags = posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC
+        import os  # gvproxy's files come before it
+
         try:
             if os.path.exists(path):
-                return os.open(path, flags, 0o600)
+                return posix.open(path, flags, 0o600)
             place = os.path.realpath(path)  # of a link that leads to nothing: what is made there is taken back
             made = self._write_down(place)
             try:
-                fd = os.open(place, flags | os.O_EXCL, 0o600)
+                fd = posix.open(place, flags | posix.O_EXCL, 0o600)
             except OSError:
                 self._made.remove(made)
                 raise
         except OSError as failure:
             raise FileError(f"{what} {path} cannot be opened: {failure.strerror}") from None
-        made.is_this(os.fstat(fd))
+        made.is_this(posix.fstat(fd))
         return fd
 
     def write_whole(self, path: str, what: str, content: bytes) -> None:
         """A file that is never there in part, in the place of what is there."""
-        path = os.path.abspath(path)
-        written = f"{path}.{os.getpid()}"
+        path = _absolute(path)
+        written = f"{path}.{posix.getpid()}"
         made = self._write_down(path)
         try:
-            fd = os.open(written, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            fd = posix.open(written, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC, 0o666)
             try:
-                os.write(fd, content)
-                made.is_this(os.fstat(fd))
-                os.rename(written, path)
+                posix.write(fd, content)
+                made.is_this(posix.fstat(fd))
+                posix.rename(written, path)
             except OSError:
-                os.unlink(written)
+                posix.unlink(written)
                 raise
             finally:
-                os.close(fd)
+                posix.close(fd)
         except OSError as failure:
             self._made.remove(made)
             raise FileError(f"{what} {path} cannot be written: {failure.strerror}") from None
@@ -85,11 +90,11 @@ class MadeFiles:
         """A socket that its owner alone may use, in the place of whatever is there: also of a living helper's."""
         if _is_folder(path):
             raise FileError(f"{what} {path}: that is a folder; expected the path of a socket that is to be made")
-        before = os.umask(0o177)
+        before = posix.umask(0o177)
         try:
             return self._listen(path, what, backlog, _socket.SOCK_STREAM)
         finally:
-            os.umask(before)
+            posix.umask(before)
 
     def _listen(self, path: str, what: str, backlog: int, kind: int) -> _socket.socket:
         hindrance = _remove(path)
@@ -97,7 +102,7 @@ class MadeFiles:
         made = self._write_down(path)
         try:
             listener.bind(path)
-            made.is_this(os.lstat(path))
+            made.is_this(posix.lstat(path))
             if kind != _socket.SOCK_DGRAM:
                 listener.listen(backlog)
         except OSError as failure:
@@ -109,30 +114,12 @@ class MadeFiles:
     def private_folder(self, places: Iterable[str], prefix: str) -> str:
         """A new one that its owner alone may look into, in the first place that allows it; taken back with all that is
         in it. What helpers have left there that were killed is removed."""
-        reason = "no place was named"
-        for place in map(os.path.abspath, places):
-            if len(os.fsencode(place)) > _PLACE_BYTES_MAX:
-                reason = f"{place}: its path is too long"
-                continue
-            try:
-                _remove_orphans(place, prefix)
-                return self._make_folder(place, prefix)
-            except OSError as failure:
-                reason = f"{place}: {failure.strerror}"
-        raise FileError(f"No folder can be made for sockets of our own ({reason})")
+        from lockgate.plugin import made_folder
 
-    def _make_folder(self, place: str, prefix: str) -> str:
-        while True:
-            made = _MadeFolder(os.path.join(place, prefix + os.urandom(8).hex()))
-            self._made.append(made)
-            try:
-                os.mkdir(made.path, 0o700)
-            except OSError:
-                self._made.remove(made)
-                raise
-            if made.lock():
-                return made.path
-            self._made.remove(made)  # another start has taken it for an orphan
+        try:
+            return made_folder.make(places, prefix, self._made)
+        except OSError as failure:
+            raise FileError(f"No folder can be made for sockets of our own ({failure.strerror})") from None
 
     def keep(self) -> None:
         """The start has succeeded: they stay, also when the helper ends."""
@@ -145,7 +132,7 @@ class MadeFiles:
 
     def _write_down(self, path: str) -> _Made:
         try:
-            path = os.path.abspath(path)  # the working folder will be another
+            path = _absolute(path)  # the working folder will be another
         except OSError:
             pass  # one that has been removed holds no file either
         made = _Made(path)
@@ -166,64 +153,16 @@ class _Made:
     def known(self) -> bool:
         return self._file is not None
 
-    def is_this(self, made: os.stat_result) -> None:
+    def is_this(self, made: stat_result) -> None:
         self._file = made.st_dev, made.st_ino
 
     def remove(self) -> None:
         try:
-            there = os.lstat(self.path)
+            there = posix.lstat(self.path)
             if self._file in (None, (there.st_dev, there.st_ino)):
-                os.unlink(self.path)
+                posix.unlink(self.path)
         except OSError:
             pass  # gone already, or out of reach
-
-
-class _MadeFolder:
-    """A folder with files in it, under a name that nobody else would have chosen. It is locked for as long as the
-    helper lives, whatever ends it."""
-
-    __slots__ = ("_fd", "path")
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd = -1
-
-    def lock(self) -> bool:
-        """Whether it is there, and nobody else's. Raises OSError."""
-        import fcntl  # few starts make a folder
-
-        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return os.fstat(self._fd).st_nlink > 0
-
-    def remove(self) -> None:
-        try:
-            for name in os.listdir(self.path):
-                os.unlink(os.path.join(self.path, name))
-            os.rmdir(self.path)
-        except OSError:
-            pass  # gone already, or out of reach
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-
-def _remove_orphans(place: str, prefix: str) -> None:
-    """Folders of our own whose helper has ended without taking them back."""
-    for name in os.listdir(place):
-        if not name.startswith(prefix):
-            continue
-        folder = _MadeFolder(os.path.join(place, name))
-        try:
-            if os.lstat(folder.path).st_uid == os.geteuid() and folder.lock():
-                folder.remove()
-        except OSError:
-            pass  # somebody else's, or gone
-        folder.close()
 
 
 def in_use(path: str, what: str, kind: int = _socket.SOCK_STREAM) -> bool:
@@ -242,6 +181,10 @@ def in_use(path: str, what: str, kind: int = _socket.SOCK_STREAM) -> bool:
     return True
 
 
+def _absolute(path: str) -> str:
+    return path if path.startswith("/") else f"{posix.getcwd()}/{path}"
+
+
 def _unix_socket(kind: int) -> _socket.socket:
     return _socket.socket(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
 
@@ -249,7 +192,7 @@ def _unix_socket(kind: int) -> _socket.socket:
 def _is_folder(path: str) -> bool:
     """Not through a symbolic link: that would be replaced like any other file."""
     try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
+        return stat.S_ISDIR(posix.lstat(path).st_mode)
     except OSError:
         return False
 
@@ -257,7 +200,7 @@ def _is_folder(path: str) -> bool:
 def _remove(path: str) -> str:
     """Why what is there stays; empty if nothing is there any more."""
     try:
-        os.unlink(path)
+        posix.unlink(path)
     except FileNotFoundError:
         pass
     except OSError as failure:
@@ -266,6 +209,8 @@ def _remove(path: str) -> str:
 
 
 def _reason(path: str, failure: OSError, hindrance: str) -> str:
+    import os
+
     folder = os.path.dirname(path) or "."
     if failure.errno == errno.ENOENT:
         return f"there is no folder {folder}"

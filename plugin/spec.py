@@ -10,8 +10,6 @@ hostnet, and netview joins the two.
 
 from __future__ import annotations
 
-import os
-
 from lockgate.plugin.address import UNSET, to_text
 
 TYPE_CHECKING = False
@@ -38,7 +36,7 @@ MAC_DEFAULT = b"\x9a\x55\x9a\x55\x9a\x55"
 
 
 class Stop(Exception):
-    """Parsing ends the command: print both texts (os.fsencode: they may quote arguments), exit with exit_code.
+    """Parsing ends the command: print both texts (native_text.py: they may quote arguments), exit with exit_code.
 
     With a log_file, the second text is meant for that, emptied before.
     """
@@ -166,7 +164,7 @@ class NamespaceSpec:
     def is_shared(self) -> bool:
         """Whether it is the one that the bridge networks of a user have in common, by the name that Podman gives it:
         it is no container's, so that who is in it may be spoken with."""
-        return os.path.basename(self.path) == SHARED_NAME
+        return self.path.rpartition("/")[2] == SHARED_NAME
 
     def __repr__(self) -> str:
         return f"NamespaceSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)})"

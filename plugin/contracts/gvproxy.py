@@ -17,7 +17,7 @@ counts; for the subnet and the addresses in it, the file.
 
 from __future__ import annotations
 
-import os
+import posix
 import time
 
 from lockgate.plugin import address, logrus
@@ -290,7 +290,7 @@ class _Request:
         virtual.ssh_forwards = (*virtual.ssh_forwards, *ours)
         for forward in virtual.ssh_forwards:
             try:
-                os.stat(forward.identity)
+                posix.stat(forward.identity)
             except OSError as failure:
                 reason = f"stat {forward.identity}: {_go_error(failure)}"
                 raise _Fatal(f"identity file {logrus.quote(forward.identity)} can't be loaded: {reason}") from None
@@ -353,7 +353,7 @@ def _details(words: list[str]) -> list[str]:
 
     return [
         f"lockgate {VERSION}, as {VERSION_LINE}",
-        f"os: {logrus.quote('linux')} arch: {logrus.quote(os.uname().machine)}",
+        f"os: {logrus.quote('linux')} arch: {logrus.quote(posix.uname().machine)}",
         f"command line: {logrus.quote_list(words)}",
     ]
 
@@ -371,7 +371,7 @@ def _url(name: str, text: str) -> place.Url:
 
 def _exists(path: str) -> bool:
     try:
-        os.stat(path)
+        posix.stat(path)
     except (OSError, ValueError):  # ValueError: a NUL, which is told later
         return False
     return True

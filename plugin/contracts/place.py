@@ -10,8 +10,7 @@ socket's address.
 
 from __future__ import annotations
 
-import os
-
+from lockgate.plugin import native_text
 from lockgate.plugin.gateway.virtual_network import TCP, UNIX, UNIXGRAM, UNIXPACKET, VSOCK, Place
 from lockgate.plugin.logrus import quote
 
@@ -129,9 +128,9 @@ def _unescape(text: str, host: bool = False) -> str:
         code = text[percent + 1 : percent + 3]
         if len(code) < 2 or code.strip(_HEX) or (host and code[0] < "8" and code != "25"):
             raise _Reason(f"invalid URL escape {quote(text[percent : percent + 3])}")
-        raw += os.fsencode(text[at:percent]) + bytes.fromhex(code)
+        raw += native_text.encode(text[at:percent]) + bytes.fromhex(code)
         at = percent + 3
-    return os.fsdecode(raw + os.fsencode(text[at:]))
+    return native_text.decode(raw + native_text.encode(text[at:]))
 
 
 def place(url: Url, schemes: Collection[str] = LISTENING) -> Place:
@@ -154,7 +153,7 @@ def check_path(scheme: str, path: str) -> None:
     """Raises PlaceError unless a socket can have it."""
     if not path:
         raise PlaceError(f"listen {scheme}: no path is given; expected one, as in {scheme}:///run/gvproxy.sock")
-    if "\0" in path or len(os.fsencode(path)) > SOCKET_PATH_MAX:
+    if "\0" in path or len(native_text.encode(path)) > SOCKET_PATH_MAX:
         raise PlaceError(f"listen {scheme} {path}: expected a path of at most {SOCKET_PATH_MAX} bytes, without NUL")
 
 

@@ -12,7 +12,7 @@ can still fail, and takes it back (made_files.py).
 
 from __future__ import annotations
 
-import os
+import posix
 
 from lockgate.plugin import forwards
 from lockgate.plugin import spec as vocabulary
@@ -39,10 +39,10 @@ class Awaited:
 
     def __init__(self, spec: NetworkSpec, network: VirtualNetwork, log: Log, made: MadeFiles) -> None:
         """`network` is that of the spec. Raises Stop, StartError or FileError."""
-        self.streams = (os.dup(0), os.dup(1)) if network.transport == STDIO else ()  # from the guest, and to it
+        self.streams = (posix.dup(0), posix.dup(1)) if network.transport == STDIO else ()  # from the guest, and to it
         _open_log(spec, log)
         if spec.pid_file:  # whole and without a newline: Podman takes any other for a machine that cannot be stopped
-            made.write_whole(spec.pid_file, "PID file", b"%d" % os.getpid())
+            made.write_whole(spec.pid_file, "PID file", b"%d" % posix.getpid())
         self.ports = _bind(spec)
         self.listen: list[_socket.socket] = []
         self.services: list[_socket.socket] = []

@@ -19,7 +19,7 @@ port at 0.0.0.0 by ::1, too.
 from __future__ import annotations
 
 import errno
-import os
+import posix
 
 from lockgate.plugin import address
 from lockgate.plugin.address import ANY4, LOOPBACK4, UNSET
@@ -120,7 +120,7 @@ def start_failure(failure: Failure) -> str:
 
 def go_reason(error: int) -> str:
     """An errno, as Go says it."""
-    return os.strerror(error).lower()
+    return posix.strerror(error).lower()
 
 
 def split_host_port(text: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
+import posix
 import stat
 
 from lockgate.plugin import address
@@ -32,7 +32,7 @@ _VSOCK_ANY = 0xFFFFFFFF  # VMADDR_CID_ANY, vsock(7)
 def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
     """Listening, or with datagrams bound; `what` names the option, for messages."""
     if place.scheme in _KINDS:
-        if os.path.lexists(place.path) and not stat.S_ISSOCK(os.lstat(place.path).st_mode):
+        if not _is_free(place.path):
             raise OSError(errno.EADDRINUSE, "there is a file in the place of the socket", place.path)
         return made.listen(place.path, what, BACKLOG, _KINDS[place.scheme])
     if place.scheme == VSOCK:
@@ -46,6 +46,14 @@ def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
         return _listen(family, sockaddr)
     except OSError as failure:
         raise OSError(failure.errno, failure.strerror, place.text) from None
+
+
+def _is_free(path: str) -> bool:
+    """Whether there is nothing, or a socket, which may be a dead helper's."""
+    try:
+        return stat.S_ISSOCK(posix.lstat(path).st_mode)
+    except OSError:
+        return True
 
 
 def _listen(family: int, sockaddr: tuple[Any, ...]) -> _socket.socket:

@@ -72,6 +72,21 @@ class ForwardRule:
         self.auto = auto
         self.outward = outward
 
+    @classmethod
+    def of_port(cls, protocol: int, listen: bytes, port: int, target: bytes, to_port: int) -> ForwardRule:
+        """A single port at one address, and where it leads."""
+        return cls(
+            protocol=protocol,
+            listen=listen,
+            dual_stack=False,
+            interface="",
+            first=port,
+            last=port,
+            to_first=to_port,
+            target=target,
+            best_effort=False,
+        )
+
     @property
     def count(self) -> int:
         """How many ports, and so sockets."""

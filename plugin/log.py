@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import _socket
 import posix
-import select
 import time
 
 from lockgate.plugin import native_text
@@ -214,6 +213,8 @@ def _json_line(level: int, text: str) -> str:
 
 def _takes(fd: int) -> bool:
     """Whether a write does not wait. One that fails does not wait either."""
+    import select
+
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))

@@ -13,9 +13,9 @@ down before it is made, and struck out if it was not.
 from __future__ import annotations
 
 import _socket
+import _stat
 import errno
 import posix
-import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _unix_socket(kind: int) -> _socket.socket:
 def _is_folder(path: str) -> bool:
     """Not through a symbolic link: that would be replaced like any other file."""
     try:
-        return stat.S_ISDIR(posix.lstat(path).st_mode)
+        return _stat.S_ISDIR(posix.lstat(path).st_mode)
     except OSError:
         return False
 

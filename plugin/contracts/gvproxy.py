@@ -25,7 +25,7 @@ from lockgate.plugin import spec as vocabulary
 from lockgate.plugin.contracts import goflags, place, subnet
 from lockgate.plugin.contracts.gvproxy_options import FLAGS, GVPROXY
 from lockgate.plugin.contracts.gvproxy_settings import Settings
-from lockgate.plugin.gateway import forward_words
+from lockgate.plugin.forward_rule import TCP, ForwardRule
 from lockgate.plugin.gateway.virtual_network import (
     BESS,
     DEVICE_MAC,
@@ -274,7 +274,7 @@ class _Request:
         if port != SSH_PORT_NONE:
             forward = PortForward("tcp", f"127.0.0.1:{port}", f"{address.to_text(virtual.device)}:{GUEST_SSH_PORT}")
             virtual.forwards = (forward,)
-            settings.rules = [forward_words.rule_of(forward)]
+            settings.rules = [ForwardRule.of_port(TCP, address.LOOPBACK4, port, virtual.device, GUEST_SSH_PORT)]
 
     def _take_ssh_forwards(self) -> None:
         """Those of the command line, which belong together by their places, come behind those of the file."""

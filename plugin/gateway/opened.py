@@ -94,17 +94,7 @@ class Opened:
         sock.bind(("127.0.0.1", 0))
         sock.listen(_SSH_BACKLOG)
         port: int = sock.getsockname()[1]
-        rule = ForwardRule(
-            protocol=TCP,
-            listen=address.LOOPBACK4,
-            dual_stack=False,
-            interface="",
-            first=port,
-            last=port,
-            to_first=SSH_PORT,
-            target=network.device,
-            best_effort=False,
-        )
+        rule = ForwardRule.of_port(TCP, address.LOOPBACK4, port, network.device, SSH_PORT)
         self.port_to_sshd = Listener(sock.detach(), rule, port)
         return port
 

@@ -9,9 +9,9 @@ file that a helper left behind when it died is replaced, one of a living helper 
 from __future__ import annotations
 
 import _socket
+import _stat
 import errno
 import posix
-import stat
 
 from lockgate.plugin import address
 from lockgate.plugin.gateway.virtual_network import TCP, UNIX, UNIXGRAM, UNIXPACKET, VSOCK
@@ -51,7 +51,7 @@ def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
 def _is_free(path: str) -> bool:
     """Whether there is nothing, or a socket, which may be a dead helper's."""
     try:
-        return stat.S_ISSOCK(posix.lstat(path).st_mode)
+        return _stat.S_ISSOCK(posix.lstat(path).st_mode)
     except OSError:
         return True
 

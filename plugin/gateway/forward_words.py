@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports of the host in the words of gvproxy's API and of its configuration (`:8080` to `192.168.127.2:80`), as rules.
 
-Called by exposed.py while the network runs, and by the contract gvproxy and its gvproxy_config.py before READY, hence
-the light imports.
+Called by exposed.py while the network runs, and by gvproxy_config.py, and awaited.py where a start fails, before READY:
+hence the light imports.
 Adversary: whoever sent a request, or wrote a file. Every mistake is an ExposeError, in the words in which Go's package
 net says it wherever that does, because people search them.
 

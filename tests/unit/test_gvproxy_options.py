@@ -446,7 +446,7 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path, key: str) -> None:
     package = tmp_path / "lockgate"
     package.mkdir()
     (package / "plugin").symlink_to(Path(lockgate.plugin.__file__).resolve().parent)
-    words = ["-mtu", "1500", "-listen-qemu", "unix:///nonexistent/q", *ssh("/a", key), "-log-file", "l", "-debug"]
+    words = ["-mtu", "1500", "-listen-qemu", "unix:///nonexistent/q", *ssh("/a", key), "-log-file", "l"]
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); before = set(sys.modules)\n"
         "from lockgate.plugin.contracts.gvproxy import parse\n"
@@ -461,17 +461,16 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path, key: str) -> None:
         "lockgate.plugin",
         "lockgate.plugin.address",
         "lockgate.plugin.contracts",
-        "lockgate.plugin.contracts.forward_spec",
         "lockgate.plugin.contracts.goflags",
         "lockgate.plugin.contracts.gvproxy",
         "lockgate.plugin.contracts.gvproxy_options",
         "lockgate.plugin.contracts.gvproxy_settings",
         "lockgate.plugin.contracts.place",
         "lockgate.plugin.contracts.subnet",
+        "lockgate.plugin.forward_rule",
         "lockgate.plugin.gateway",
-        "lockgate.plugin.gateway.forward_words",
         "lockgate.plugin.gateway.virtual_network",
         "lockgate.plugin.logrus",
+        "lockgate.plugin.native_text",
         "lockgate.plugin.spec",
-        "lockgate.plugin.version",
     }

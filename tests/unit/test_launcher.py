@@ -122,6 +122,14 @@ def test_python_starts_without_site_in_our_environment(command: Path) -> None:
     assert done.stdout == "False\n"
 
 
+def test_nothing_is_collected_while_a_helper_starts(command: Path) -> None:
+    """0.2 ms: nothing there makes cycles worth collecting."""
+    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
+    code = entry_then(command, "print(gc.isenabled())")
+    done = subprocess.run([python, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
 def test_a_module_that_only_site_leads_to_is_found_all_the_same(command: Path, tmp_path: Path) -> None:
     """By way of a .pth file, as in an editable install; what is nowhere is still missing."""
     venv.create(tmp_path / "environment", with_pip=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""plugin/gateway/links/places.py: at which addresses of the host a URL of tcp listens."""
+"""plugin/gateway/places.py: at which addresses of the host a URL of tcp listens."""
 
 from __future__ import annotations
 

@@ -512,6 +512,8 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path) -> None:
         "lockgate.plugin.contracts.pasta",
         "lockgate.plugin.contracts.request",
         "lockgate.plugin.contracts.strtoul",
+        "lockgate.plugin.forward_rule",
+        "lockgate.plugin.native_text",
         "lockgate.plugin.resolvconf",
         "lockgate.plugin.spec",
     }

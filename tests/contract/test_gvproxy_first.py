@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What there is when the link's socket of gvproxy appears, for which Podman waits, and what comes behind it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from gvproxy_guest import GVPROXY, Gvproxy
+from running import PATIENCE
+
+import lockgate.plugin
+
+PACKAGES = str(Path(lockgate.plugin.__file__).parents[2])
+ADDRESS = "127.77.0.1"  # nobody else's
+KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
+
+# Runs what the launcher runs, and ends where the link's socket is bound: "what is there" is then printed.
+UNTIL_THE_LINK = """
+import posix, sys
+link, folder, packages = sys.argv[-3:]
+del sys.argv[-3:]
+sys.path.append(packages)
+before = set(sys.modules)
+def stop(event, details):
+    if event == "socket.bind" and details[1] == link:
+        print(*sorted(posix.listdir(folder)))
+        print(*sorted(set(sys.modules) - before))
+        print(open(f"{folder}/log").read(), flush=True)
+        posix._exit(0)
+sys.addaudithook(stop)
+from lockgate.plugin.launch import main
+main()
+"""
+
+
+def podmans(folder: Path) -> list[str]:
+    """The words of podman machine."""
+    (folder / "key").write_text(KEY)
+    ssh = ["-forward-sock", f"{folder}/api", "-forward-dest", "/run/podman.sock", "-forward-user", "core"]
+    files = ["-pid-file", f"{folder}/pid", "-log-file", f"{folder}/log"]
+    return ["-mtu", "1500", "-listen-qemu", f"unix://{folder}/link", *ssh, "-forward-identity", f"{folder}/key", *files]
+
+
+def at_the_link(folder: Path, *more: str) -> tuple[list[str], set[str], str]:
+    """The files in the folder, the modules that have been imported, and the log."""
+    words = ["gvproxy", *podmans(folder), *more, f"{folder}/link", str(folder), PACKAGES]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", UNTIL_THE_LINK, *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    files, modules, log = done.stdout.split("\n", 2)
+    return files.split(), set(modules.split()), log
+
+
+def test_only_what_it_takes_is_imported_before_the_links_socket(folder: Path) -> None:
+    """Each module costs its tenth of a millisecond, of the time that Podman waits; os costs 0.8, the C module 0.7."""
+    _, modules, _ = at_the_link(folder, "-ssh-port", "-1")
+    ours = {name for name in modules if name.partition(".")[0] == "lockgate"}
+    assert modules - ours <= {"__future__", "_socket", "_stat", "errno", "time"}
+    assert ours == {
+        "lockgate",
+        "lockgate.plugin",
+        "lockgate.plugin.address",
+        "lockgate.plugin.contracts",
+        "lockgate.plugin.contracts.goflags",
+        "lockgate.plugin.contracts.gvproxy",
+        "lockgate.plugin.contracts.gvproxy_options",
+        "lockgate.plugin.contracts.gvproxy_settings",
+        "lockgate.plugin.contracts.place",
+        "lockgate.plugin.contracts.subnet",
+        "lockgate.plugin.forward_rule",
+        "lockgate.plugin.forwards",
+        "lockgate.plugin.gateway",
+        "lockgate.plugin.gateway.awaited",
+        "lockgate.plugin.gateway.places",
+        "lockgate.plugin.gateway.virtual_network",
+        "lockgate.plugin.launch",
+        "lockgate.plugin.log",
+        "lockgate.plugin.logrus",
+        "lockgate.plugin.made_files",
+        "lockgate.plugin.native_text",
+        "lockgate.plugin.spec",
+    }
+
+
+def test_log_pid_file_and_api_are_there_before_the_links_socket(folder: Path) -> None:
+    api = ["-listen", f"unix://{folder}/all", "-services", f"unix://{folder}/services"]
+    files, _, log = at_the_link(folder, "-ssh-port", "-1", *api)
+    assert files == ["all", "key", "log", "pid", "services"]
+    assert 'msg="gvproxy version' in log
+
+
+def test_the_ports_are_bound_before_the_links_socket(folder: Path) -> None:
+    """One that is taken is known before Podman starts a machine."""
+    config = folder / "config"
+    config.write_text(f'stack:\n  forwards:\n    "{ADDRESS}:7000": "192.168.127.2:80"\n')
+    words = ["-config", str(config), "-listen-qemu", f"unix://{folder}/link"]
+    calls = traced(folder, "bind", *words, "-pid-file", f"{folder}/missing/pid")
+    assert calls == [], "the PID file comes first"
+    with ExitStack() as ends:
+        ends.callback(Gvproxy("-config", str(config)).close)
+        calls = traced(folder, "bind", *words)
+    assert len(calls) == 1 and ADDRESS in calls[0] and "EADDRINUSE" in calls[0]
+
+
+def traced(folder: Path, names: str, *words: str) -> list[str]:
+    """The system calls of those names that a gvproxy makes whose start fails."""
+    trace = folder / "trace"
+    command = ["strace", "-f", "-qq", "-e", f"trace={names}", "-e", "signal=none", "-o", str(trace), GVPROXY, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert "gvproxy exiting: " in done.stderr
+    return [line.partition(" ")[2] for line in trace.read_text().splitlines() if "(" in line]
+
+
+@pytest.mark.parametrize("taken_back", ["link", "all"])
+def test_what_fails_behind_the_links_socket_takes_it_back(folder: Path, taken_back: str) -> None:
+    """A key that is none is looked at behind it, as with the reference."""
+    (folder / "none").write_text("ssh-ed25519 AAAA\n")
+    ssh = ["-forward-sock", f"{folder}/api", "-forward-dest", "/x", "-forward-user", "core"]
+    links = ["-listen-qemu", f"unix://{folder}/link", "-listen", f"unix://{folder}/all", "-pid-file", f"{folder}/pid"]
+    words = ["-ssh-port", "-1", *links, *ssh, "-forward-identity", f"{folder}/none"]
+    calls = traced(folder, "bind,unlink", *words)
+    path = f'"{folder}/{taken_back}"'
+    last = [call.partition("(")[0].strip() for call in calls if path in call]
+    assert last[-2:] == ["bind", "unlink"]
+    assert sorted(one.name for one in folder.iterdir()) == ["none", "trace"]
+
+
+def test_more_ports_than_the_soft_limit_on_open_files_allows(folder: Path) -> None:
+    """As Go programs do, it raises that."""
+    lines = [f'    "{ADDRESS}:{port}": "192.168.127.2:80"\n' for port in range(7000, 7100)]
+    config = folder / "config"
+    config.write_text("stack:\n  forwards:\n" + "".join(lines))
+    few = "sh", "-c", 'ulimit -Sn 90 && exec "$0" "$@"', GVPROXY
+    with ExitStack() as ends:
+        ends.callback(Gvproxy("-config", str(config), command=few).close)

@@ -95,6 +95,13 @@ def netmask_prefix_length(mask: bytes) -> int | None:
     return 32 - inverted.bit_length()
 
 
+def bounds(address: bytes, prefix_length: int) -> tuple[bytes, bytes]:
+    """First and last address of an IPv4 address's network."""
+    rest = (1 << (32 - prefix_length)) - 1
+    last = int.from_bytes(address[12:], "big") | rest
+    return IPV4_MAPPED + (last - rest).to_bytes(4, "big"), IPV4_MAPPED + last.to_bytes(4, "big")
+
+
 def has_ipv6() -> bool:
     """Whether this kernel has IPv6 sockets at all."""
     try:

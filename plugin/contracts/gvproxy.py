@@ -22,7 +22,7 @@ import time
 
 from lockgate.plugin import address, logrus
 from lockgate.plugin import spec as vocabulary
-from lockgate.plugin.contracts import goflags, place, subnet
+from lockgate.plugin.contracts import goflags, place
 from lockgate.plugin.contracts.gvproxy_options import FLAGS, GVPROXY
 from lockgate.plugin.contracts.gvproxy_settings import Settings
 from lockgate.plugin.forward_rule import TCP, ForwardRule
@@ -143,7 +143,7 @@ class _Request:
         settings.listen = values.list("listen") or settings.listen
         settings.mtu = values.number("mtu") or settings.mtu
         settings.virtual.allow_link_local |= values.switch("ec2-metadata-access")
-        settings.subnet = settings.subnet or values.text("subnet") or subnet.DEFAULT
+        settings.subnet = settings.subnet or values.text("subnet")
         settings.gateway_ip = settings.gateway_ip or values.text("gatewayIP")
         settings.device_ip = settings.device_ip or values.text("deviceIP")
         settings.host_ip = settings.host_ip or values.text("hostIP")
@@ -174,10 +174,8 @@ class _Request:
 
     def _check_addresses(self) -> None:
         settings, virtual = self._settings, self._settings.virtual
-        try:
-            virtual.subnet, virtual.prefix_length = subnet.parse(settings.subnet)
-        except subnet.SubnetError as fault:
-            raise _Fatal(f"failed to parse subnet: {logrus.quote(settings.subnet)}: {fault}") from None
+        if settings.subnet:
+            self._take_subnet()
         virtual.gateway = self._address("gateway", settings.gateway_ip, 1)
         virtual.device = self._address("device", settings.device_ip, 2)
         virtual.host = self._address("host", settings.host_ip, -2)
@@ -185,6 +183,16 @@ class _Request:
             raise _invalid("IP addresses need to be distinct")
         virtual.nat = virtual.nat or {virtual.host: address.LOOPBACK4}
         virtual.virtual_addresses = virtual.virtual_addresses or (virtual.host,)
+
+    def _take_subnet(self) -> None:
+        """Another than a virtual network has by default."""
+        from lockgate.plugin.contracts import subnet
+
+        virtual, text = self._settings.virtual, self._settings.subnet
+        try:
+            virtual.subnet, virtual.prefix_length = subnet.parse(text)
+        except subnet.SubnetError as fault:
+            raise _Fatal(f"failed to parse subnet: {logrus.quote(text)}: {fault}") from None
 
     def _address(self, name: str, text: str, offset: int) -> bytes:
         """One of the three, or the one that is so far from the subnet's beginning, or from its end."""
@@ -198,7 +206,7 @@ class _Request:
         ip = address.parse_ipv4(text)
         if ip is None:
             raise _invalid(f"invalid IP address: {text}")
-        first, last = subnet.bounds(virtual.subnet, virtual.prefix_length)
+        first, last = address.bounds(virtual.subnet, virtual.prefix_length)
         if not first <= ip <= last:
             raise _invalid(f"IP ({text}) not in subnet ({address.to_text(first)}/{virtual.prefix_length})")
         if ip == last:
@@ -248,7 +256,7 @@ class _Request:
     def _warn_about_strangers(self) -> None:
         """What leads out of the subnet is no mistake to other programs, and never answered."""
         settings, virtual = self._settings, self._settings.virtual
-        first, last = subnet.bounds(virtual.subnet, virtual.prefix_length)
+        first, last = address.bounds(virtual.subnet, virtual.prefix_length)
         network = f"{address.to_text(first)}/{virtual.prefix_length}"
         targets = [
             (f"stack.forwards: {one.local}", rule.target)

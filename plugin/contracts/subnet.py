@@ -35,20 +35,9 @@ def parse(text: str) -> tuple[bytes, int]:
         raise SubnetError(f"expected an IPv4 network, as in {DEFAULT}")
     for what, first, own_length in _NOT_FOR_GUESTS:
         shorter = min(length, own_length)
-        if bounds(ip, shorter) == bounds(_ipv4(first), shorter):  # one of the two is within the other
+        if address.bounds(ip, shorter) == address.bounds(_ipv4(first), shorter):  # one of the two is within the other
             raise SubnetError(f"expected a network without {what} ({first}/{own_length}), as in {DEFAULT}")
-    return bounds(ip, length)[0], length
-
-
-def bounds(ip: bytes, prefix_length: int) -> tuple[bytes, bytes]:
-    """First and last address of its network."""
-    rest = (1 << (32 - prefix_length)) - 1
-    last = int.from_bytes(ip[12:], "big") | rest
-    return _address(last - rest), _address(last)
-
-
-def _address(number: int) -> bytes:
-    return address.IPV4_MAPPED + number.to_bytes(4, "big")
+    return address.bounds(ip, length)[0], length
 
 
 def _ipv4(text: str) -> bytes:

@@ -74,7 +74,6 @@ def test_only_what_it_takes_is_imported_before_the_links_socket(folder: Path) ->
         "lockgate.plugin.contracts.gvproxy_options",
         "lockgate.plugin.contracts.gvproxy_settings",
         "lockgate.plugin.contracts.place",
-        "lockgate.plugin.contracts.subnet",
         "lockgate.plugin.forward_rule",
         "lockgate.plugin.forwards",
         "lockgate.plugin.gateway",

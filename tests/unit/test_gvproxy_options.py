@@ -466,7 +466,6 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path, key: str) -> None:
         "lockgate.plugin.contracts.gvproxy_options",
         "lockgate.plugin.contracts.gvproxy_settings",
         "lockgate.plugin.contracts.place",
-        "lockgate.plugin.contracts.subnet",
         "lockgate.plugin.forward_rule",
         "lockgate.plugin.gateway",
         "lockgate.plugin.gateway.virtual_network",

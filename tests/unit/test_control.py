@@ -23,8 +23,18 @@ from scapy.layers.l2 import Ether
 from lockgate.core import channel
 from lockgate.core import worker as core_worker
 from lockgate.core._datapath import ffi, lib
-from lockgate.plugin import address, control, forwards, hostnet, keeper, log, netview, resolvconf, sentences
-from lockgate.plugin.contracts import forward_spec
+from lockgate.plugin import (
+    address,
+    control,
+    forward_rule,
+    forwards,
+    hostnet,
+    keeper,
+    log,
+    netview,
+    resolvconf,
+    sentences,
+)
 from lockgate.plugin.namespace import agent_records, inside
 from lockgate.plugin.spec import NetworkSpec
 
@@ -299,8 +309,8 @@ class Agent(agent_records.Agent):
 @pytest.fixture(name="one_port")
 def bound_port() -> Iterator[dict[str, Any]]:
     """Of control's settings."""
-    rule = forward_spec.ForwardRule(
-        protocol=forward_spec.TCP,
+    rule = forward_rule.ForwardRule(
+        protocol=forward_rule.TCP,
         listen=address.UNSET,
         dual_stack=True,
         interface="",

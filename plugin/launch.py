@@ -55,6 +55,7 @@ def main() -> None:
         posix._exit(_command(sys.argv[1], sys.argv[2:]))
     except KeyboardInterrupt:  # nothing has been left behind; now the end that the caller expects of this signal
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
         posix.kill(posix.getpid(), _signal.SIGINT)
 
 

@@ -40,9 +40,9 @@ class MadeFiles:
     def open_for_writing(self, path: str, what: str) -> int:
         """A new file that only its owner may read, or the file that is there, as it is: a start that fails has not
         emptied what another helper has written. Who writes to it empties it first."""
-        flags = posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC
         import os  # gvproxy's files come before it
 
+        flags = posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC
         try:
             if os.path.exists(path):
                 return posix.open(path, flags, 0o600)

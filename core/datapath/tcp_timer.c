@@ -147,13 +147,15 @@ static void idle_fired(struct engine *engine, struct flow *flow)
     flow_touch(engine, flow);
 }
 
-/* No answer: the ACK goes by itself, as will those to come. */
+/* No answer: the ACK goes by itself, as will those to come. Where the link is full it goes with the room event, and not
+ * with this timer, which has others to tell of. */
 static void ack_waited(struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
     bool bulk = flow->bytes_from_guest >= tcp->bulk_from;
 
     tcp->slow_answers = tcp->ack_due = true;
+    tcp->ack_due_ms = 0;
     if (!bulk || tcp->bulk_slow)
         tcp->bulk_from = flow->bytes_from_guest + TCP_ACK_BULK_AGAIN;
     tcp->bulk_slow = bulk && !tcp->bulk_slow;

@@ -105,6 +105,33 @@ def test_a_retransmission_timer_runs_on_while_an_ack_waits(conversation: Convers
     """)
 
 
+def timers_in(conversation: Conversation, seconds: float, counter: str) -> int:
+    before = conversation.world.counter(counter)
+    conversation.world.advance(seconds)
+    return conversation.world.counter(counter) - before
+
+
+def test_an_ack_that_finds_the_link_full_wakes_nobody_until_there_is_room(conversation: Conversation) -> None:
+    """Once its timer fired each millisecond for as long as a guest was stopped."""
+    conversation.opened("mss 1460")
+    conversation("+0 link full\n+0 < P. 1:101(100) ack 1")
+    assert timers_in(conversation, 60, "timers_fired") == 1
+    conversation("+0 link gives 5\n+0 > . 1:1(0) ack 101")
+
+
+def test_a_retransmission_timer_runs_on_while_an_ack_finds_the_link_full(conversation: Conversation) -> None:
+    """A guest that has gone is given up at last."""
+    conversation.opened("mss 1460")
+    conversation("""
+        +0     peer sends 300
+        +0     > P. 1:301(300) ack 1
+        +0     link full
+        +0     < P. 1:101(100) ack 1
+    """)
+    assert timers_in(conversation, 2, "tcp_timeouts") == 3
+    conversation("+0 link gives 5\n+0 > P. 1:301(300) ack 101")
+
+
 def sent(conversation: Conversation, first: int, end: int, size: int = 40000) -> None:
     """By the guest, and taken by the peer: super-segments that are acknowledged one by one."""
     for at in range(first, end, size):

@@ -364,6 +364,7 @@ bool engine_from_guest(struct engine *engine)
     uint64_t frames_taken = 0, bytes_taken = 0;
     bool more = true;
 
+    engine->link->expected = 0; /* until it is known what these are: the link's flushes in between ask the guest anew */
     for (unsigned batch = 0; batch < BATCHES_PER_STEP && more; batch++) {
         unsigned frames = link->from_guest(engine->link, engine->frame, &more);
 

@@ -73,6 +73,7 @@ static unsigned memory_from_guest(struct link *link, struct guest_frame *frames,
 
     if (!list_empty(&memory->lent))
         violate(memory, "from_guest() before release()");
+    memory->kick_after = 0;
     while (count < memory->batch_max && count < LINK_BATCH && !list_empty(&memory->queued)) {
         struct memory_frame *frame = container_of(memory->queued.head.next, struct memory_frame, node);
         unsigned used = scatter(memory, frame, memory->piece + pieces, LINK_PIECES - pieces);
@@ -244,6 +245,8 @@ static void memory_flush(struct link *link, uint64_t now_ms)
     struct node *node;
 
     (void)now_ms;
+    if (link->expected)
+        memory->kick_after = link->expected;
     while ((node = list_pop(&memory->committed)))
         list_append(&memory->visible, node);
 }

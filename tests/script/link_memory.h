@@ -45,6 +45,7 @@ struct link_memory {
     size_t piece_bytes; /* the guest's frames lie in pieces of this size */
     unsigned batch_max;
     struct iovec piece[LINK_PIECES];
+    unsigned kick_after; /* frames: what the guest was asked for since from_guest(); 0: to tell of each */
 
     /* to the guest */
     bool connected;

@@ -311,7 +311,7 @@ uint64_t script_gather_ns(void)
 
 unsigned script_expected(void)
 {
-    return world.link.link.expected;
+    return world.link.kick_after;
 }
 
 void script_look(void)

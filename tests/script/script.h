@@ -65,7 +65,7 @@ int script_listen(uint32_t slot, int fd, uint8_t protocol, uint16_t port,
                   const uint8_t target[16]); /* a port that leads to the guest */
 void script_listen_close(uint32_t first, uint32_t count);
 void script_give_room_late(unsigned buffers); /* just after the engine has found the link full, and before it waits */
-unsigned script_expected(void);               /* frames of the guest's, as the engine tells the link */
+unsigned script_expected(void);               /* frames of the guest's: it is asked to tell of no less */
 uint64_t script_gather_ns(void);              /* for which the loop was to sleep, since this was asked last */
 void script_look(void);                       /* for them, by itself */
 void script_attach(void);                     /* the guest's driver is there (again): the link's room event */

@@ -22,6 +22,7 @@
     apply(bytes_from_guest)                                                                                            \
     apply(frames_to_guest)                                                                                             \
     apply(bytes_to_guest)                                                                                              \
+    apply(frames_between_guests)  /* of a switch, which the engine does not see */                                     \
     apply(kicks)                  /* the guest told us of buffers */                                                   \
     apply(calls)                  /* we told the guest */                                                              \
     apply(link_full)              /* how often a frame of a flow began to wait for room */                             \

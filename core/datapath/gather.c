@@ -13,21 +13,14 @@
 static uint64_t others(const uint64_t *counters)
 {
     static const enum counter waited_for[] = {
-        C_tcp_bytes_to_guest,
-        C_tcp_opened,
-        C_tcp_accepted,
-        C_tcp_closed,
-        C_datagrams_from_guest,
-        C_datagrams_to_guest,
-        C_arp_replies,
-        C_ns_replies,
-        C_echo_replies,
-        C_punts,
-        C_frames_injected,
-        C_splice_bytes_to_guest,
-        C_splice_bytes_from_guest,
-        C_splice_datagrams,
-        C_splice_opened,
+        C_tcp_bytes_to_guest,    C_tcp_opened,
+        C_tcp_accepted,          C_tcp_closed,
+        C_datagrams_from_guest,  C_datagrams_to_guest,
+        C_arp_replies,           C_ns_replies,
+        C_echo_replies,          C_punts,
+        C_frames_injected,       C_frames_between_guests,
+        C_splice_bytes_to_guest, C_splice_bytes_from_guest,
+        C_splice_datagrams,      C_splice_opened,
     };
     uint64_t sum = 0;
 

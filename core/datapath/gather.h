@@ -5,8 +5,9 @@
  * A guest that is emulated, or a stream link without offloads, hands over a few frames at a time, each of which would wake
  * the worker: most of what a gigabyte costs is then waking up and going to sleep again, on a processor that the guest needs,
  * too. So where data goes one way, out of the guest, and nobody waits for an answer, the worker sleeps a little before it
- * asks what there is. Whatever else happens (payload to the guest, a datagram, a connection, a question to the gateway) ends
- * it at once: a program that asks and waits is never kept waiting by more than the one sleep that is under way.
+ * asks what there is. Whatever else happens (payload to the guest, a datagram, a connection, a question to the gateway, a
+ * frame from one guest of a switch to another) ends it at once: a program that asks and waits is never kept waiting by more
+ * than the one sleep that is under way.
  *
  * Called by engine.c after each step. Adversary: the guest, which can make its own frames wait for GATHER_NS, and no more.
  */

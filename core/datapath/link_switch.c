@@ -136,8 +136,10 @@ static bool sort_frame(struct link_switch *bridge, const struct guest_frame *fra
     }
     if (!(from[0] & MAC_GROUP))
         learn(bridge, from, port);
-    if (!ours)
+    if (!ours) {
+        bridge->counters[C_frames_between_guests]++;
         distribute(bridge, to, frame->iov, frame->iov_count, frame->length, port);
+    }
     return ours || to[0] & MAC_GROUP;
 }
 

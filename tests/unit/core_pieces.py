@@ -37,6 +37,7 @@ HEADERS = (
     "flow",
     "fragments",
     "frame_ring",
+    "gather",
     "guest_table",
     "hold",
     "link_dgram",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from core_pieces import ffi, lib
+from core_pieces import COUNTERS, ffi, lib
 from engine_end import EngineEnd
 
 SOURCE = 300
@@ -277,3 +277,21 @@ def testmore_addresses_than_there_is_room_for_displace_the_oldest() -> None:
     assert table.count == lib.GUESTS_MAX
     assert lib.guest_table_find(table, ip("10.0.0.0")) == ffi.NULL
     assert lib.guest_table_find(table, ip("10.0.1.0")) != ffi.NULL
+
+
+def test_a_question_of_one_guest_to_another_ends_the_sleeps_of_a_third_ones_stream(net: Network) -> None:
+    """Once a slow upload kept the others' conversation waiting at each frame, for as long as it went on."""
+    introduce(net)
+    gather, now = ffi.new("struct gather *"), 1_000_000_000
+
+    def step_of_upload() -> int:
+        nonlocal now
+        now += 130_000
+        net.counters[COUNTERS.index("tcp_bytes_from_guest")] += 8000
+        return int(lib.gather_after_step(gather, net.counters, now))
+
+    assert lib.GATHER_NS in [step_of_upload() for _ in range(2 * lib.GATHER_STEPS)]
+    for _ in range(2 * lib.GATHER_STEPS):
+        net.says(0, frame(MACS[1], MACS[0], b"question"))
+        net.says(1, frame(MACS[0], MACS[1], b"answer"))
+        assert step_of_upload() == 0

@@ -115,6 +115,7 @@ class WorkerChannels:
             except OSError:
                 record = b""
             if not record:
+                _close(fds)
                 self.close()
                 return
             self._on_reply(record, fds)

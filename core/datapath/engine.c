@@ -332,7 +332,7 @@ static uint64_t with_step(uint64_t sum, uint64_t step)
 
 static bool is_stream(const struct one_way *late)
 {
-    return late->steps == ONE_WAY_STEPS && late->late_ns <= late->late_datagrams * ONE_WAY_GAP_NS &&
+    return late->steps == ONE_WAY_STEPS && late->late_ns <= late->late_frames * ONE_WAY_GAP_NS &&
            late->late_bytes * ONE_WAY_WAKE_NS < late->late_ns * ONE_WAY_WAKE_BYTES;
 }
 
@@ -351,7 +351,7 @@ static void see_one_way(struct engine *engine, uint64_t frames, uint64_t bytes)
     if (sent && now.frames_to_guest == last->frames_to_guest && passed_ns <= ONE_WAY_PAUSE_NS) {
         now.steps = last->steps < ONE_WAY_STEPS ? last->steps + 1 : ONE_WAY_STEPS;
         now.late_ns = with_step(last->late_ns, passed_ns);
-        now.late_datagrams = with_step(last->late_datagrams, sent);
+        now.late_frames = with_step(last->late_frames, frames < sent ? frames : sent); /* one may bring several (USO) */
         now.late_bytes = with_step(last->late_bytes, bytes);
     }
     *last = now;

@@ -61,8 +61,8 @@ struct event_sink {
 struct one_way {
     unsigned steps;
     uint64_t last_ns;
-    uint64_t datagrams, frames_to_guest;          /* the counters then */
-    uint64_t late_ns, late_datagrams, late_bytes; /* of late: each step counts for a sixteenth less than the next */
+    uint64_t datagrams, frames_to_guest;       /* the counters then */
+    uint64_t late_ns, late_frames, late_bytes; /* of late: each step counts for a sixteenth less than the next */
 };
 
 struct engine {

@@ -29,24 +29,34 @@ static uint64_t others(const uint64_t *counters)
     return sum;
 }
 
-static void enter(struct gather *gather, enum gather_state state, uint64_t now_ns)
+static void enter(struct gather *gather, enum gather_state state)
 {
     gather->state = state;
     gather->steps = 0;
+}
+
+static void begin(struct gather *gather, uint64_t now_ns)
+{
     gather->bytes = 0;
     gather->first_ns = now_ns;
+}
+
+/* So much that the worker has no rest to give up. */
+static bool is_fast(uint64_t bytes, uint64_t ns)
+{
+    return bytes * GATHER_NS > ns * GATHER_BYTES;
 }
 
 /* Of steps without sleeps: they come often, and with little. */
 static bool would_pay(uint64_t bytes, uint64_t ns)
 {
-    return ns <= (uint64_t)GATHER_STEPS * GATHER_PLAIN_NS && bytes * GATHER_NS <= ns * GATHER_BYTES;
+    return ns <= (uint64_t)GATHER_STEPS * GATHER_PLAIN_NS && !is_fast(bytes, ns);
 }
 
-/* Of steps with sleeps: each brings half as much again, and the rate is more than half of what it was. */
+/* Of steps with sleeps: each brings half as much again, and three quarters of the rate are still there. */
 static bool pays(const struct gather *gather, uint64_t bytes, uint64_t ns)
 {
-    return bytes * 2 >= gather->plain_bytes * 3 && bytes * gather->plain_ns * 2 >= gather->plain_bytes * ns;
+    return bytes * 2 >= gather->plain_bytes * 3 && bytes * gather->plain_ns * 4 >= gather->plain_bytes * ns * 3;
 }
 
 /* After GATHER_STEPS of them. */
@@ -54,16 +64,17 @@ static void look(struct gather *gather, uint64_t now_ns)
 {
     uint64_t bytes = gather->bytes, ns = now_ns - gather->first_ns;
 
-    gather->bytes = 0;
-    gather->first_ns = now_ns;
+    begin(gather, now_ns);
     if (gather->state == GATHER_plain && would_pay(bytes, ns)) {
         gather->plain_bytes = bytes;
         gather->plain_ns = ns;
-        enter(gather, GATHER_on, now_ns);
+        enter(gather, GATHER_on);
     } else if (gather->state == GATHER_on && !pays(gather, bytes, ns)) {
-        enter(gather, GATHER_vain, now_ns);
+        enter(gather, GATHER_vain);
+    } else if (gather->state == GATHER_on && is_fast(bytes, ns)) {
+        enter(gather, GATHER_plain);
     } else if (gather->state != GATHER_plain && gather->steps >= GATHER_AGAIN) {
-        enter(gather, GATHER_plain, now_ns);
+        enter(gather, GATHER_plain);
     }
 }
 
@@ -78,7 +89,11 @@ uint64_t gather_after_step(struct gather *gather, const uint64_t *counters, uint
     if (bytes)
         gather->last_ns = now_ns;
     if (!alone || paused) {
-        enter(gather, GATHER_plain, now_ns);
+        gather->steps -= gather->steps % GATHER_STEPS;
+        begin(gather, now_ns);
+        if (gather->state !=
+            GATHER_vain) /* whoever was slowed down is not to be tried again with each of its questions */
+            enter(gather, GATHER_plain);
         return 0;
     }
     if (!bytes) /* a timer, an ACK of the peer's: there is no next piece to be expected */

@@ -28,7 +28,7 @@ enum gather_limits {
 enum gather_state {
     GATHER_plain, /* steps are counted, and come as the frames do */
     GATHER_on,
-    GATHER_vain, /* sleeping has brought no more at a time, or cost half of the rate: the guest waits for us */
+    GATHER_vain, /* sleeping has brought no more at a time, or cost a quarter of the rate: the guest waits for us */
 };
 
 struct gather {

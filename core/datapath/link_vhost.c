@@ -350,7 +350,7 @@ static void flush_transmitq(struct link_vhost *vhost, bool guest_looks, uint64_t
 /* Sixteen probes of sixteen windows bring sixteen answers, tens of microseconds apart: a kick each, if nobody asks the
  * guest for one kick once all are there. The same of a stream of datagrams, where the kick is a good part of what each
  * costs the guest, and the wake-up most of what it costs us. Should it have less to say, we look after a while. */
-static void gather(struct link_vhost *vhost, uint64_t now_ms)
+static void ask_late_kick(struct link_vhost *vhost, uint64_t now_ms)
 {
     struct vring *ring = &vhost->ring[TRANSMITQ];
     struct link *link = &vhost->link;
@@ -366,7 +366,7 @@ static void vhost_flush(struct link *link, uint64_t now_ms)
 {
     struct link_vhost *vhost = vhost_of(link);
 
-    gather(vhost, now_ms); /* before the guest sees the questions */
+    ask_late_kick(vhost, now_ms); /* before the guest sees the questions */
     bool guest_looks = flush_receiveq(vhost);
 
     flush_transmitq(vhost, guest_looks, now_ms);

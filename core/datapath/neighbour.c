@@ -76,7 +76,8 @@ void neighbour_arp(struct engine *engine, const struct guest_frame *frame)
     }
     const uint8_t *sender_ip = arp + 14, *target_ip = arp + 24;
     const address sender = address_from_ipv4(sender_ip), target = address_from_ipv4(target_ip);
-    if (engine->several && sender_ip[0] && !(arp[8] & MAC_GROUP)) /* also in its answers */
+    if (engine->several && sender_ip[0] && !(arp[8] & MAC_GROUP) &&
+        !gateway_is_stranger(&engine->view, &sender)) /* also in its answers */
         guest_table_learn(&engine->guests, &sender, arp + 8);
     if (memcmp(arp, expected, sizeof(expected)) || !(engine->view.flags & LG_VIEW_IPV4) ||
         !memcmp(sender_ip, target_ip, 4) ||         /* an announcement */

@@ -303,10 +303,11 @@ static void write_avail_event(struct vring *ring, uint16_t index)
                 sizeof(uint16_t));
 }
 
-/* Whoever calls it looks again by himself: there is no looking afterwards here that could see what came too early. */
+/* Whoever calls it looks again by himself: there is no looking afterwards here that could see what came too early. A guest
+ * without indirect descriptors needs several for each chain: it must not run out of them before. */
 bool vring_ask_kick_after(struct vring *ring, unsigned chains)
 {
-    if (!ring->event_idx || ring->avail_seen != ring->next_avail || chains > ring->size / 2)
+    if (!ring->event_idx || ring->avail_seen != ring->next_avail || chains > ring->size / VRING_CHAIN_USUAL)
         return false;
     write_avail_event(ring, (uint16_t)(ring->next_avail + chains - 1)); /* virtio 1.2, 2.7.10 */
     return true;

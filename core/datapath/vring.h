@@ -20,6 +20,7 @@
 
 enum vring_limits {
     VRING_SIZE_MAX = 32768, /* virtio 1.2, 2.7 */
+    VRING_CHAIN_USUAL = 8,  /* descriptors of a chain, where they are many */
 };
 
 #define VRING_FAULTS(apply)                                                                                            \

@@ -107,9 +107,25 @@ def test_sleeps_that_bring_no_more_at_a_time_end(upload: Upload) -> None:
     assert not any(upload.plain(AGAIN - 1, gap_us=130)), "it is seen again after a while only"
 
 
-def test_sleeps_that_halve_the_rate_end(upload: Upload) -> None:
-    upload.plain(STEPS, size=2 * MSS, gap_us=25)
-    assert not all(upload.plain(STEPS, size=3 * MSS, gap_us=150))
+def test_sleeps_that_cost_a_third_of_the_rate_end(upload: Upload) -> None:
+    """A window of 16 KB behind a round trip of 50 us or so."""
+    assert upload.plain(STEPS, size=8000, gap_us=50)[-1]
+    assert not all(upload.plain(STEPS, size=16000, gap_us=150))
+
+
+def test_sleeps_in_vain_are_not_tried_again_at_each_datagram(upload: Upload) -> None:
+    """Cause: a question for a name in 64 steps made half of all steps sleep in vain."""
+    asked = 0
+    for _ in range(20):
+        asked += sum(upload.plain(2 * STEPS))
+        datagram(upload)
+    assert asked < 3 * STEPS
+
+
+def test_a_guest_that_has_become_fast_is_not_slept_on(upload: Upload) -> None:
+    """More comes in one sleep than would be worth one."""
+    assert upload.plain(STEPS)[-1]
+    assert upload.plain(4 * STEPS, size=60000, gap_us=170)[STEPS:] == [False] * 3 * STEPS
 
 
 def test_what_there_is_without_sleeps_is_seen_now_and_then(upload: Upload) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from fake_core import lib
 from test_datagrams import Datagrams
+from test_several import queue_several
 from world import World
 
 STEPS, FRAMES = 16, 16
@@ -100,3 +101,12 @@ def test_a_look_that_finds_enough_goes_on_expecting(talk: Datagrams, world: Worl
     world.advance(0.001)
     talk.sends(*[b"x" * 1000] * 4)
     assert lib.script_expected() == FRAMES
+
+
+def test_frames_of_several_datagrams_are_as_rare_as_they_are(talk: Datagrams, world: World) -> None:
+    """Cause: four in a frame each millisecond counted as four, so that each frame waited for others that did not come."""
+    for _ in range(3 * STEPS):
+        lib.script_pass(1000 * 1000)
+        queue_several(talk, b"x" * 4000, 1000)
+        world.settle()
+    assert lib.script_expected() == 0

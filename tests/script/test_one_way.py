@@ -104,7 +104,7 @@ def test_a_look_that_finds_enough_goes_on_expecting(talk: Datagrams, world: Worl
 
 
 def test_frames_of_several_datagrams_are_as_rare_as_they_are(talk: Datagrams, world: World) -> None:
-    """Cause: four in a frame each millisecond counted as four, so that each frame waited for others that did not come."""
+    """Cause: four in a frame each millisecond counted as four, so that each waited for others in vain."""
     for _ in range(3 * STEPS):
         lib.script_pass(1000 * 1000)
         queue_several(talk, b"x" * 4000, 1000)

@@ -125,7 +125,8 @@ def different(folder: Path) -> list[tuple[str, Request, int, int]]:
         ("any port helps nobody", post(EXPOSE, local=local(0), remote=remote), 200, 500),
         ("the same", post(EXPOSE, local="", remote=remote), 200, 500),
         ("its table of services", post(EXPOSE, local=f"{HERE}:finger", remote=remote), 200, 500),
-        ("no such guest can be", post("/tunnel?ip=bogus&port=22"), 200, 400),
+        # Without a body: 0.8.1 would leave it unread, and its reset could overtake its OK.
+        ("no such guest can be", ("POST", "/tunnel?ip=bogus&port=22", b""), 200, 400),
     ]
 
 

@@ -4,11 +4,13 @@
 Called by callers.py, and by the tests with podman machine. Adversary: nobody.
 Invariants: a folder under build/ with the commands, a copy of the interpreter beside it (their launcher takes that
 one), its standard library, and our packages; nothing is installed in the other root. The interpreter needs only the C
-library and zlib there.
+library and zlib there. All of it is whole at any moment: the two halves of the tests use it beside each other, and
+callers start helpers again.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import sysconfig
@@ -30,11 +32,27 @@ def folder_with_commands() -> Path:
     library = PLACE / "lib" / version
     programs = PLACE / "bin"
     if not library.exists():
-        shutil.copytree(sysconfig.get_path("stdlib"), library, ignore=shutil.ignore_patterns(*NOT_NEEDED))
-        for name in ("dist-packages", "site-packages"):  # Debian's name, and everybody else's
-            (library / name).symlink_to(ROOT / ".venv" / "lib" / version / "site-packages")
-    programs.mkdir(exist_ok=True)
-    shutil.copy2(Path(sys.executable).resolve(), programs / "python3")
+        _copy_library(library, ROOT / ".venv" / "lib" / version / "site-packages")
+    programs.mkdir(parents=True, exist_ok=True)
+    _copy_program(Path(sys.executable).resolve(), programs / "python3")
     for name in COMMANDS:
-        shutil.copy2(ROOT / ".venv" / "bin" / name, programs / name)
+        _copy_program(ROOT / ".venv" / "bin" / name, programs / name)
     return programs
+
+
+def _copy_library(library: Path, packages: Path) -> None:
+    partial = library.with_name(f"{library.name}.{os.getpid()}")
+    shutil.copytree(sysconfig.get_path("stdlib"), partial, ignore=shutil.ignore_patterns(*NOT_NEEDED))
+    for name in ("dist-packages", "site-packages"):  # Debian's name, and everybody else's
+        (partial / name).symlink_to(packages)
+    try:
+        partial.rename(library)
+    except OSError:  # the other half of the tests was faster
+        shutil.rmtree(partial)
+
+
+def _copy_program(source: Path, place: Path) -> None:
+    """Not into the file that is there: somebody may run it (ETXTBSY), or is about to, and would find half of it."""
+    partial = place.with_name(f"{place.name}.{os.getpid()}")
+    shutil.copy2(source, partial)
+    partial.rename(place)

@@ -22,7 +22,7 @@ from virtqueue import LEFT, NEXT, RIGHT, RINGS, WRITE, Descriptor, Driver, Link,
 RECEIVEQ, FRAME_MIN = lib.RECEIVEQ, lib.FRAME_BYTES_MIN
 MRG, LOG_ALL, EVENT_IDX = 1 << lib.VIRTIO_NET_F_MRG_RXBUF, 1 << lib.VHOST_F_LOG_ALL, 1 << lib.VIRTIO_RING_F_EVENT_IDX
 NET_HEADER = 12
-SLOT = 0x1000
+SLOT = 0x1100  # two parts of 2048, and a byte behind each
 DATA = RINGS.guest + 0x80000
 # Where the buffers of each head lie: some end in one region and go on in the next.
 PLACES = [LEFT.guest - 100, LEFT.end - 30, *(DATA + SLOT * at for at in range(10))]

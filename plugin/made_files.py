@@ -16,6 +16,8 @@ import _socket
 import _stat
 import errno
 import posix
+import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ if TYPE_CHECKING:
         def remove(self) -> None: ...
 
 
+PATIENCE = 2.0  # seconds, with a helper that was killed; it ends in some hundredths
+_PAUSE = 0.02  # between two looks: nothing tells when a socket is closed
+_CREDENTIALS_SIZE = 12  # struct ucred, unix(7): the process number comes first
+
+
 class FileError(Exception):
     """Why a file cannot be made; the text is one sentence for the caller, without the full stop."""
 
@@ -36,6 +43,7 @@ class MadeFiles:
 
     def __init__(self) -> None:
         self._made: list[Removable] = []
+        self._listening: list[tuple[_socket.socket, int]] = []  # with its backlog
 
     def open_for_writing(self, path: str, what: str) -> int:
         """A new file that only its owner may read, or the file that is there, as it is: a start that fails has not
@@ -79,10 +87,11 @@ class MadeFiles:
             raise FileError(f"{what} {path} cannot be written: {failure.strerror}") from None
 
     def listen(self, path: str, what: str, backlog: int = 0, kind: int = _socket.SOCK_STREAM) -> _socket.socket:
-        """What a helper that died has left there is replaced; a living one is not."""
+        """What a helper that died has left there is replaced; a living one is not. One that was killed may still have
+        it for a moment, of which who starts it anew (libvirt) knows nothing: it has been seen to close the link."""
         if _is_folder(path):
             raise FileError(f"{what} {path}: that is a folder; expected the path of a socket that is to be made")
-        if in_use(path, what, kind):
+        if _stays_in_use(path, what, kind):
             raise FileError(f"{what} {path} is already in use; stop the other helper, or name another path")
         return self._listen(path, what, backlog, kind)
 
@@ -105,6 +114,7 @@ class MadeFiles:
             made.is_this(posix.lstat(path))
             if kind != _socket.SOCK_DGRAM:
                 listener.listen(backlog)
+                self._listening.append((listener, backlog))
         except OSError as failure:
             if not made.known:
                 self._made.remove(made)
@@ -120,6 +130,12 @@ class MadeFiles:
             return made_folder.make(places, prefix, self._made)
         except OSError as failure:
             raise FileError(f"No folder can be made for sockets of our own ({failure.strerror})") from None
+
+    def listen_here(self) -> None:
+        """In the process that goes on with them: whoever connects sees the number of the one that called listen() last,
+        and by that whether its helper lives."""
+        for listener, backlog in self._listening:
+            listener.listen(backlog)
 
     def keep(self) -> None:
         """The start has succeeded: they stay, also when the helper ends."""
@@ -166,19 +182,52 @@ class _Made:
 
 
 def in_use(path: str, what: str, kind: int = _socket.SOCK_STREAM) -> bool:
-    """Whether somebody accepts connections there. Without blocking: a full backlog is an answer too."""
+    """Whether somebody accepts connections there."""
+    return _listener_of(path, what, kind) is not None
+
+
+def _stays_in_use(path: str, what: str, kind: int) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while (pid := _listener_of(path, what, kind)) is not None:
+        if not has_ended(pid) or time.monotonic() >= deadline:
+            return True
+        time.sleep(_PAUSE)
+    return False
+
+
+def _listener_of(path: str, what: str, kind: int) -> int | None:
+    """The number of the process that called listen() last, 0 if that cannot be told; None: nobody accepts connections
+    there. Without blocking: a full backlog is an answer too."""
     probe = _unix_socket(kind)
     try:
         probe.connect(path)
+        seen = probe.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS_SIZE)
+        return int.from_bytes(seen[:4], sys.byteorder)
     except BlockingIOError:
-        return True
+        return 0
     except OSError as failure:
         if failure.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
-            return False
+            return None
         raise FileError(f"{what} {path} cannot be used: {_reason(path, failure, '')}") from None
     finally:
         probe.close()
-    return True
+
+
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process any more, or only what its parent has not asked for; not of one whose number
+    cannot be told (0), which may be in another PID namespace."""
+    try:
+        fd = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    except FileNotFoundError:
+        return pid > 0
+    except OSError:
+        return False
+    try:
+        return posix.read(fd, 512).rpartition(b") ")[2][:1] in b"ZX"  # proc_pid_stat(5): its state
+    except ProcessLookupError:
+        return True
+    finally:
+        posix.close(fd)
 
 
 def _absolute(path: str) -> str:

@@ -39,17 +39,21 @@ def find(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str =
 
 
 def is_leaving(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> bool:
-    """Whether the port will be free in a moment: it is already, or is a helper's like us whose namespace is gone.
+    """Whether the port will be free in a moment: it is already, or its holder is ending, or is a helper's like us whose
+    namespace is gone.
 
-    A container that is started anew can be faster than the end of its helper; what serves a namespace that is there,
-    or is no helper, stays.
+    A container that is started anew can be faster than the end of its helper, and so is a monitor that starts a killed
+    one anew; what serves a namespace that is there, or is no helper, stays.
     """
     folder, uid = _holder(protocol, port, matters, proc)
     if not folder:
         return uid is None or uid == os.geteuid()  # whose process is ending, and has no name for its sockets any more
+    words = _words_of(folder)
+    if not words:
+        return True  # its memory is gone, which comes before its descriptors
     if not _name(folder).startswith(_HELPERS):
         return False
-    path = _namespace_of(folder)
+    path = words[words.index(b"--netns") + 1] if b"--netns" in words[:-1] else b""  # how podman starts helpers
     return bool(path) and not os.path.lexists(path)
 
 
@@ -65,14 +69,13 @@ def _holder(protocol: int, port: int, matters: Callable[[bytes], bool], proc: st
     return b"", None
 
 
-def _namespace_of(folder: bytes) -> bytes:
-    """The path that --netns names on the command line, which is how podman starts helpers."""
+def _words_of(folder: bytes) -> list[bytes]:
+    """Of its command line; none of a process that is ending."""
     try:
         with open(folder + b"/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
+            return file.read().split(b"\0")[:-1]
     except OSError:
-        return b""
-    return words[words.index(b"--netns") + 1] if b"--netns" in words[:-1] else b""
+        return []
 
 
 def _sockets(protocol: int, port: int, proc: str) -> Iterator[tuple[bytes, bytes, bytes, int]]:

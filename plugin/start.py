@@ -127,8 +127,6 @@ class Start:
         def bind(warn: Callable[[str], None]) -> list[forwards.Listener]:
             return forwards.bind(rules, self.room, warn, forwards.on_host(self.spec.freebind))
 
-        if self.spec.namespace is None:
-            return bind(self.log.warning)
         from lockgate.plugin import taken_ports
 
         return taken_ports.bind(bind, self.log.warning)
@@ -240,6 +238,7 @@ class Start:
             os._exit(1)
         os.close(read_end)
         os.setsid()
+        self.made.listen_here()
 
     def keep(self) -> int:
         spec = self.spec

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ports of a container that are taken when it starts: which are worth waiting for, and the words for the others.
+"""Ports that are taken when a helper starts: which are worth waiting for, and the words for the others.
 
-Called by the wrapper before READY. Adversary: nobody. Invariants: nobody waits for a port that will not be free, as far
-as that can be known.
+Called by start.py, and by gateway/awaited.py where ports are taken, before READY. Adversary: nobody. Invariants: nobody
+waits for a port that will not be free, as far as that can be known.
 
 `podman restart` removes the namespace of the old container and starts the new one's helper at once, which may be sooner
-than the old one's has ended. Whoever has published a port twice, or has it from another program, hears of it at once.
+than the old one's has ended; libvirt starts a helper that was killed as soon as its link closes. Whoever has published
+a port twice, or has it from another program, hears of it at once.
 """
 
 from __future__ import annotations

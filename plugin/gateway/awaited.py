@@ -88,10 +88,19 @@ def _bind(spec: NetworkSpec) -> list[forwards.Listener]:
 
         room = descriptor_limit.raise_it() - descriptor_limit.SPARED
     try:
-        return forwards.bind(spec.forwards, room, lambda line: None)  # the error says it, in this contract's words
+        return forwards.bind(spec.forwards, room, _forget)
+    except forwards.ForwardError:
+        pass
+    from lockgate.plugin import taken_ports
+    from lockgate.plugin.gateway import forward_words
+
+    try:
+        return taken_ports.bind(lambda warn: forwards.bind(spec.forwards, room, warn), _forget)
     except forwards.ForwardError as fault:
         if not fault.refused:
             raise vocabulary.StartError(str(fault)) from None
-        from lockgate.plugin.gateway import forward_words
-
         raise vocabulary.StartError(forward_words.start_failure(fault.refused[0])) from None
+
+
+def _forget(line: str) -> None:
+    """The error says it, in this contract's words."""

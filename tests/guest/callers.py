@@ -135,8 +135,9 @@ def libvirt(folder: Path, forwards: Forwards, kind: str = "user") -> machine.Mac
             name=DOMAIN, memory=boot.memory_mb, emulator=machine.QEMU, interface=interface, **places
         )
         (folder / "domain.xml").write_text(text)
-        own = {"HOME": folder, "PATH": f"{folder_with_commands()}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        own: dict[str, object] = {"HOME": folder, "PATH": f"{folder_with_commands()}:/usr/sbin:/usr/bin:/sbin:/bin"}
         own |= {f"XDG_{name}": folder / name for name in ("RUNTIME_DIR", "CONFIG_HOME", "CACHE_HOME", "DATA_HOME")}
+        own["LIBVIRT_AUTOSTART"] = "0"  # else virsh, where it is the faster one, starts a libvirtd of its own
         return [*NOBODY, "env", *(f"{name}={value}" for name, value in own.items()), "sh", "-c", SESSION]
 
     return _inside(folder, found, command)

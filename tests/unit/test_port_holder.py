@@ -144,6 +144,12 @@ def test_a_helper_whose_namespace_is_there_stays(proc: Path) -> None:
     assert not port_holder.is_leaving(TCP, 80, anything, str(proc))
 
 
+def test_a_process_whose_memory_is_gone_is_leaving(proc: Path) -> None:
+    """Whatever it is called: its descriptors are next."""
+    named(proc, "server")
+    assert port_holder.is_leaving(TCP, 80, anything, str(proc))
+
+
 @pytest.mark.parametrize("words", [("pasta",), ("pasta", "--netns"), ("pasta", "sleep", "10")])
 def test_a_helper_that_names_no_namespace_stays(proc: Path, words: tuple[str, ...]) -> None:
     named(proc, "pasta", *words)

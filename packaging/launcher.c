@@ -29,10 +29,13 @@
  * in a virtual environment and in a distribution, is said here; should that be wrong, or not be enough (a module that pip
  * has put elsewhere, an editable install), the first import that fails loads `site` after all.
  *
+ * Our own modules come from one file where there is one for this Python (plugin/module_pack.py), which must lie beside
+ * the modules themselves: it would lead to another version of them.
+ *
  * The collector is off from the first import on: nothing here makes cycles worth collecting; control turns it on again.
  */
 static const char entry[] =
-    "import gc, sys\n"
+    "import gc, marshal, posix, sys\n"
     "gc.disable()\n"
     "class Site:\n"
     "    def find_spec(name, path, target=None):\n"
@@ -44,6 +47,15 @@ static const char entry[] =
     "        return next(filter(None, found), None)\n"
     "place = sys.executable.rpartition('/bin/')[0] + '/lib/python3'\n"
     "sys.path += [place + '.%d/site-packages' % sys.version_info[1], place + '/dist-packages']\n"
+    "for folder in sys.path[-2:]:\n"
+    "    path = folder + '/lockgate/modules.' + sys.implementation.cache_tag\n"
+    "    try: fd = posix.open(path, posix.O_RDONLY)\n"
+    "    except OSError: continue\n"
+    "    code, index = marshal.loads(posix.read(fd, 32768))\n"
+    "    exec(code)\n"
+    "    sys.meta_path.insert(0, ModulePack(fd, path, folder, index))\n"
+    "    posix.close(fd)\n"
+    "    break\n"
     "sys.meta_path.append(Site)\n"
     "from lockgate.plugin.launch import main\n"
     "main()\n";

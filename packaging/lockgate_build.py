@@ -4,8 +4,8 @@
 Called by pip and by `python -m build`; pyproject.toml names it. Adversary: nobody.
 Invariants: only setuptools' public `setup()` is used, so that version 66 (Debian 12) and the newest both work;
 nothing is written into the tree, except for an editable install (see build_editable). Where setuptools does the
-ordinary work, the two things that it cannot be told in pyproject.toml are in c_parts.py: the C data path, and the
-commands.
+ordinary work, what it cannot be told in pyproject.toml is in c_parts.py, the C data path and the commands, and in
+pack_modules.py.
 
 meson-python and scikit-build-core lost: each wants a file of its own at the root or a version that Debian 12 lacks.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import editable_wheel
 from c_parts import COMMANDS, BuildCommands, BuildDatapath, Sdist, datapath_extension
+from pack_modules import BuildPackages
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +65,12 @@ def _run_setup(command: str, options: dict[str, str], scratch: str) -> None:
             version=version(),
             packages=packages(),
             script_args=words,
-            cmdclass={"build_ext": BuildDatapath, "build_scripts": BuildCommands, "sdist": Sdist},
+            cmdclass={
+                "build_ext": BuildDatapath,
+                "build_py": BuildPackages,
+                "build_scripts": BuildCommands,
+                "sdist": Sdist,
+            },
             ext_modules=[datapath_extension(Path(scratch))],
             scripts=list(COMMANDS),
             options={

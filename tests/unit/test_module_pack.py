@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plugin/module_pack.py and packaging/pack_modules.py: modules out of one file are as those out of many.
+
+Adversary: nobody. Packages are made up here, and imported by a Python that has nothing else to import from.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pack_modules
+import pytest
+
+import lockgate.plugin
+
+INSTALLED = Path(lockgate.plugin.__file__).parents[2]
+COMMAND = Path(sys.executable).with_name("gvproxy")
+READER = Path(lockgate.plugin.__file__).with_name("module_pack.py")
+
+ONE = '"""What one is."""\nfrom __future__ import annotations\nx: int = 1\ndef f(): 1 / 0\n'
+
+# What the launcher's code does, with another folder.
+BEGIN = """
+import marshal, os, posix, sys
+folder, path = sys.argv[1:]
+fd = posix.open(path, posix.O_RDONLY)
+code, index = marshal.loads(posix.read(fd, 32768))
+exec(code)
+sys.meta_path.insert(0, ModulePack(fd, path, folder, index))
+posix.close(fd)
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """lockgate.plugin with its reader, and a module of ours."""
+    folder = tmp_path / "lockgate" / "plugin"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "module_pack.py").write_text(READER.read_text())
+    (folder / "one.py").write_text(ONE)
+    return tmp_path
+
+
+def said(tree: Path, code: str) -> str:
+    """What code prints in a Python that imports from the packed tree."""
+    pack = pack_modules.pack(tree)
+    words = [sys.executable, "-I", "-S", "-c", BEGIN + code, str(tree), str(pack)]
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=tree).stdout
+
+
+def test_a_module_has_its_name_place_text_and_annotations(tree: Path) -> None:
+    """The statement of __future__ is left out, its meaning is not."""
+    show = "import lockgate.plugin.one as one; print(one.__name__, one.__file__, one.__doc__, one.__annotations__)"
+    where = tree / "lockgate" / "plugin" / "one.py"
+    assert said(tree, show) == f"lockgate.plugin.one {where} What one is. {{'x': 'int'}}\n"
+    assert said(tree, f"{show}; print('__future__' in sys.modules)").endswith("False\n")
+
+
+def test_a_package_has_a_path_along_which_others_are_found(tree: Path) -> None:
+    """As the compiled module is, which is in no pack."""
+    show = f"""
+import lockgate.plugin as plugin
+print(*plugin.__path__)
+open({str(tree / "lockgate" / "plugin" / "two.py")!r}, "w").write("")
+from lockgate.plugin import two
+print(two.__spec__.loader.__class__.__name__)
+"""
+    assert said(tree, show) == f"{tree / 'lockgate' / 'plugin'}\nSourceFileLoader\n"
+
+
+def test_a_traceback_names_the_source_where_it_lies(tree: Path) -> None:
+    show = """
+import traceback
+from lockgate.plugin import one
+try: one.f()
+except ZeroDivisionError: print(traceback.format_exc())
+"""
+    assert f'File "{tree}/lockgate/plugin/one.py", line 4, in f\n    def f(): 1 / 0' in said(tree, show)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["os.unlink(path)", "data = open(path, 'rb').read(); os.unlink(path); open(path, 'wb').write(data[::-1])"],
+    ids=["removed", "replaced"],
+)
+def test_a_pack_that_is_not_the_same_any_more_is_left_alone(tree: Path, change: str) -> None:
+    """An update under way: what Python would find without it counts."""
+    show = f"""
+import lockgate.plugin
+{change}
+from lockgate.plugin import one
+print(one.__spec__.loader.__class__.__name__)
+"""
+    assert said(tree, show) == "SourceFileLoader\n"
+
+
+def test_an_index_that_the_launcher_would_not_read_whole_is_refused(tree: Path) -> None:
+    for number in range(1000):
+        (tree / "lockgate" / f"module_{number:05}.py").touch()
+    with pytest.raises(SystemExit, match="the index is .* bytes long, of which the launcher reads 32768"):
+        pack_modules.pack(tree)
+
+
+def test_a_command_reads_none_of_our_modules_from_a_file_of_its_own() -> None:
+    """Each takes as long to find as to run."""
+    words = ["strace", "-f", "-qq", "-e", "trace=open,openat", "-e", "signal=none", str(COMMAND), "-version"]
+    trace = subprocess.run(words, capture_output=True, text=True, check=True).stderr
+    opened = [line.split('"')[1] for line in trace.splitlines() if "/lockgate/" in line and "= -1" not in line]
+    assert set(opened) == {str(INSTALLED / "lockgate" / pack_modules.NAME)}
+
+
+def test_without_a_pack_for_this_python_our_modules_are_imported_as_usual(tmp_path: Path) -> None:
+    """A wheel is for all versions of Python, its pack for the one that built it."""
+    packages = tmp_path / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
+    packages.mkdir(parents=True)
+    for name in os.listdir(INSTALLED):
+        if name != "lockgate":
+            (packages / name).symlink_to(INSTALLED / name)
+    (packages / "lockgate").mkdir()
+    for name in ("core", "plugin"):
+        (packages / "lockgate" / name).symlink_to(INSTALLED / "lockgate" / name)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
+    (tmp_path / "pyvenv.cfg").write_text("home = /usr/bin\n")
+    command = tmp_path / "bin" / "gvproxy"
+    command.write_bytes(COMMAND.read_bytes())
+    command.chmod(0o755)
+    with_pack = subprocess.run([COMMAND, "-version"], capture_output=True, text=True, check=True)
+    without = subprocess.run([command, "-version"], capture_output=True, text=True, check=True)
+    assert (without.stdout, without.stderr) == (with_pack.stdout, with_pack.stderr)

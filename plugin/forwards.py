@@ -126,7 +126,7 @@ def close(listeners: Iterable[Listener]) -> None:
 def check_room(rules: Sequence[ForwardRule], room: int) -> None:
     """Raises ForwardError if they want more sockets than that."""
     wanted = sum(rule.count for rule in rules if not rule.auto)
-    if wanted > room:
+    if wanted > max(room, 0):
         options = " and ".join(dict.fromkeys(map(_option_of, rules)))
         raise ForwardError(
             f"{options}: {wanted} ports need a socket each, and the limit on open files leaves {max(room, 0)} for "

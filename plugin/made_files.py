@@ -68,11 +68,10 @@ class MadeFiles:
 
     def write_whole(self, path: str, what: str, content: bytes) -> None:
         """A file that is never there in part, in the place of what is there."""
-        path = _absolute(path)
         written = f"{path}.{posix.getpid()}"
         made = self._write_down(path)
         try:
-            fd = posix.open(written, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC, 0o666)
+            fd = _new_file(written)
             try:
                 posix.write(fd, content)
                 made.is_this(posix.fstat(fd))
@@ -232,6 +231,16 @@ def has_ended(pid: int) -> bool:
 
 def _absolute(path: str) -> str:
     return path if path.startswith("/") else f"{posix.getcwd()}/{path}"
+
+
+def _new_file(path: str) -> int:
+    """Of our own number, which somebody killed here may have had before: in a container each start has the same."""
+    flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC
+    try:
+        return posix.open(path, flags, 0o666)
+    except FileExistsError:
+        posix.unlink(path)
+        return posix.open(path, flags, 0o666)
 
 
 def _unix_socket(kind: int) -> _socket.socket:

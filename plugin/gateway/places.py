@@ -13,7 +13,7 @@ import _stat
 import errno
 import posix
 
-from lockgate.plugin import address
+from lockgate.plugin import address, native_text
 from lockgate.plugin.gateway.virtual_network import TCP, UNIX, UNIXGRAM, UNIXPACKET, VSOCK
 
 TYPE_CHECKING = False
@@ -35,17 +35,23 @@ def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
         if not _is_free(place.path):
             raise OSError(errno.EADDRINUSE, "there is a file in the place of the socket", place.path)
         return made.listen(place.path, what, BACKLOG, _KINDS[place.scheme])
-    if place.scheme == VSOCK:
-        return _listen(_socket.AF_VSOCK, (int(place.host) if place.host else _VSOCK_ANY, place.port))
-    assert place.scheme == TCP, f"a place of the scheme {place.scheme}"
-    # Any address is of both families, whichever was written, as Go has it.
-    host = "::" if place.host in _ANY and address.has_ipv6() else place.host or None
-    asked = host, place.port, 0, _socket.SOCK_STREAM, 0, _socket.AI_PASSIVE
-    family, _, _, _, sockaddr = _socket.getaddrinfo(*asked)[0]
     try:
-        return _listen(family, sockaddr)
+        return _listen(*_address(place))
     except OSError as failure:
         raise OSError(failure.errno, failure.strerror, place.text) from None
+
+
+def _address(place: Place) -> tuple[int, tuple[Any, ...]]:
+    """Family and address. Raises OSError."""
+    if place.scheme == VSOCK:
+        return _socket.AF_VSOCK, (int(place.host) if place.host else _VSOCK_ANY, place.port)
+    assert place.scheme == TCP, f"a place of the scheme {place.scheme}"
+    # Any address is of both families, whichever was written, as Go has it.
+    host = "::" if place.host in _ANY and address.has_ipv6() else place.host
+    # As bytes: of a text, Python would make another name (IDNA), or find that there is none.
+    asked = native_text.encode(host) or None, place.port, 0, _socket.SOCK_STREAM, 0, _socket.AI_PASSIVE
+    family, _, _, _, sockaddr = _socket.getaddrinfo(*asked)[0]
+    return family, sockaddr
 
 
 def _is_free(path: str) -> bool:

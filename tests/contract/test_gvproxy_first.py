@@ -140,3 +140,38 @@ def test_more_ports_than_the_soft_limit_on_open_files_allows(folder: Path) -> No
     few = "sh", "-c", 'ulimit -Sn 90 && exec "$0" "$@"', GVPROXY
     with ExitStack() as ends:
         ends.callback(Gvproxy("-config", str(config), command=few).close)
+
+
+def test_a_relative_pid_file_in_a_folder_that_is_gone(folder: Path) -> None:
+    """One line says so, as of any other file that cannot be made."""
+    (folder / "gone").mkdir()
+    words = ["sh", "-c", 'cd gone && rmdir ../gone && exec "$0" "$@"', GVPROXY, "-ssh-port", "-1", "-pid-file", "pid"]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0 and "PID file pid cannot be written" in done.stderr.splitlines()[-1]
+
+
+def test_the_pid_file_is_written_where_a_start_of_our_number_was_killed_at_it(folder: Path) -> None:
+    """In a container, each has the same number."""
+    pid_file = folder / "pid"
+    killed = "sh", "-c", f'echo 1 > "{pid_file}.$$" && exec "$0" "$@"', GVPROXY
+    with ExitStack() as ends:
+        helper = Gvproxy("-pid-file", str(pid_file), command=killed)
+        ends.callback(helper.close)
+        assert pid_file.read_text() == str(helper.pid) and list(folder.iterdir()) == [pid_file]
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "%ff%fe"])
+def test_a_name_that_no_host_can_have(folder: Path, host: str) -> None:
+    """Python has no encoding of such a one for getaddrinfo()."""
+    words = ["-ssh-port", "-1", "-listen", f"tcp://{host}:7", "-pid-file", f"{folder}/pid"]
+    done = subprocess.run([GVPROXY, *words], capture_output=True, text=True, timeout=PATIENCE)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 0 and f"gvproxy exiting: cannot listen tcp://{host}:7: " in last
+    assert list(folder.iterdir()) == []
+
+
+def test_a_limit_on_open_files_that_leaves_no_room_for_ports(folder: Path) -> None:
+    """Whoever wants none needs none."""
+    few = "sh", "-c", 'ulimit -n 90 && exec "$0" "$@"', GVPROXY
+    with ExitStack() as ends:
+        ends.callback(Gvproxy("-listen-qemu", f"unix://{folder}/link", command=few).close)

@@ -442,7 +442,8 @@ def test_every_command_line_is_a_network_or_a_stop(words: list[str]) -> None:
 
 
 def test_parsing_imports_nothing_heavy(tmp_path: Path, key: str) -> None:
-    """Each module costs its tenth of a millisecond before READY: beside our own, only these four."""
+    """Each module costs its tenth of a millisecond before READY: beside our own, only these four, and not `os`,
+    which `site` would have brought."""
     package = tmp_path / "lockgate"
     package.mkdir()
     (package / "plugin").symlink_to(Path(lockgate.plugin.__file__).resolve().parent)
@@ -453,7 +454,7 @@ def test_parsing_imports_nothing_heavy(tmp_path: Path, key: str) -> None:
         f"parse({words!r}, 'gvproxy')\n"
         "print(*sorted(set(sys.modules) - before - {'lockgate'}))\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", program], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], stdout=subprocess.PIPE, text=True, check=True)
     imported = done.stdout.split()
     ours = {name for name in imported if name.startswith("lockgate.")}
     assert set(imported) - ours <= {"__future__", "_socket", "errno", "time"}

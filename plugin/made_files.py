@@ -16,7 +16,6 @@ import _socket
 import _stat
 import errno
 import posix
-import sys
 import time
 
 TYPE_CHECKING = False
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0  # seconds, with a helper that was killed; it ends in some hundredths
 _PAUSE = 0.02  # between two looks: nothing tells when a socket is closed
-_CREDENTIALS_SIZE = 12  # struct ucred, unix(7): the process number comes first
 
 
 class FileError(Exception):
@@ -43,7 +41,6 @@ class MadeFiles:
 
     def __init__(self) -> None:
         self._made: list[Removable] = []
-        self._listening: list[tuple[_socket.socket, int]] = []  # with its backlog
 
     def open_for_writing(self, path: str, what: str) -> int:
         """A new file that only its owner may read, or the file that is there, as it is: a start that fails has not
@@ -113,7 +110,6 @@ class MadeFiles:
             made.is_this(posix.lstat(path))
             if kind != _socket.SOCK_DGRAM:
                 listener.listen(backlog)
-                self._listening.append((listener, backlog))
         except OSError as failure:
             if not made.known:
                 self._made.remove(made)
@@ -129,12 +125,6 @@ class MadeFiles:
             return made_folder.make(places, prefix, self._made)
         except OSError as failure:
             raise FileError(f"No folder can be made for sockets of our own ({failure.strerror})") from None
-
-    def listen_here(self) -> None:
-        """In the process that goes on with them: whoever connects sees the number of the one that called listen() last,
-        and by that whether its helper lives."""
-        for listener, backlog in self._listening:
-            listener.listen(backlog)
 
     def keep(self) -> None:
         """The start has succeeded: they stay, also when the helper ends."""
@@ -181,52 +171,36 @@ class _Made:
 
 
 def in_use(path: str, what: str, kind: int = _socket.SOCK_STREAM) -> bool:
-    """Whether somebody accepts connections there."""
-    return _listener_of(path, what, kind) is not None
+    """Whether somebody accepts connections there, who is not to notice: a helper that serves one client would end with
+    us. A socket that is connected already is asked to connect, which the kernel refuses for that reason last of all."""
+    probe, other = _socket.socketpair(_socket.AF_UNIX, kind | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK)
+    try:
+        probe.connect(path)
+        return True  # by datagrams, which can be for somebody else
+    except OSError as failure:
+        if failure.errno in (errno.EISCONN, errno.EAGAIN, errno.EPERM):
+            return True  # it listens; and its backlog is full; and it hears one other alone (datagrams)
+        if failure.errno in (errno.ENOENT, errno.ECONNREFUSED):
+            return False
+        if failure.errno == errno.EACCES:
+            from lockgate.plugin import socket_holder
+
+            return socket_holder.is_listed(path)
+        raise FileError(f"{what} {path} cannot be used: {_reason(path, failure, '')}") from None
+    finally:
+        probe.close()
+        other.close()
 
 
 def _stays_in_use(path: str, what: str, kind: int) -> bool:
     deadline = time.monotonic() + PATIENCE
-    while (pid := _listener_of(path, what, kind)) is not None:
-        if not has_ended(pid) or time.monotonic() >= deadline:
+    while in_use(path, what, kind):
+        from lockgate.plugin import socket_holder  # hardly anybody needs it
+
+        if not socket_holder.is_leaving(path) or time.monotonic() >= deadline:
             return True
         time.sleep(_PAUSE)
     return False
-
-
-def _listener_of(path: str, what: str, kind: int) -> int | None:
-    """The number of the process that called listen() last, 0 if that cannot be told; None: nobody accepts connections
-    there. Without blocking: a full backlog is an answer too."""
-    probe = _unix_socket(kind)
-    try:
-        probe.connect(path)
-        seen = probe.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS_SIZE)
-        return int.from_bytes(seen[:4], sys.byteorder)
-    except BlockingIOError:
-        return 0
-    except OSError as failure:
-        if failure.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES):
-            return None
-        raise FileError(f"{what} {path} cannot be used: {_reason(path, failure, '')}") from None
-    finally:
-        probe.close()
-
-
-def has_ended(pid: int) -> bool:
-    """Whether there is no such process any more, or only what its parent has not asked for; not of one whose number
-    cannot be told (0), which may be in another PID namespace."""
-    try:
-        fd = posix.open(f"/proc/{pid}/stat", posix.O_RDONLY | posix.O_CLOEXEC)
-    except FileNotFoundError:
-        return pid > 0
-    except OSError:
-        return False
-    try:
-        return posix.read(fd, 512).rpartition(b") ")[2][:1] in b"ZX"  # proc_pid_stat(5): its state
-    except ProcessLookupError:
-        return True
-    finally:
-        posix.close(fd)
 
 
 def _absolute(path: str) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who holds a port of the host: a process's name and number, for the message that says why it cannot be forwarded.
 
-Called by forwards.py after bind() has failed, so never where things go well: it reads as much of /proc as the caller
-may, which is the wrapper before READY and control later. Adversary: the holder, which chose its own name. Invariants:
-what cannot be read is left out, and never an exception; the answer may be a moment old.
+Called by forwards.py after bind() has failed, by taken_ports.py and by socket_holder.py, so never where things go well:
+it reads as much of /proc as the caller may, which is the wrapper before READY and control later. Adversary: the holder,
+which chose its own name. Invariants: what cannot be read is left out, and never an exception; the answer may be a
+moment old.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import _socket
 import os
 import sys
 
+from lockgate.plugin import ending
 from lockgate.plugin.address import IPV4_MAPPED
 
 TYPE_CHECKING = False
@@ -38,22 +40,21 @@ def find(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str =
     return "" if uid is None else f"a process of user {uid}, into which we may not look"
 
 
-def is_leaving(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> bool:
-    """Whether the port will be free in a moment: it is already, or its holder is ending, or is a helper's like us whose
-    namespace is gone.
+def is_leaving(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> bool | None:
+    """Whether the port will be free in a moment: its holder is ending, or is a helper's like us whose namespace is
+    gone. None: nobody is seen to hold it, since it is free already, or since that cannot be seen.
 
     A container that is started anew can be faster than the end of its helper, and so is a monitor that starts a killed
     one anew; what serves a namespace that is there, or is no helper, stays.
     """
     folder, uid = _holder(protocol, port, matters, proc)
     if not folder:
-        return uid is None or uid == os.geteuid()  # whose process is ending, and has no name for its sockets any more
-    words = _words_of(folder)
-    if not words:
-        return True  # its memory is gone, which comes before its descriptors
+        return None if uid is None else uid == os.geteuid() and ending.helper_is_ending(proc)
+    if ending.is_ending(int(os.path.basename(folder)), proc):
+        return True
     if not _name(folder).startswith(_HELPERS):
         return False
-    path = words[words.index(b"--netns") + 1] if b"--netns" in words[:-1] else b""  # how podman starts helpers
+    path = _namespace_of(folder)
     return bool(path) and not os.path.lexists(path)
 
 
@@ -65,17 +66,18 @@ def _holder(protocol: int, port: int, matters: Callable[[bytes], bool], proc: st
         if inode != b"0" and matters(local)  # 0: a connection that has outlived its process
     ]
     for _, inode, uid in sorted(found):
-        return _process_with(b"socket:[" + inode + b"]", proc), uid
+        return process_with(b"socket:[" + inode + b"]", proc), uid
     return b"", None
 
 
-def _words_of(folder: bytes) -> list[bytes]:
-    """Of its command line; none of a process that is ending."""
+def _namespace_of(folder: bytes) -> bytes:
+    """The path that --netns names on the command line, which is how podman starts helpers."""
     try:
         with open(folder + b"/cmdline", "rb") as file:
-            return file.read().split(b"\0")[:-1]
+            words = file.read().split(b"\0")
     except OSError:
-        return []
+        return b""
+    return words[words.index(b"--netns") + 1] if b"--netns" in words[:-1] else b""
 
 
 def _sockets(protocol: int, port: int, proc: str) -> Iterator[tuple[bytes, bytes, bytes, int]]:
@@ -100,7 +102,7 @@ def _address(digits: bytes) -> bytes:
     return IPV4_MAPPED + raw if len(raw) == 4 else raw
 
 
-def _process_with(link: bytes, proc: str) -> bytes:
+def process_with(link: bytes, proc: str) -> bytes:
     """The folder of the first process that has a descriptor of this kind; empty if none is seen to."""
     for pid in _listed(proc.encode()):
         if not pid.isdigit():

@@ -238,7 +238,6 @@ class Start:
             os._exit(1)
         os.close(read_end)
         os.setsid()
-        self.made.listen_here()
 
     def keep(self) -> int:
         spec = self.spec

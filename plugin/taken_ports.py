@@ -38,12 +38,15 @@ def bind(
 ) -> list[Listener]:
     """What `bind_all` binds, which is forwards.bind but for where its lines go. Raises ForwardError."""
     deadline = time.monotonic() + patience
+    unseen = False  # whether nobody was seen to hold one of them a moment ago
     while True:
         lines: list[str] = []
         try:
             listeners = bind_all(lines.append)
         except ForwardError as fault:
-            if fault.refused and all(map(_is_leaving, fault.refused)) and time.monotonic() < deadline:
+            looks = [_is_leaving(one) for one in fault.refused]
+            if looks and False not in looks and not (unseen and None in looks) and time.monotonic() < deadline:
+                unseen = None in looks
                 time.sleep(_PAUSE)
                 continue
             _tell(lines, warn)
@@ -61,7 +64,8 @@ def _tell(lines: list[str], warn: Callable[[str], None]) -> None:
         warn(line)
 
 
-def _is_leaving(failure: Failure) -> bool:
+def _is_leaving(failure: Failure) -> bool | None:
+    """As port_holder has it. Who is not seen at two looks is there all the same: a program that does not listen yet."""
     rule = failure.rule
     return failure.error == errno.EADDRINUSE and port_holder.is_leaving(
         rule.protocol, failure.port, lambda ip: rule.shares_address(ip, ip == address.UNSET)

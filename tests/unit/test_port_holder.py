@@ -32,6 +32,11 @@ def row(local: str, port: int, state: str = "0A", uid: int = 1000, inode: int = 
     return f"   0: {local}:{port:04X} {rest}\n"
 
 
+def stat(pid: int, name: str, state: str = "S", parent: int = 1) -> str:
+    """Of a process, as the kernel has it."""
+    return f"{pid} ({name}) {state} {parent}{' 0' * 48}\n"
+
+
 def anything(_: bytes) -> bool:
     return True
 
@@ -44,6 +49,7 @@ def proc(tmp_path: Path) -> Path:
     for pid, name, links in ((9, "other", ["pipe:[77]"]), (12, "server\x1b", ["socket:[77]", "socket:[78]"])):
         (tmp_path / str(pid) / "fd").mkdir(parents=True)
         (tmp_path / str(pid) / "comm").write_text(f"{name}\n")
+        (tmp_path / str(pid) / "stat").write_text(stat(pid, name))
         for number, link in enumerate(links):
             (tmp_path / str(pid) / "fd" / str(number)).symlink_to(link)
     return tmp_path
@@ -144,9 +150,10 @@ def test_a_helper_whose_namespace_is_there_stays(proc: Path) -> None:
     assert not port_holder.is_leaving(TCP, 80, anything, str(proc))
 
 
-def test_a_process_whose_memory_is_gone_is_leaving(proc: Path) -> None:
+def test_a_process_that_is_ending_is_leaving(proc: Path) -> None:
     """Whatever it is called: its descriptors are next."""
-    named(proc, "server")
+    named(proc, "server", "server")
+    (proc / "12" / "stat").write_text(stat(12, "server", "Z"))
     assert port_holder.is_leaving(TCP, 80, anything, str(proc))
 
 
@@ -161,12 +168,18 @@ def test_another_program_stays(proc: Path) -> None:
     assert not port_holder.is_leaving(TCP, 80, anything, str(proc))
 
 
-def test_a_process_that_ends_has_no_name_for_its_sockets_any_more(proc: Path) -> None:
-    """But its user; those of others we would not see anyway."""
+@pytest.mark.parametrize(("name", "state"), [("passt-worker", "Z"), ("passt-worker", "S"), ("server", "Z")])
+def test_a_process_that_ends_has_no_name_for_its_sockets_any_more(proc: Path, name: str, state: str) -> None:
+    """But its user; those of others we would not see anyway. Where no helper is ending, it is one into which we may not
+    look."""
+    (proc / "9" / "stat").write_text(stat(9, name, state))
     for uid in (os.geteuid(), os.geteuid() + 1):
         (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80, uid=uid, inode=5))
-        assert port_holder.is_leaving(TCP, 80, anything, str(proc)) == (uid == os.geteuid())
+        expected = uid == os.geteuid() and (name, state) == ("passt-worker", "Z")
+        assert port_holder.is_leaving(TCP, 80, anything, str(proc)) == expected
 
 
-def test_a_port_that_is_free_meanwhile_is_worth_another_try(proc: Path) -> None:
-    assert port_holder.is_leaving(TCP, 80, anything, str(proc))
+def test_a_port_that_nobody_is_seen_to_hold_is_told_from_the_others(proc: Path) -> None:
+    """It is free meanwhile, or there is no /proc."""
+    for place in (proc, proc / "missing"):
+        assert port_holder.is_leaving(TCP, 80, anything, str(place)) is None

@@ -50,25 +50,25 @@ class Attempts:
 
 
 @pytest.fixture(name="leaving")
-def who_leaves(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def who_leaves(monkeypatch: pytest.MonkeyPatch) -> list[bool | None]:
     """What is said of each holder, the last one for ever."""
-    answers = [True]
+    answers: list[bool | None] = [True]
 
-    def is_leaving(*_: object) -> bool:
+    def is_leaving(*_: object) -> bool | None:
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
     monkeypatch.setattr(port_holder, "is_leaving", is_leaving)
     return answers
 
 
-def test_a_port_whose_holder_leaves_is_tried_again(leaving: list[bool]) -> None:
+def test_a_port_whose_holder_leaves_is_tried_again(leaving: list[bool | None]) -> None:
     """What the attempts that failed had to say is forgotten."""
     attempts, lines = Attempts(3), list[str]()
     taken_ports.bind(attempts, lines.append)
     assert attempts.count == 4 and lines == ["attempt 4"]
 
 
-def test_a_port_whose_holder_stays_is_not(leaving: list[bool]) -> None:
+def test_a_port_whose_holder_stays_is_not(leaving: list[bool | None]) -> None:
     leaving[:] = [True, False]
     attempts, lines = Attempts(9), list[str]()
     with pytest.raises(ForwardError, match="^taken$"):
@@ -76,12 +76,29 @@ def test_a_port_whose_holder_stays_is_not(leaving: list[bool]) -> None:
     assert attempts.count == 2 and lines == ["attempt 2"]
 
 
-def test_patience_has_an_end(leaving: list[bool]) -> None:
+@pytest.mark.parametrize(("failures", "answers"), [(1, [None]), (3, [None, True, None])])
+def test_a_port_that_nobody_is_seen_to_hold_is_tried_again(
+    leaving: list[bool | None], failures: int, answers: list[bool | None]
+) -> None:
+    """It became free between the attempt and the look."""
+    leaving[:] = answers
+    taken_ports.bind(Attempts(failures), forget, patience=1000)
+
+
+def test_a_port_that_nobody_is_seen_to_hold_twice_is_held(leaving: list[bool | None]) -> None:
+    leaving[:] = [None]
+    attempts = Attempts(9)
+    with pytest.raises(ForwardError):
+        taken_ports.bind(attempts, forget, patience=1000)
+    assert attempts.count == 2
+
+
+def test_patience_has_an_end(leaving: list[bool | None]) -> None:
     with pytest.raises(ForwardError):
         taken_ports.bind(Attempts(1), forget, patience=0)
 
 
-def test_what_is_wrong_with_a_port_otherwise_is_told_at_once(leaving: list[bool]) -> None:
+def test_what_is_wrong_with_a_port_otherwise_is_told_at_once(leaving: list[bool | None]) -> None:
     attempts = Attempts(1, errno.EACCES)
     with pytest.raises(ForwardError):
         taken_ports.bind(attempts, forget)
@@ -96,7 +113,7 @@ def test_a_port_that_another_program_has_is_told_at_once() -> None:
             close(taken_ports.bind(lambda warn: bind(wanted, 10, warn), forget, patience=1000))
 
 
-def test_podmans_users_are_told_in_their_own_words(leaving: list[bool]) -> None:
+def test_podmans_users_are_told_in_their_own_words(leaving: list[bool | None]) -> None:
     leaving[:] = [False]
     with pytest.raises(ForwardError, match=r"^taken \(-p 8080:80 of podman\)$"):
         taken_ports.bind(Attempts(1), forget, called_by=lambda: "podman")

@@ -18,8 +18,8 @@ PACKAGES = str(Path(lockgate.plugin.__file__).parents[2])
 ADDRESS = "127.77.0.1"  # nobody else's
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\n"
 
-# Runs what the launcher runs, and ends where the link's socket is bound: "what is there" is then printed. Of the modules
-# those that the command line does not take, which tests/unit/test_gvproxy_options.py knows.
+# Runs what the launcher runs, and ends where the link's socket is bound: "what is there" is then printed, of the
+# modules those that the command line does not take, which tests/unit/test_gvproxy_options.py knows.
 UNTIL_THE_LINK = """
 import posix, sys
 link, folder, packages = sys.argv[-3:]

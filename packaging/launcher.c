@@ -25,38 +25,36 @@
 #endif
 #define ARGUMENTS_MAX 65536 /* far above any caller; keeps the list on the stack, within its usual 8 MiB */
 
-/* Python's `site` is left out (-S): it costs 1.5 ms of the 16 until we are ready, and 0.7 MB. Where it would have led to,
- * in a virtual environment and in a distribution, is said here; should that be wrong, or not be enough (a module that pip
- * has put elsewhere, an editable install), the first import that fails loads `site` after all.
- *
- * Our own modules come from one file where there is one for this Python (plugin/module_pack.py), which must lie beside
+/* Our own modules come from one file where there is one for this Python (plugin/module_pack.py), which must lie beside
  * the modules themselves: it would lead to another version of them.
  *
+ * Python's `site` is left out (-S): it costs 1.5 ms of the 16 until we are ready, and 0.7 MB. Where it would have led to,
+ * in a virtual environment and in a distribution, is said here; should that be wrong, as with an editable install, it is
+ * loaded after all; should it not be enough (a module that pip has put elsewhere), the first import that fails does so.
+ *
  * The collector is off from the first import on: nothing here makes cycles worth collecting; control turns it on again.
+ * An interrupt (^C) ends us without a word until launch.py can take back what has been made.
  */
 static const char entry[] =
-    "import gc, marshal, posix, sys\n"
+    "import _signal, gc, marshal, posix, sys\n"
+    "if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:\n"
+    "    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)\n"
     "gc.disable()\n"
-    "class Site:\n"
-    "    def find_spec(name, path, target=None):\n"
-    "        if path is not None: return None\n"
-    "        sys.meta_path.remove(Site)\n"
-    "        import site\n"
-    "        site.main()\n"
-    "        found = (finder.find_spec(name, path, target) for finder in sys.meta_path)\n"
-    "        return next(filter(None, found), None)\n"
     "place = sys.executable.rpartition('/bin/')[0] + '/lib/python3'\n"
     "sys.path += [place + '.%d/site-packages' % sys.version_info[1], place + '/dist-packages']\n"
     "for folder in sys.path[-2:]:\n"
     "    path = folder + '/lockgate/modules.' + sys.implementation.cache_tag\n"
     "    try: fd = posix.open(path, posix.O_RDONLY)\n"
     "    except OSError: continue\n"
-    "    code, index = marshal.loads(posix.read(fd, 32768))\n"
+    "    head = posix.read(fd, 262144)\n"
+    "    code, index = marshal.loads(head)\n"
     "    exec(code)\n"
-    "    sys.meta_path.insert(0, ModulePack(fd, path, folder, index))\n"
+    "    sys.meta_path = [ModulePack(fd, path, folder, index, head), *sys.meta_path, SiteAfterAll]\n"
     "    posix.close(fd)\n"
     "    break\n"
-    "sys.meta_path.append(Site)\n"
+    "else:\n"
+    "    import site\n"
+    "    site.main()\n"
     "from lockgate.plugin.launch import main\n"
     "main()\n";
 

@@ -3,8 +3,9 @@
 
 Called by lockgate_build.py within setuptools' setup(). Adversary: nobody.
 
-The first HEAD_BYTES are marshal's form of (code of module_pack, index), filled up with zeros; the code of each module
-follows, also as marshal writes it. Names of sources are relative to the folder that holds `lockgate`.
+The first INDEX_BYTES are marshal's form of (code of module_pack, index), filled up with zeros; the code of each module
+follows, also as marshal writes it. Those come first that `gvproxy` imports while its caller waits: the launcher reads
+them along with the index. Names of sources are relative to the folder that holds `lockgate`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import __future__
 
 import ast
 import marshal
+import subprocess
 import sys
 from pathlib import Path
 from types import CodeType
@@ -19,12 +21,13 @@ from typing import ClassVar
 
 from setuptools.command.build_py import build_py
 
-HEAD_BYTES = 1 << 15  # the launcher reads that many
+INDEX_BYTES = 1 << 15  # for all modules that there may come
 PACKAGE = "lockgate"
 READER = "lockgate.plugin.module_pack"
+FIRST = ("lockgate.plugin.launch", "lockgate.plugin.contracts.gvproxy", "lockgate.plugin.gateway.awaited")
 NAME = f"modules.{sys.implementation.cache_tag}"
 
-Index = dict[str, tuple[int, int, str, bool]]
+Index = dict[str, tuple[int, int, bool]]
 
 
 def compiled(source: Path, name: str) -> CodeType:
@@ -37,25 +40,32 @@ def compiled(source: Path, name: str) -> CodeType:
     return code
 
 
-def pack(folder: Path) -> Path:
-    """Of all modules under folder/lockgate. Returns the file, which is in there."""
-    bodies, index = b"", Index()
-    codes = {}
-    for source in sorted((folder / PACKAGE).rglob("*.py")):
-        name = str(source.relative_to(folder))
+def imported_first(folder: Path) -> list[str]:
+    """What FIRST imports, in that order."""
+    code = f"import sys; sys.path.append(sys.argv[1]); import {', '.join(FIRST)}; print(*sys.modules)"
+    words = [sys.executable, "-I", "-S", "-B", "-c", code, str(folder)]
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+
+
+def pack(folder: Path, first: list[str]) -> Path:
+    """Of all modules under folder/lockgate, those of `first` before all others. Returns the file, which is in there."""
+    codes = {PACKAGE: (True, compile("", PACKAGE, "exec"))}  # has no file of its own
+    for source in (folder / PACKAGE).rglob("*.py"):
         is_package = source.name == "__init__.py"
-        module = ".".join(source.relative_to(folder).with_suffix("").parts[: -1 if is_package else None])
-        codes[module] = name, is_package, compiled(source, name)
-    codes[PACKAGE] = f"{PACKAGE}/__init__.py", True, compile("", PACKAGE, "exec")  # has no file of its own
-    for module, (name, is_package, code) in codes.items():
-        body = marshal.dumps(code)
-        index[module] = HEAD_BYTES + len(bodies), len(body), name, is_package
-        bodies += body
-    head = marshal.dumps((codes[READER][2], index))
-    if len(head) > HEAD_BYTES:
-        raise SystemExit(f"{folder}: the index is {len(head)} bytes long, of which the launcher reads {HEAD_BYTES}")
+        place = source.relative_to(folder)
+        module = ".".join(place.with_suffix("").parts[: -1 if is_package else None])
+        codes[module] = is_package, compiled(source, str(place))
+    order = [*(name for name in first if name in codes), *sorted(codes.keys() - set(first))]
+    bodies = {name: marshal.dumps(codes[name][1]) for name in order}
+    index, at = Index(), INDEX_BYTES
+    for name, body in bodies.items():
+        index[name] = at, len(body), codes[name][0]
+        at += len(body)
+    head = marshal.dumps((codes[READER][1], index))
+    if len(head) > INDEX_BYTES:
+        raise SystemExit(f"{folder}: the index is {len(head)} bytes long, expected at most {INDEX_BYTES}")
     target = folder / PACKAGE / NAME
-    target.write_bytes(head.ljust(HEAD_BYTES, b"\0") + bodies)
+    target.write_bytes(head.ljust(INDEX_BYTES, b"\0") + b"".join(bodies.values()))
     return target
 
 
@@ -67,7 +77,8 @@ class BuildPackages(build_py):
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
-            self.packed[:] = [str(pack(Path(self.build_lib)))]
+            folder = Path(self.build_lib)
+            self.packed[:] = [str(pack(folder, imported_first(folder)))]
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         return [*super().get_outputs(include_bytecode), *self.packed]

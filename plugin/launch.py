@@ -52,6 +52,8 @@ def main() -> None:
     """Never returns. Python's own shutdown is skipped: it would take milliseconds to free what exit frees."""
     fill_standard_streams()
     try:
+        if _signal.getsignal(_signal.SIGINT) == _signal.SIG_DFL:  # the launcher's code: nothing was made until here
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         posix._exit(_command(sys.argv[1], sys.argv[2:]))
     except KeyboardInterrupt:  # nothing has been left behind; now the end that the caller expects of this signal
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)

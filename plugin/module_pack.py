@@ -19,6 +19,7 @@ from __future__ import annotations
 import _imp
 import marshal
 import posix
+import sys
 from _frozen_importlib import ModuleSpec  # importlib.machinery would import the rest of importlib
 
 TYPE_CHECKING = False
@@ -26,17 +27,18 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
     from typing import Any
 
-    Index = dict[str, tuple[int, int, str, bool]]  # by module: where it begins, its length, its source, is it a package
+    Index = dict[str, tuple[int, int, bool]]  # by module: where its code begins, the length of that, is it a package
 
 
 class ModulePack:
     """A finder and loader, for sys.meta_path."""
 
-    def __init__(self, fd: int, path: str, folder: str, index: Index) -> None:
-        """`fd` stays the caller's, and is of `path`; sources lie under `folder`."""
+    def __init__(self, fd: int, path: str, folder: str, index: Index, head: bytes) -> None:
+        """`fd` stays the caller's, and is of `path`, of which `head` is the beginning; sources lie under `folder`."""
         self._path = path
         self._folder = folder
         self._index = index
+        self._head = memoryview(head)
         self._file = _identity(fd)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
@@ -44,15 +46,16 @@ class ModulePack:
         found = self._index.get(name)
         if found is None:
             return None
-        at, length, source, is_package = found
-        code = self._read(at, length)
+        at, length, is_package = found
+        code = self._code(at, length)
         if code is None:
             return None
-        origin = f"{self._folder}/{source}"
+        place = f"{self._folder}/{name.replace('.', '/')}"
+        origin = f"{place}/__init__.py" if is_package else f"{place}.py"
         _imp._fix_co_filename(code, origin)  # type: ignore[attr-defined]  # for tracebacks, as of a .pyc that has been moved
         spec = ModuleSpec(name, self, origin=origin, loader_state=code, is_package=is_package)  # type: ignore[arg-type]
         if is_package:
-            spec.submodule_search_locations = [origin.rpartition("/")[0]]
+            spec.submodule_search_locations = [place]
         return spec
 
     def create_module(self, spec: ModuleSpec) -> None:
@@ -65,19 +68,39 @@ class ModulePack:
         module.__file__ = spec.origin
         exec(code, module.__dict__)
 
-    def _read(self, at: int, length: int) -> CodeType | None:
-        """The file is not kept open: whoever starts a process closes what it does not know."""
+    def _code(self, at: int, length: int) -> CodeType | None:
+        code: CodeType
+        if at + length <= len(self._head):
+            code = marshal.loads(self._head[at : at + length])
+            return code
+        self._head = memoryview(b"")  # the rest comes later, where time counts less than memory
         try:
-            fd = posix.open(self._path, posix.O_RDONLY)
+            fd = posix.open(self._path, posix.O_RDONLY)  # anew: whoever starts a process closes what it does not know
         except OSError:
             return None
         try:
             if _identity(fd) != self._file:
                 return None  # of another version of lockgate, with other modules elsewhere
-            code: CodeType = marshal.loads(posix.pread(fd, length, at))
+            code = marshal.loads(posix.pread(fd, length, at))
             return code
         finally:
             posix.close(fd)
+
+
+class SiteAfterAll:
+    """The last finder: where a module is nowhere else, `site` may know of another place."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """For Python."""
+        if path is not None:
+            return None
+        sys.meta_path.remove(cls)
+        import site
+
+        site.main()
+        found = (finder.find_spec(name, None) for finder in sys.meta_path)
+        return next(filter(None, found), None)
 
 
 def _identity(fd: int) -> tuple[int, int, int]:

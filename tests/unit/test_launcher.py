@@ -7,6 +7,7 @@ Adversary: the caller's environment. A shell script stands in for the interprete
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import venv
 from pathlib import Path
@@ -120,6 +121,17 @@ def test_python_starts_without_site_in_our_environment(command: Path) -> None:
     python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
     done = subprocess.run([python, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_an_interrupt_before_our_own_code_ends_us_without_a_word(command: Path) -> None:
+    """Cause: a traceback of KeyboardInterrupt, of an import. Whoever starts us without interrupts goes on without."""
+    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
+    code = entry_then(command, "import os; os.kill(os.getpid(), 2); print('on')")
+    words = [str(python), "-I", "-S", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    ignoring = subprocess.run(["sh", "-c", 'trap "" INT && exec "$0" "$@"', *words], capture_output=True, text=True)
+    assert (ignoring.returncode, ignoring.stdout, ignoring.stderr) == (0, "on\n", "")
 
 
 def test_nothing_is_collected_while_a_helper_starts(command: Path) -> None:

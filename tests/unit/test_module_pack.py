@@ -27,9 +27,10 @@ BEGIN = """
 import marshal, os, posix, sys
 folder, path = sys.argv[1:]
 fd = posix.open(path, posix.O_RDONLY)
-code, index = marshal.loads(posix.read(fd, 32768))
+head = posix.read(fd, HEAD)
+code, index = marshal.loads(head)
 exec(code)
-sys.meta_path.insert(0, ModulePack(fd, path, folder, index))
+sys.meta_path.insert(0, ModulePack(fd, path, folder, index, head))
 posix.close(fd)
 """
 
@@ -45,10 +46,10 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def said(tree: Path, code: str) -> str:
+def said(tree: Path, code: str, head: int = pack_modules.INDEX_BYTES) -> str:
     """What code prints in a Python that imports from the packed tree."""
-    pack = pack_modules.pack(tree)
-    words = [sys.executable, "-I", "-S", "-c", BEGIN + code, str(tree), str(pack)]
+    pack = pack_modules.pack(tree, [])
+    words = [sys.executable, "-I", "-S", "-c", BEGIN.replace("HEAD", str(head)) + code, str(tree), str(pack)]
     return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=tree).stdout
 
 
@@ -58,6 +59,22 @@ def test_a_module_has_its_name_place_text_and_annotations(tree: Path) -> None:
     where = tree / "lockgate" / "plugin" / "one.py"
     assert said(tree, show) == f"lockgate.plugin.one {where} What one is. {{'x': 'int'}}\n"
     assert said(tree, f"{show}; print('__future__' in sys.modules)").endswith("False\n")
+
+
+@pytest.mark.parametrize("more", [0, 1, 1 << 17])
+def test_what_was_read_along_with_the_index_is_not_read_again(tree: Path, more: int) -> None:
+    """Whole, or else from the file: two is the last module."""
+    (tree / "lockgate" / "plugin" / "two.py").write_text("y = 2\n")
+    show = """
+before, posix.open = posix.open, None
+try: from lockgate.plugin import two
+except TypeError:
+    print("read")
+    posix.open = before
+    from lockgate.plugin import two
+print(two.y)
+"""
+    assert said(tree, show, pack_modules.INDEX_BYTES + more) == ("2\n" if more > 1 else "read\n2\n")
 
 
 def test_a_package_has_a_path_along_which_others_are_found(tree: Path) -> None:
@@ -98,11 +115,11 @@ print(one.__spec__.loader.__class__.__name__)
     assert said(tree, show) == "SourceFileLoader\n"
 
 
-def test_an_index_that_the_launcher_would_not_read_whole_is_refused(tree: Path) -> None:
+def test_an_index_that_is_longer_than_its_place_is_refused(tree: Path) -> None:
     for number in range(1000):
         (tree / "lockgate" / f"module_{number:05}.py").touch()
-    with pytest.raises(SystemExit, match="the index is .* bytes long, of which the launcher reads 32768"):
-        pack_modules.pack(tree)
+    with pytest.raises(SystemExit, match="the index is .* bytes long, expected at most 32768"):
+        pack_modules.pack(tree, [])
 
 
 def test_a_command_reads_none_of_our_modules_from_a_file_of_its_own() -> None:

@@ -25,8 +25,9 @@
 #endif
 #define ARGUMENTS_MAX 65536 /* far above any caller; keeps the list on the stack, within its usual 8 MiB */
 
-/* Our own modules come from one file where there is one for this Python (plugin/module_pack.py), which must lie beside
- * the modules themselves: it would lead to another version of them.
+/* Our own modules come from one file where there is one for this Python's bytecode (plugin/module_pack.py), which must
+ * lie beside the modules themselves: it would lead to another version of them. One that cannot be read is as none. Its
+ * beginning has no name here any more when that is over: it would stay in memory for as long as the helper lives.
  *
  * Python's `site` is left out (-S): it costs 1.5 ms of the 16 until we are ready, and 0.7 MB. Where it would have led to,
  * in a virtual environment and in a distribution, is said here; should that be wrong, as with an editable install, it is
@@ -37,20 +38,23 @@
  */
 static const char entry[] =
     "import _signal, gc, marshal, posix, sys\n"
+    "from _frozen_importlib_external import MAGIC_NUMBER\n"
     "if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:\n"
     "    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)\n"
     "gc.disable()\n"
     "place = sys.executable.rpartition('/bin/')[0] + '/lib/python3'\n"
     "sys.path += [place + '.%d/site-packages' % sys.version_info[1], place + '/dist-packages']\n"
     "for folder in sys.path[-2:]:\n"
-    "    path = folder + '/lockgate/modules.' + sys.implementation.cache_tag\n"
-    "    try: fd = posix.open(path, posix.O_RDONLY)\n"
-    "    except OSError: continue\n"
-    "    head = posix.read(fd, 262144)\n"
-    "    code, index = marshal.loads(head)\n"
+    "    path = folder + '/lockgate/modules.' + sys.implementation.cache_tag + '.' + MAGIC_NUMBER.hex()\n"
+    "    try:\n"
+    "        fd = posix.open(path, posix.O_RDONLY)\n"
+    "        head = posix.read(fd, 262144)\n"
+    "        code, index = marshal.loads(head)\n"
+    "    except (EOFError, OSError, TypeError, ValueError): continue\n"
     "    exec(code)\n"
     "    sys.meta_path = [ModulePack(fd, path, folder, index, head), *sys.meta_path, SiteAfterAll]\n"
     "    posix.close(fd)\n"
+    "    del head\n"
     "    break\n"
     "else:\n"
     "    import site\n"

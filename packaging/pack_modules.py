@@ -15,9 +15,9 @@ import ast
 import marshal
 import subprocess
 import sys
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from types import CodeType
-from typing import ClassVar
 
 from setuptools.command.build_py import build_py
 
@@ -25,18 +25,19 @@ INDEX_BYTES = 1 << 15  # for all modules that there may come
 PACKAGE = "lockgate"
 READER = "lockgate.plugin.module_pack"
 FIRST = ("lockgate.plugin.launch", "lockgate.plugin.contracts.gvproxy", "lockgate.plugin.gateway.awaited")
-NAME = f"modules.{sys.implementation.cache_tag}"
+NAME = f"modules.{sys.implementation.cache_tag}.{MAGIC_NUMBER.hex()}"  # versions under development change the number
 
 Index = dict[str, tuple[int, int, bool]]
 
 
 def compiled(source: Path, name: str) -> CodeType:
-    """As Python would, but for the statement `from __future__ import annotations`, which is an import of a file."""
+    """As Python would that was started without -O, but for the statement `from __future__ import annotations`, which
+    is an import of a file."""
     tree = ast.parse(source.read_bytes(), name)
     kept = [one for one in tree.body if not (isinstance(one, ast.ImportFrom) and one.module == "__future__")]
     flags = __future__.annotations.compiler_flag if len(kept) < len(tree.body) else 0
     tree.body = kept
-    code: CodeType = compile(tree, name, "exec", flags=flags, dont_inherit=True)
+    code: CodeType = compile(tree, name, "exec", flags=flags, dont_inherit=True, optimize=0)
     return code
 
 
@@ -72,13 +73,15 @@ def pack(folder: Path, first: list[str]) -> Path:
 class BuildPackages(build_py):
     """Takes the place of build_py, of which it is the last step."""
 
-    packed: ClassVar[list[str]] = []
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.packed: list[str] = []
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:
             folder = Path(self.build_lib)
-            self.packed[:] = [str(pack(folder, imported_first(folder)))]
+            self.packed = [str(pack(folder, imported_first(folder)))]
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         return [*super().get_outputs(include_bytecode), *self.packed]

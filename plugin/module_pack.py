@@ -10,8 +10,8 @@ reads a file. It takes twice as long to find a module of ours as to run it: of t
 Podman waits, 1.5 of 10 ms. A zip file lost: zipimport is slower than files. So did frozen modules: they belong to an
 interpreter of one's own.
 
-Invariants: the file belongs to one version of Python, by its name. Where it is missing, or has been replaced meanwhile,
-modules come from their own files.
+Invariants: the file belongs to one version of Python's bytecode, by its name. Where it is missing, or damaged, or has
+been replaced meanwhile, modules come from their own files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from _frozen_importlib import ModuleSpec  # importlib.machinery would import the
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType, ModuleType
+    from types import ModuleType
     from typing import Any
 
     Index = dict[str, tuple[int, int, bool]]  # by module: where its code begins, the length of that, is it a package
@@ -47,12 +47,13 @@ class ModulePack:
         if found is None:
             return None
         at, length, is_package = found
-        code = self._code(at, length)
-        if code is None:
-            return None
         place = f"{self._folder}/{name.replace('.', '/')}"
         origin = f"{place}/__init__.py" if is_package else f"{place}.py"
-        _imp._fix_co_filename(code, origin)  # type: ignore[attr-defined]  # for tracebacks, as of a .pyc that has been moved
+        try:
+            code = marshal.loads(self._bytes(at, length))
+            _imp._fix_co_filename(code, origin)  # type: ignore[attr-defined]  # for tracebacks, as of a moved .pyc
+        except (EOFError, OSError, TypeError, ValueError):
+            return None
         spec = ModuleSpec(name, self, origin=origin, loader_state=code, is_package=is_package)  # type: ignore[arg-type]
         if is_package:
             spec.submodule_search_locations = [place]
@@ -68,21 +69,14 @@ class ModulePack:
         module.__file__ = spec.origin
         exec(code, module.__dict__)
 
-    def _code(self, at: int, length: int) -> CodeType | None:
-        code: CodeType
+    def _bytes(self, at: int, length: int) -> memoryview | bytes:
+        """None, if the file is another now: of another version of lockgate, with other modules elsewhere."""
         if at + length <= len(self._head):
-            code = marshal.loads(self._head[at : at + length])
-            return code
+            return self._head[at : at + length]
         self._head = memoryview(b"")  # the rest comes later, where time counts less than memory
+        fd = posix.open(self._path, posix.O_RDONLY)  # anew: whoever starts a process closes what it does not know
         try:
-            fd = posix.open(self._path, posix.O_RDONLY)  # anew: whoever starts a process closes what it does not know
-        except OSError:
-            return None
-        try:
-            if _identity(fd) != self._file:
-                return None  # of another version of lockgate, with other modules elsewhere
-            code = marshal.loads(posix.pread(fd, length, at))
-            return code
+            return posix.pread(fd, length, at) if _identity(fd) == self._file else b""
         finally:
             posix.close(fd)
 

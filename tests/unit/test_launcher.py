@@ -134,6 +134,17 @@ def test_an_interrupt_before_our_own_code_ends_us_without_a_word(command: Path) 
     assert (ignoring.returncode, ignoring.stdout, ignoring.stderr) == (0, "on\n", "")
 
 
+@pytest.mark.parametrize("contract", ["passt", "pasta", "gvproxy"])
+def test_what_was_read_of_our_modules_is_not_kept(command: Path, contract: str) -> None:
+    """256 KB, which each helper would have for as long as it lives: the code had a name for them."""
+    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
+    look = "[name for name, value in globals().items() if type(value) is bytes and len(value) > 4096]"
+    code = f"import lockgate.plugin.contracts.{contract}, lockgate.plugin.start; print({look}, "
+    code += "len(sys.meta_path[0]._head))"
+    words = [str(python), "-I", "-S", "-c", entry_then(command, code)]
+    assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "[] 0\n"
+
+
 def test_nothing_is_collected_while_a_helper_starts(command: Path) -> None:
     """0.2 ms: nothing there makes cycles worth collecting."""
     python = SOURCE.parents[1] / ".venv" / "bin" / "python3"

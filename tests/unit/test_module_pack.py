@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pack_modules
@@ -48,7 +49,10 @@ def tree(tmp_path: Path) -> Path:
 
 def said(tree: Path, code: str, head: int = pack_modules.INDEX_BYTES) -> str:
     """What code prints in a Python that imports from the packed tree."""
-    pack = pack_modules.pack(tree, [])
+    return imported(tree, code, pack_modules.pack(tree, []), head)
+
+
+def imported(tree: Path, code: str, pack: Path, head: int = pack_modules.INDEX_BYTES) -> str:
     words = [sys.executable, "-I", "-S", "-c", BEGIN.replace("HEAD", str(head)) + code, str(tree), str(pack)]
     return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=tree).stdout
 
@@ -66,12 +70,10 @@ def test_what_was_read_along_with_the_index_is_not_read_again(tree: Path, more: 
     """Whole, or else from the file: two is the last module."""
     (tree / "lockgate" / "plugin" / "two.py").write_text("y = 2\n")
     show = """
-before, posix.open = posix.open, None
-try: from lockgate.plugin import two
-except TypeError:
-    print("read")
-    posix.open = before
-    from lockgate.plugin import two
+import lockgate.plugin
+opens = posix.open
+posix.open = lambda *words: print("read") or opens(*words)
+from lockgate.plugin import two
 print(two.y)
 """
     assert said(tree, show, pack_modules.INDEX_BYTES + more) == ("2\n" if more > 1 else "read\n2\n")
@@ -130,8 +132,9 @@ def test_a_command_reads_none_of_our_modules_from_a_file_of_its_own() -> None:
     assert set(opened) == {str(INSTALLED / "lockgate" / pack_modules.NAME)}
 
 
-def test_without_a_pack_for_this_python_our_modules_are_imported_as_usual(tmp_path: Path) -> None:
-    """A wheel is for all versions of Python, its pack for the one that built it."""
+@pytest.fixture(name="environment")
+def copied_environment(tmp_path: Path) -> Path:
+    """Another one with our commands and modules, which has no pack."""
     packages = tmp_path / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
     packages.mkdir(parents=True)
     for name in os.listdir(INSTALLED):
@@ -146,6 +149,50 @@ def test_without_a_pack_for_this_python_our_modules_are_imported_as_usual(tmp_pa
     command = tmp_path / "bin" / "gvproxy"
     command.write_bytes(COMMAND.read_bytes())
     command.chmod(0o755)
+    return tmp_path
+
+
+def shows_its_version(environment: Path) -> bool:
+    """As the command with a pack does."""
     with_pack = subprocess.run([COMMAND, "-version"], capture_output=True, text=True, check=True)
-    without = subprocess.run([command, "-version"], capture_output=True, text=True, check=True)
-    assert (without.stdout, without.stderr) == (with_pack.stdout, with_pack.stderr)
+    without = subprocess.run([environment / "bin" / "gvproxy", "-version"], capture_output=True, text=True)
+    return (without.stdout, without.stderr) == (with_pack.stdout, with_pack.stderr)
+
+
+def test_without_a_pack_for_this_python_our_modules_are_imported_as_usual(environment: Path) -> None:
+    """A wheel is for all versions of Python, its pack for the one that built it."""
+    assert shows_its_version(environment)
+
+
+def _cut(pack: bytes, length: int) -> bytes:
+    return pack[:length]
+
+
+def _blanked(pack: bytes, begin: int) -> bytes:
+    return pack[:begin] + bytes(len(pack) - begin)
+
+
+@pytest.mark.parametrize("damage", [_cut, _blanked])
+@pytest.mark.parametrize("good", [0, 5000, pack_modules.INDEX_BYTES, pack_modules.INDEX_BYTES + 5000])
+def test_a_damaged_pack_is_as_none(environment: Path, damage: Callable[[bytes, int], bytes], good: int) -> None:
+    """What a crash of the machine, or a full disk, leaves of a file: its beginning, or zeros."""
+    (lockgate,) = (environment / "lib").glob("python3*/site-packages/lockgate")
+    pack = (INSTALLED / "lockgate" / pack_modules.NAME).read_bytes()
+    (lockgate / pack_modules.NAME).write_bytes(damage(pack, good))
+    assert shows_its_version(environment)
+
+
+def test_what_is_packed_does_not_depend_on_how_python_was_started(tree: Path) -> None:
+    """Cause: a wheel that was built under PYTHONOPTIMIZE=2 had neither assertions nor the docstrings without which
+    dataclasses imports more."""
+    (tree / "lockgate" / "plugin" / "one.py").write_text(f"{ONE}def g(): assert False\n")
+    folder = str(Path(pack_modules.__file__).parent)
+    code = "import pathlib, sys; sys.path.insert(0, sys.argv[2]); import pack_modules; "
+    code += "pack_modules.pack(pathlib.Path(sys.argv[1]), [])"
+    subprocess.run([sys.executable, "-OO", "-c", code, str(tree), folder], check=True)
+    show = """
+from lockgate.plugin import one
+try: one.g()
+except AssertionError: print(one.__doc__)
+"""
+    assert imported(tree, show, tree / "lockgate" / pack_modules.NAME) == "What one is.\n"

@@ -14,6 +14,7 @@
  */
 #include <errno.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,13 +35,17 @@
  * loaded after all; should it not be enough (a module that pip has put elsewhere), the first import that fails does so.
  *
  * The collector is off from the first import on: nothing here makes cycles worth collecting; control turns it on again.
- * An interrupt (^C) ends us without a word until launch.py can take back what has been made.
+ * An interrupt (^C) ends us without a word until launch.py can take back what has been made. Python itself would not
+ * take one well while it starts: until our code runs, it is held back. Whoever holds it back on our behalf goes on so.
  */
-static const char entry[] =
-    "import _signal, gc, marshal, posix, sys\n"
+#define HEAR_INTERRUPTS                                                    \
+    "import _signal\n"                                                     \
+    "if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:\n" \
+    "    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)\n"                \
+    "_signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))\n"
+static const char entry[] = HEAR_INTERRUPTS
+    "import gc, marshal, posix, sys\n"
     "from _frozen_importlib_external import MAGIC_NUMBER\n"
-    "if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:\n"
-    "    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)\n"
     "gc.disable()\n"
     "place = sys.executable.rpartition('/bin/')[0] + '/lib/python3'\n"
     "sys.path += [place + '.%d/site-packages' % sys.version_info[1], place + '/dist-packages']\n"
@@ -61,6 +66,17 @@ static const char entry[] =
     "    site.main()\n"
     "from lockgate.plugin.launch import main\n"
     "main()\n";
+
+/* What Python gets to run, with interrupts held back from here on. */
+static const char *hold_interrupts(void)
+{
+    sigset_t interrupt, before;
+
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    sigprocmask(SIG_BLOCK, &interrupt, &before);
+    return sigismember(&before, SIGINT) ? entry + strlen(HEAR_INTERRUPTS) : entry;
+}
 
 static const char *base_name(const char *path)
 {
@@ -112,7 +128,7 @@ int main(int argc, char **argv)
     arguments[n++] = "-I";
     arguments[n++] = "-S";
     arguments[n++] = "-c";
-    arguments[n++] = entry;
+    arguments[n++] = hold_interrupts();
     arguments[n++] = command;
     for (int i = 1; i < argc; i++)
         arguments[n++] = argv[i];

@@ -145,6 +145,23 @@ def test_what_was_read_of_our_modules_is_not_kept(command: Path, contract: str) 
     assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "[] 0\n"
 
 
+def test_an_interrupt_waits_until_python_has_started(command: Path) -> None:
+    """Cause: "Fatal Python error: init_sys_streams", and status 1."""
+    (command.parent / "python3").write_text("#!/bin/sh\nkill -INT $$; echo goes on\n")
+    assert subprocess.run([command], capture_output=True, text=True).stdout == "goes on\n"
+
+
+def test_an_interrupt_that_the_caller_holds_back_stays_so(command: Path) -> None:
+    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        code = entry_then(command, "import os; os.kill(os.getpid(), 2); print('on')")
+        done = subprocess.run([python, "-I", "-S", "-c", code], capture_output=True, text=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
+
+
 def test_nothing_is_collected_while_a_helper_starts(command: Path) -> None:
     """0.2 ms: nothing there makes cycles worth collecting."""
     python = SOURCE.parents[1] / ".venv" / "bin" / "python3"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which processes are ending, and may have sockets for a moment yet that nobody will serve.
 
-Called by port_holder.py and socket_holder.py before READY, and only where something is in the way of a start.
+Called by port_holder.py and socket_holder.py before READY, and only where something is in the way of a start; those
+who wait have their measure here.
 Adversary: other users' processes, which choose their own names; they make a start wait, and fail, at worst. Invariants:
 what cannot be read is not ending.
 
@@ -18,6 +19,9 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+PATIENCE = 2.0  # seconds, with a helper that was killed; it ends in some hundredths
+PAUSE = 0.02  # between two looks: nothing tells when a port or a socket is free
 
 _HELPERS = (b"passt", b"pasta", b"gvproxy")  # somewhere in their names, as for launch.py
 _CHILDREN = (b"-control", b"-worker")  # at the end of the names of a keeper's children

@@ -28,10 +28,6 @@ if TYPE_CHECKING:
         def remove(self) -> None: ...
 
 
-PATIENCE = 2.0  # seconds, with a helper that was killed; it ends in some hundredths
-_PAUSE = 0.02  # between two looks: nothing tells when a socket is closed
-
-
 class FileError(Exception):
     """Why a file cannot be made; the text is one sentence for the caller, without the full stop."""
 
@@ -193,14 +189,18 @@ def in_use(path: str, what: str, kind: int = _socket.SOCK_STREAM) -> bool:
 
 
 def _stays_in_use(path: str, what: str, kind: int) -> bool:
-    deadline = time.monotonic() + PATIENCE
-    while in_use(path, what, kind):
-        from lockgate.plugin import socket_holder  # hardly anybody needs it
+    if not in_use(path, what, kind):
+        return False
+    from lockgate.plugin import ending, socket_holder  # hardly anybody needs them
 
-        if not socket_holder.is_leaving(path) or time.monotonic() >= deadline:
+    deadline = time.monotonic() + ending.PATIENCE
+    while True:
+        is_leaving = socket_holder.is_leaving(path)
+        if not in_use(path, what, kind):
+            return False  # perhaps since before that look, which has found nobody then
+        if not is_leaving or time.monotonic() >= deadline:
             return True
-        time.sleep(_PAUSE)
-    return False
+        time.sleep(ending.PAUSE)
 
 
 def _absolute(path: str) -> str:

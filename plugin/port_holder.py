@@ -42,14 +42,14 @@ def find(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str =
 
 def is_leaving(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> bool | None:
     """Whether the port will be free in a moment: its holder is ending, or is a helper's like us whose namespace is
-    gone. None: nobody is seen to hold it, since it is free already, or since that cannot be seen.
+    gone. None: nobody is seen to hold it, since it is free by now, or since that cannot be seen.
 
     A container that is started anew can be faster than the end of its helper, and so is a monitor that starts a killed
     one anew; what serves a namespace that is there, or is no helper, stays.
     """
     folder, uid = _holder(protocol, port, matters, proc)
     if not folder:
-        return None if uid is None else uid == os.geteuid() and ending.helper_is_ending(proc)
+        return None if uid is None else uid == os.geteuid() and (ending.helper_is_ending(proc) or None)
     if ending.is_ending(int(os.path.basename(folder)), proc):
         return True
     if not _name(folder).startswith(_HELPERS):

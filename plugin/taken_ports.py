@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports that are taken when a helper starts: which are worth waiting for, and the words for the others.
 
-Called by start.py, and by gateway/awaited.py where ports are taken, before READY. Adversary: nobody. Invariants: nobody
-waits for a port that will not be free, as far as that can be known.
+Called by start.py, and by gateway/awaited.py and gateway/places.py where ports are taken, before READY. Adversary:
+nobody. Invariants: nobody waits for a port that will not be free, as far as that can be known.
 
 `podman restart` removes the namespace of the old container and starts the new one's helper at once, which may be sooner
 than the old one's has ended; libvirt starts a helper that was killed as soon as its link closes. Whoever has published
@@ -15,39 +15,51 @@ import errno
 import os
 import time
 
-from lockgate.plugin import address, port_holder
-from lockgate.plugin.forward_rule import PROTOCOL_NAMES, range_text
+from lockgate.plugin import address, ending, port_holder
+from lockgate.plugin.address import UNSET
+from lockgate.plugin.forward_rule import PROTOCOL_NAMES, TCP, range_text
 from lockgate.plugin.forwards import ForwardError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import _socket
+    from collections.abc import Callable, Sequence
 
     from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.forwards import Failure, Listener
 
-PATIENCE = 2.0  # seconds; a helper ends in some hundredths
-_PAUSE = 0.02  # between two tries: nothing tells when a port becomes free, and there is no loop yet that could wait
+
+class Patience:
+    """How long the same ports are tried again."""
+
+    def __init__(self, seconds: float = ending.PATIENCE) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._unseen = False  # whether nobody was seen to hold one of them a moment ago
+
+    def waits(self, looks: Sequence[bool | None]) -> bool:
+        """`looks`: whether the holder of each is leaving, as port_holder has it. Whether all will be free soon: then a
+        moment has passed. Who is not seen at two looks is there all the same: a program that does not listen yet."""
+        if not looks or False in looks or (self._unseen and None in looks) or time.monotonic() >= self._deadline:
+            return False
+        self._unseen = None in looks
+        time.sleep(ending.PAUSE)
+        return True
 
 
 def bind(
     bind_all: Callable[[Callable[[str], None]], list[Listener]],
     warn: Callable[[str], None],
-    patience: float = PATIENCE,
+    patience: float = ending.PATIENCE,
     called_by: Callable[[], str] | None = None,
 ) -> list[Listener]:
     """What `bind_all` binds, which is forwards.bind but for where its lines go. Raises ForwardError."""
-    deadline = time.monotonic() + patience
-    unseen = False  # whether nobody was seen to hold one of them a moment ago
+    ours = Patience(patience)
     while True:
         lines: list[str] = []
         try:
             listeners = bind_all(lines.append)
         except ForwardError as fault:
-            looks = [_is_leaving(one) for one in fault.refused]
-            if looks and False not in looks and not (unseen and None in looks) and time.monotonic() < deadline:
-                unseen = None in looks
-                time.sleep(_PAUSE)
+            if ours.waits([_is_leaving(one) for one in fault.refused]):
                 continue
             _tell(lines, warn)
             if fault.refused and (called_by or caller)() == "podman":
@@ -59,16 +71,30 @@ def bind(
         return listeners
 
 
+def listen(open_one: Callable[[], _socket.socket], ip: bytes, port: int) -> _socket.socket:
+    """What `open_one` opens, which listens for TCP there; at the unspecified address, for both families. Raises
+    OSError."""
+    ours = Patience()
+    while True:
+        try:
+            return open_one()
+        except OSError as failure:
+            look = failure.errno == errno.EADDRINUSE and port_holder.is_leaving(
+                TCP, port, lambda other: ip in (other, UNSET) or address.is_unspecified(other)
+            )
+            if not ours.waits([look]):
+                raise
+
+
 def _tell(lines: list[str], warn: Callable[[str], None]) -> None:
     for line in lines:
         warn(line)
 
 
 def _is_leaving(failure: Failure) -> bool | None:
-    """As port_holder has it. Who is not seen at two looks is there all the same: a program that does not listen yet."""
     rule = failure.rule
     return failure.error == errno.EADDRINUSE and port_holder.is_leaving(
-        rule.protocol, failure.port, lambda ip: rule.shares_address(ip, ip == address.UNSET)
+        rule.protocol, failure.port, lambda ip: rule.shares_address(ip, ip == UNSET)
     )
 
 

@@ -36,7 +36,7 @@ def listen(place: Place, what: str, made: MadeFiles) -> _socket.socket:
             raise OSError(errno.EADDRINUSE, "there is a file in the place of the socket", place.path)
         return made.listen(place.path, what, BACKLOG, _KINDS[place.scheme])
     try:
-        return _listen(*_address(place))
+        return _listen_at(*_address(place))
     except OSError as failure:
         raise OSError(failure.errno, failure.strerror, place.text) from None
 
@@ -60,6 +60,19 @@ def _is_free(path: str) -> bool:
         return _stat.S_ISSOCK(posix.lstat(path).st_mode)
     except OSError:
         return True
+
+
+def _listen_at(family: int, sockaddr: tuple[Any, ...]) -> _socket.socket:
+    """A helper that was killed may still have the port for a moment."""
+    try:
+        return _listen(family, sockaddr)
+    except OSError as failure:
+        ip = None if family == _socket.AF_VSOCK else address.parse(sockaddr[0].partition("%")[0])
+        if failure.errno != errno.EADDRINUSE or ip is None:
+            raise
+    from lockgate.plugin import taken_ports  # hardly anybody needs it
+
+    return taken_ports.listen(lambda: _listen(family, sockaddr), ip, sockaddr[1])
 
 
 def _listen(family: int, sockaddr: tuple[Any, ...]) -> _socket.socket:

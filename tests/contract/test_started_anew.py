@@ -69,15 +69,16 @@ class Dying:
         self._process.communicate()
 
 
-@pytest.mark.parametrize("command", ["passt", "gvproxy"])
+@pytest.mark.parametrize("command", ["passt", "gvproxy", "its API"])
 def test_a_port_of_a_helper_that_is_ending_is_waited_for(folder: Path, ends: ExitStack, command: str) -> None:
     """Cause: libvirt started a killed passt again within a millisecond of its link's end, and was told that the port is
     held by another process. A worker lets go of the guest's memory first, and of its ports after that."""
     dying = ends.enter_context(closing(Dying(folder / "other")))
-    link = folder / "s"
+    link, api = folder / "s", (GVPROXY, "-ssh-port", "-1")
     words = {
         "passt": [PASST, "--vhost-user", "-f", "-s", str(link), "-t", f"127.0.0.1/{dying.port}"],
         "gvproxy": [GVPROXY, "-ssh-port", str(dying.port), "-listen-qemu", f"unix://{link}"],
+        "its API": [*api, "-listen", f"tcp://127.0.0.1:{dying.port}", "-listen-qemu", f"unix://{link}"],
     }
     helper = ends.enter_context(closing(Child([*STRACE, *words[command]])))
     helper.line_with("EADDRINUSE")
@@ -109,7 +110,7 @@ def test_a_living_helper_is_no_reason_to_wait(folder: Path, ends: ExitStack) -> 
     os.waitpid(child, 0)
     done = run("--vhost-user", "-f", "-s", str(link), prefix=STRACE)
     assert done.returncode == 1 and "is already in use" in done.stderr
-    assert done.stderr.count(f'sun_path="{link}"') == 1
+    assert done.stderr.count(f'sun_path="{link}"') == 2  # before and after the look for its holder
 
 
 def test_a_port_that_is_bound_and_does_not_listen_is_no_reason_to_wait(folder: Path, ends: ExitStack) -> None:

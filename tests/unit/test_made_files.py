@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lockgate.plugin import socket_holder
 from lockgate.plugin.made_files import FileError, MadeFiles
 
 
@@ -69,6 +70,23 @@ def test_what_is_somebody_elses_by_then_stays(tmp_path: Path) -> None:
 def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="that is a folder"):
         MadeFiles().replace(str(tmp_path), "-forward-sock", 5)
+
+
+def test_a_socket_that_is_closed_while_we_look_for_its_holder_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cause: nobody was found, and the start was told that another helper lives."""
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as leaving:
+        leaving.bind(str(path))
+        leaving.listen()
+
+        def is_leaving(_: str) -> bool:
+            leaving.close()
+            return False
+
+        monkeypatch.setattr(socket_holder, "is_leaving", is_leaving)
+        MadeFiles().listen(str(path), "--socket").close()
 
 
 @pytest.fixture(name="place")

@@ -170,13 +170,13 @@ def test_another_program_stays(proc: Path) -> None:
 
 @pytest.mark.parametrize(("name", "state"), [("passt-worker", "Z"), ("passt-worker", "S"), ("server", "Z")])
 def test_a_process_that_ends_has_no_name_for_its_sockets_any_more(proc: Path, name: str, state: str) -> None:
-    """But its user; those of others we would not see anyway. Where no helper is ending, it is one into which we may not
-    look."""
+    """But its user; those of others we would not see anyway. Where no helper is ending, it has ended since, or is one
+    into which we may not look. Cause: a start was refused a port that its holder let go of in the midst of the look."""
     (proc / "9" / "stat").write_text(stat(9, name, state))
     for uid in (os.geteuid(), os.geteuid() + 1):
         (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80, uid=uid, inode=5))
-        expected = uid == os.geteuid() and (name, state) == ("passt-worker", "Z")
-        assert port_holder.is_leaving(TCP, 80, anything, str(proc)) == expected
+        expected = uid == os.geteuid() and ((name, state) == ("passt-worker", "Z") or None)
+        assert port_holder.is_leaving(TCP, 80, anything, str(proc)) is expected
 
 
 def test_a_port_that_nobody_is_seen_to_hold_is_told_from_the_others(proc: Path) -> None:

@@ -88,6 +88,8 @@ class Clients:
                 try:
                     await self._serve_client(client)
                 finally:
+                    if one_off:
+                        sock.shutdown(socket.SHUT_RDWR)  # whoever is started anew as its client goes finds nobody here
                     client.close()
                     others.cancel()
                     await asyncio.wait([others])

@@ -87,6 +87,17 @@ def test_one_off_ends_with_its_client(start: Start) -> None:
     assert all_ended(children)
 
 
+def test_one_off_has_let_go_of_its_socket_when_its_client_sees_the_end(start: Start) -> None:
+    """libvirt starts another at the same path then. It would have met one that seems to live, since it ends in its own
+    time."""
+    helper = start("-q", "-1", stream=True)
+    client = FrontEnd.connect(helper.socket)
+    kill(helper.children()["passt-worker"])
+    assert client.closed()
+    with pytest.raises(ConnectionRefusedError):
+        FrontEnd.connect(helper.socket)
+
+
 def test_without_one_off_the_next_client_is_served(start: Start) -> None:
     """Each gets a fresh session."""
     helper = start("-q")

@@ -70,11 +70,15 @@ class SocketLink:
     def _listen(self, made: MadeFiles) -> tuple[_socket.socket, str]:
         if self._spec.socket_path:
             return made.listen(self._spec.socket_path, "--socket"), self._spec.socket_path
+        fault: FileError | None = None  # such as what another user has left there, which we may not remove
         for number in _SERIES_NUMBERS:
             path = _SERIES.format(number)
-            if not in_use(path, "Socket path"):
-                return made.listen(path, "Socket path"), path
-        raise vocabulary.StartError(
+            try:
+                if not in_use(path, "Socket path"):
+                    return made.listen(path, "Socket path"), path
+            except FileError as failure:
+                fault = fault or failure
+        raise fault or vocabulary.StartError(
             f"{_SERIES.format('1')} to {_SERIES_NUMBERS[-1]} are all in use; --socket can name another path"
         )
 

@@ -71,7 +71,7 @@ def datapath_extension(scratch: Path) -> Extension:
         depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / DATAPATH).glob("*.[ch]")),
         include_dirs=[str(DATAPATH)],
         define_macros=[("Py_LIMITED_API", "0x030b0000")],
-        extra_compile_args=[*GENERATED, *sanitizers()],
+        extra_compile_args=[*GENERATED, f"-ffile-prefix-map={scratch}=.", *sanitizers()],
         extra_link_args=sanitizers(),
         py_limited_api=True,
     )

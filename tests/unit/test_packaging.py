@@ -34,6 +34,14 @@ def test_a_wheel_is_for_every_python_from_3_11_and_holds_no_c_source(wheel: Path
     assert [name for name in names if name.endswith(".so")] == ["lockgate/core/_datapath.abi3.so"]
 
 
+def test_two_builds_make_the_same_files(wheel: Path, tmp_path: Path) -> None:
+    """Cause: the name of the folder that each of them makes for a while was in the compiled module."""
+    again = tmp_path / lockgate_build.build_wheel(str(tmp_path))
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert one.namelist() == other.namelist()
+        assert [name for name in one.namelist() if one.read(name) != other.read(name)] == []
+
+
 def test_a_wheel_holds_every_python_file_of_the_two_packages(wheel: Path) -> None:
     """A new folder of modules needs no entry anywhere."""
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}

@@ -257,12 +257,13 @@ def test_without_the_option_the_keeper_keeps_no_right(start: Begin) -> None:
 
 
 def test_the_real_pesto(begin: Begin, host: Host, conf: Path) -> None:
-    """Each of its commands, and the ports that follow; it shows what it did from a second look of its own."""
+    """Each of its commands, and the ports that follow. It goes before its wish is granted; the next one waits."""
     pesto = real_pesto(conf)
     begin("-q", "-t", f"{A}:80", "-u", f"127.0.0.1%lo/{A}")
     first, datagrams = f"TCP [*]:{A} => 80", f"UDP [127.0.0.1]%lo:{A} => {A}"
     assert pesto("--show") == [first, datagrams]
     assert pesto("-s", "-A", "-t", f"{B}-{C}") == [first, datagrams, first, datagrams, f"TCP [*]:{B}-{C} => {B}-{C}"]
+    assert pesto("-s") == [first, datagrams, f"TCP [*]:{B}-{C} => {B}-{C}"]  # served when the one before is done with
     host.connects(C).close()
     pesto("-D", "-t", f"{A}:80")
     assert pesto("-s") == [datagrams, f"TCP [*]:{B}-{C} => {B}-{C}"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which processes are ending, and may have sockets for a moment yet that nobody will serve.
 
-Called by port_holder.py and socket_holder.py before READY, and only where something is in the way of a start; those
-who wait have their measure here.
+Called by port_holder.py and socket_holder.py before READY, and only where something is in the way of a start;
+taken_ports.py and made_files.py wait by the measure that is here.
 Adversary: other users' processes, which choose their own names; they make a start wait, and fail, at worst. Invariants:
 what cannot be read is not ending.
 
@@ -15,13 +15,14 @@ for them.
 from __future__ import annotations
 
 import os
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 PATIENCE = 2.0  # seconds, with a helper that was killed; it ends in some hundredths
-PAUSE = 0.02  # between two looks: nothing tells when a port or a socket is free
+_PAUSE = 0.02  # between two looks: nothing tells when a port or a socket is free, and no loop runs yet that could wait
 
 _HELPERS = (b"passt", b"pasta", b"gvproxy")  # somewhere in their names, as for launch.py
 _CHILDREN = (b"-control", b"-worker")  # at the end of the names of a keeper's children
@@ -30,6 +31,24 @@ _CHILDREN = (b"-control", b"-worker")  # at the end of the names of a keeper's c
 _STATE, _PARENT, _FLAGS, _PENDING = 0, 1, 6, 28
 _EXITING = 0x4 | 0x400  # PF_EXITING, PF_SIGNALED: <linux/sched.h>
 _SIGKILL = 1 << 8
+
+
+class Patience:
+    """How long the same ports, or the same socket, are tried again."""
+
+    def __init__(self, seconds: float = PATIENCE) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._unseen = False  # whether nobody was seen to hold one of them a moment ago
+
+    def waits(self, looks: Sequence[bool | None]) -> bool:
+        """`looks`: whether the holder of each is leaving, as port_holder and socket_holder have it. Whether all will be
+        free soon: then a moment has passed. Who is not seen at two looks is there all the same: a program that does not
+        listen yet."""
+        if not looks or False in looks or (self._unseen and None in looks) or time.monotonic() >= self._deadline:
+            return False
+        self._unseen = None in looks
+        time.sleep(_PAUSE)
+        return True
 
 
 class _Process:

@@ -16,7 +16,6 @@ import _socket
 import _stat
 import errno
 import posix
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -193,14 +192,13 @@ def _stays_in_use(path: str, what: str, kind: int) -> bool:
         return False
     from lockgate.plugin import ending, socket_holder  # hardly anybody needs them
 
-    deadline = time.monotonic() + ending.PATIENCE
+    patience = ending.Patience()
     while True:
         is_leaving = socket_holder.is_leaving(path)
         if not in_use(path, what, kind):
             return False  # perhaps since before that look, which has found nobody then
-        if not is_leaving or time.monotonic() >= deadline:
+        if not patience.waits([is_leaving]):
             return True
-        time.sleep(ending.PAUSE)
 
 
 def _absolute(path: str) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 
 from lockgate.plugin import address, ending, port_holder
 from lockgate.plugin.address import UNSET
@@ -23,27 +22,10 @@ from lockgate.plugin.forwards import ForwardError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.forwards import Failure, Listener
-
-
-class Patience:
-    """How long the same ports are tried again."""
-
-    def __init__(self, seconds: float = ending.PATIENCE) -> None:
-        self._deadline = time.monotonic() + seconds
-        self._unseen = False  # whether nobody was seen to hold one of them a moment ago
-
-    def waits(self, looks: Sequence[bool | None]) -> bool:
-        """`looks`: whether the holder of each is leaving, as port_holder has it. Whether all will be free soon: then a
-        moment has passed. Who is not seen at two looks is there all the same: a program that does not listen yet."""
-        if not looks or False in looks or (self._unseen and None in looks) or time.monotonic() >= self._deadline:
-            return False
-        self._unseen = None in looks
-        time.sleep(ending.PAUSE)
-        return True
 
 
 def bind(
@@ -53,7 +35,7 @@ def bind(
     called_by: Callable[[], str] | None = None,
 ) -> list[Listener]:
     """What `bind_all` binds, which is forwards.bind but for where its lines go. Raises ForwardError."""
-    ours = Patience(patience)
+    ours = ending.Patience(patience)
     while True:
         lines: list[str] = []
         try:
@@ -74,7 +56,7 @@ def bind(
 def listen(open_one: Callable[[], _socket.socket], ip: bytes, port: int) -> _socket.socket:
     """What `open_one` opens, which listens for TCP there; at the unspecified address, for both families. Raises
     OSError."""
-    ours = Patience()
+    ours = ending.Patience()
     while True:
         try:
             return open_one()

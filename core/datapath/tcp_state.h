@@ -125,10 +125,13 @@ enum tcp_limits {
      * 256 KiB leaves a single stream too little room. */
     TCP_DISCARD_STEP = 128 << 10,
 
+    /* A flow that has carried this much to the guest is a long transfer, and its peer may send as much ahead. */
+    TCP_BULK_WINDOW = 1 << 20,
+
     TCP_BUDGET_BYTES = 1 << 20, /* to the guest, before other flows have their turn; one full ring of 256 pages */
 
-    /* Bytes that a read expects at first, and at least: reserving room costs time for each buffer of the guest's, and a
-     * request's answer is short. Reads that find all they expected double it. */
+    /* Bytes that a read expects at first, and at least, unless a segment is longer: reserving room costs time for each
+     * buffer of the guest's, and a request's answer is short. Reads that find all they expected double it. */
     TCP_READ_FIRST = 16384,
 
     /* Before 6.9 Linux has no SO_PEEK_OFF for TCP: what is in flight is read again into a buffer that nobody looks at.
@@ -191,6 +194,7 @@ struct tcp {
     bool fin_seen : 1;        /* the guest's FIN is known; it counts once all before it is with the kernel */
     bool sack_allowed : 1;    /* both sides offered it (RFC 2018, 2) */
     bool recovering : 1;
+    bool bulk : 1; /* a long transfer to the guest: see TCP_BULK_WINDOW */
     bool syn_ack_due : 1;
     bool keepalive : 1; /* the guest asks for life now and then: so does our socket */
     bool ack_due : 1;

@@ -18,10 +18,25 @@ enum {
     PREFIX = 1, /* iov[0] is kept for what is read again without SO_PEEK_OFF */
 };
 
+/* The kernel gives room to a reader that takes much at a time (tcp(7), tcp_moderate_rcvbuf); where the guest is the slow
+ * one, peeks and late drops look to it like a reader that wants little, and the peer would wait for each drop. To ask for
+ * SO_RCVLOWAT makes room, and unlike SO_RCVBUF leaves the kernel free to give more. Not at once: an idle guest could have
+ * so much kept for each of its connections. */
+static void widen(struct flow *flow)
+{
+    static const int ahead = TCP_BULK_WINDOW, any = 1;
+
+    flow->tcp.bulk = true;
+    sys_setsockopt(flow->fd, SOL_SOCKET, SO_RCVLOWAT, &ahead, sizeof(ahead));
+    sys_setsockopt(flow->fd, SOL_SOCKET, SO_RCVLOWAT, &any, sizeof(any));
+}
+
 void tcp_discard_acked(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
+    if (!tcp->bulk && engine->peek_off && flow->bytes_to_guest >= TCP_BULK_WINDOW)
+        widen(flow);
     while (tcp->acked) {
         ssize_t n = sys_discard(flow->fd, tcp->acked);
         if (n <= 0) {
@@ -311,6 +326,21 @@ static bool send_lost(struct engine *engine, struct flow *flow)
     return true;
 }
 
+/* What one read asks for: as much as reads have found, in full frames, or at least whole segments, but for the end of what
+ * is there. Of a long transfer no crumb of the window is used either: it would cost a frame, and the guest an ACK. */
+static uint32_t burst_bytes(const struct tcp *tcp, uint32_t frame, uint32_t window, uint32_t left)
+{
+    uint32_t hint = tcp->read_hint > tcp->mss ? tcp->read_hint : tcp->mss;
+    uint32_t bytes = hint < left ? hint : left;
+    uint32_t unit = bytes < frame ? tcp->mss : frame;
+
+    if (window < bytes) {
+        bytes = window;
+        unit = tcp->bulk && !tcp->peer_hup ? tcp->mss : bytes;
+    }
+    return bytes > unit ? bytes - bytes % unit : bytes;
+}
+
 static void send_new(struct engine *engine, struct flow *flow, uint32_t least)
 {
     struct tcp *tcp = &flow->tcp;
@@ -328,11 +358,7 @@ static void send_new(struct engine *engine, struct flow *flow, uint32_t least)
         if (!(window = may_send(engine, flow, least)))
             return;
         least = window_least(tcp);
-        uint32_t wanted = tcp->read_hint < left ? tcp->read_hint : left;
-        uint32_t unit = wanted < frame ? tcp->mss : frame;
-        if (wanted > unit)
-            wanted -= wanted % unit; /* full frames, or at least whole segments, but for the end of what is there */
-        uint32_t sent = send_burst(engine, flow, tcp->snd_nxt, window < wanted ? window : wanted);
+        uint32_t sent = send_burst(engine, flow, tcp->snd_nxt, burst_bytes(tcp, frame, window, left));
         if (!sent) {
             if (tcp->stall == STALL_none) /* still readable: a mark is in the way, until the guest's ACK */
                 tcp->stall = tcp->readable ? STALL_window : STALL_caught_up;

@@ -53,11 +53,11 @@ struct fake_socket {
     uint32_t scope_id;              /* of an IPv6 address */
     uint32_t stream_in, stream_out; /* pattern numbers: from the peer, to the peer */
 
-    uint64_t arrived;    /* bytes that came from the peer, in order */
-    uint64_t taken;      /* of them, read or discarded */
-    uint64_t urgent;     /* position of the urgent byte; valid with has_urgent */
-    int64_t peek_offset; /* SO_PEEK_OFF, -1 off */
-    uint32_t receive_limit;
+    uint64_t arrived;                  /* bytes that came from the peer, in order */
+    uint64_t taken;                    /* of them, read or discarded */
+    uint64_t urgent;                   /* position of the urgent byte; valid with has_urgent */
+    int64_t peek_offset;               /* SO_PEEK_OFF, -1 off */
+    uint32_t receive_limit, low_water; /* the latter as set by the core, SO_RCVLOWAT; 0: left alone */
 
     uint64_t sent;    /* bytes that the core handed over */
     uint64_t drained; /* of them, acknowledged by the peer */

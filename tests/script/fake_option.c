@@ -27,6 +27,7 @@ static const struct number_option options[] = {
     {0, IPPROTO_TCP, TCP_NODELAY, KEPT(nodelay)},
     {0, SOL_SOCKET, SO_OOBINLINE, KEPT(oob_inline)},
     {0, SOL_SOCKET, SO_KEEPALIVE, KEPT(keepalive)},
+    {0, SOL_SOCKET, SO_RCVLOWAT, KEPT(low_water)},
     {AF_INET, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 0, 0},
     {AF_INET, IPPROTO_IP, IP_TTL, KEPT(hops)},
     {AF_INET6, IPPROTO_IPV6, IPV6_UNICAST_HOPS, KEPT(hops)},
@@ -63,6 +64,8 @@ static bool set_number(struct fake_socket *socket, int level, int name, int valu
             *(bool *)member = value;
         else if (option->bytes)
             memcpy(member, &value, sizeof(value));
+        if (socket->receive_limit < socket->low_water)
+            socket->receive_limit = socket->low_water; /* and stays so */
         return true;
     }
     return false;

@@ -60,6 +60,14 @@ class Kernel(ABC):
     def send_memory(self) -> tuple[int, int]:
         """What is queued, and the limit: two words of SO_MEMINFO."""
 
+    @abstractmethod
+    def low_water(self, length: int) -> None:
+        """SO_RCVLOWAT."""
+
+    @abstractmethod
+    def receive_limit(self) -> int:
+        """What the queue may hold: a word of SO_MEMINFO."""
+
     # a pipe of ours; splice() between it and our socket
     @abstractmethod
     def pipe(self, length: int) -> None: ...
@@ -288,6 +296,17 @@ def _(kernel: Kernel) -> None:
     kernel.open()
     kernel.peer_sends(100)
     assert [kernel.peek(40) for _ in range(3)] == [40, 40, 40]
+
+
+@fact("to ask for SO_RCVLOWAT makes room for as much in the queue, which stays when it is taken back")
+def _(kernel: Kernel) -> None:
+    kernel.open()
+    kernel.low_water(1 << 20)
+    kernel.low_water(1)
+    assert kernel.receive_limit() >= 1 << 20
+    kernel.watch(DATA_OR_END)
+    kernel.peer_sends(1)
+    assert kernel.woken() == IN
 
 
 # ---- FIN ----

@@ -26,7 +26,7 @@ from kernel_facts import ET, FACTS, LOOKS, NEEDS_PEEK_OFF, Kernel
 
 SO_PEEK_OFF, SO_MEMINFO = 42, 55  # asm-generic/socket.h; not in Python's socket module
 MSG_TRUNC = 0x20
-WMEM_QUEUED, SNDBUF = 5, 3  # words of SO_MEMINFO, linux/sock_diag.h
+WMEM_QUEUED, SNDBUF, RCVBUF = 5, 3, 1  # words of SO_MEMINFO, linux/sock_diag.h
 EPOLL_CTL_ADD, EPOLL_CTL_MOD = 1, 3  # sys/epoll.h
 SOCKET_TYPE = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 LINGER_HARD = struct.pack("ii", 1, 0)
@@ -134,9 +134,18 @@ class RealKernel(Kernel):
     def so_error(self) -> int:
         return self.ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
+    def _memory(self) -> tuple[int, ...]:
+        return struct.unpack("9I", self.ours.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
+
     def send_memory(self) -> tuple[int, int]:
-        words = struct.unpack("9I", self.ours.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
+        words = self._memory()
         return words[WMEM_QUEUED], words[SNDBUF]
+
+    def low_water(self, length: int) -> None:
+        self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, length)
+
+    def receive_limit(self) -> int:
+        return self._memory()[RCVBUF]
 
     def peer_sends(self, length: int, urgent: bool = False) -> None:
         before = self._queued_in()
@@ -271,10 +280,21 @@ class FakeKernel(Kernel):
         assert lib.sys_getsockopt(self.fd, socket.SOL_SOCKET, socket.SO_ERROR, value, length) == 0
         return int(value[0])
 
-    def send_memory(self) -> tuple[int, int]:
+    def _memory(self) -> list[int]:
         words = ffi.new("uint32_t[9]")
         assert lib.sys_getsockopt(self.fd, socket.SOL_SOCKET, SO_MEMINFO, words, ffi.new("uint32_t *", 36)) == 0
-        return int(words[WMEM_QUEUED]), int(words[SNDBUF])
+        return list(words)
+
+    def send_memory(self) -> tuple[int, int]:
+        words = self._memory()
+        return words[WMEM_QUEUED], words[SNDBUF]
+
+    def low_water(self, length: int) -> None:
+        value = ffi.new("int *", length)
+        assert lib.sys_setsockopt(self.fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, value, 4) == 0
+
+    def receive_limit(self) -> int:
+        return self._memory()[RCVBUF]
 
     def peer_sends(self, length: int, urgent: bool = False) -> None:
         send = lib.fake_peer_send_urgent if urgent else lib.fake_peer_send

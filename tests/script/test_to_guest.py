@@ -277,6 +277,66 @@ def test_less_than_half_of_the_window_is_not(conversation: Conversation) -> None
     """)
 
 
+@pytest.mark.parametrize("peek_off", [True], ids=["peek_off"])
+@pytest.mark.world(receive_limit=1 << 16)
+def test_the_peer_of_a_long_transfer_may_send_a_mebibyte_ahead(conversation: Conversation) -> None:
+    """The kernel's own tuning takes a guest that reads slowly for a reader that wants little. What is asked for to make
+    room is taken back at once, so that the last byte of a stream still wakes."""
+    conversation.opened("mss 1024,wscale 10")
+    sent = 0
+    for _ in range(16):
+        sent += 1 << 16
+        conversation(f"""
+            +0 peer sends 65536
+            +0 > data {sent - 65535}:{sent + 1} ack 1
+            +0 calls setsockopt 0
+            +0 < . 1:1(0) ack {sent + 1}
+        """)
+    assert (conversation.socket.receive_limit, conversation.socket.low_water) == (1 << 20, 1)
+    conversation(f"""
+        +0 calls setsockopt 2
+        +0 forget
+        +0 peer sends 1
+        +0 > P. {sent + 1}:{sent + 2}(1) ack 1
+        +0 calls setsockopt 0
+    """)
+
+
+@pytest.mark.parametrize("peek_off", [True], ids=["peek_off"])
+def test_a_long_transfer_uses_whole_segments_of_the_window(conversation: Conversation) -> None:
+    """The crumb behind them would cost a frame, and the guest an ACK; but the end of a stream waits for nothing."""
+    conversation.opened("mss 1000,wscale 10", window=100)
+    end = 1
+    while end <= 1 << 20:
+        end += 100000
+        conversation(f"""
+            +0 peer sends 100000
+            +0 > data {end - 100000}:{end} ack 1
+            +0 < . 1:1(0) ack {end}
+        """)
+    conversation(f"""
+        +0 peer sends 250000
+        +0 > data {end}:{end + 102000} ack 1
+        +0 stall window
+        +0 peer closes
+        +0 < . 1:1(0) ack {end + 102000}
+        +0 > data {end + 102000}:{end + 204400} ack 1
+    """)
+
+
+@pytest.mark.world(mtu=65520)
+@pytest.mark.parametrize("peek_off", [True], ids=["peek_off"])
+def test_a_read_expects_a_segment_at_least(conversation: Conversation) -> None:
+    """At an MTU of 65520 several reads would fill several frames, where one does."""
+    conversation.opened("mss ours,wscale 7")
+    mss = conversation.our_mss
+    conversation(f"""
+        +0 peer sends {mss}
+        +0 > P. 1:{mss + 1}({mss}) ack 1
+        +0 calls recvmsg 1
+    """)
+
+
 def test_after_a_window_stall_less_than_a_quarter_of_the_buffer_is_not_used(conversation: Conversation) -> None:
     """A program that reads a little at a time would cost the guest an interrupt for each of its reads."""
     conversation.opened("mss 1000", window=40000)

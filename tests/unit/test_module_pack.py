@@ -29,9 +29,10 @@ import marshal, os, posix, sys
 folder, path = sys.argv[1:]
 fd = posix.open(path, posix.O_RDONLY)
 head = posix.read(fd, HEAD)
-code, index = marshal.loads(head)
+code, index, groups = marshal.loads(head)
 exec(code)
-sys.meta_path.insert(0, ModulePack(fd, path, folder, index, head))
+pack = ModulePack(fd, path, folder, index, head)
+sys.meta_path.insert(0, pack)
 posix.close(fd)
 """
 
@@ -47,9 +48,11 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def said(tree: Path, code: str, head: int = pack_modules.INDEX_BYTES) -> str:
+def said(
+    tree: Path, code: str, head: int = pack_modules.INDEX_BYTES, groups: dict[str, list[str]] | None = None
+) -> str:
     """What code prints in a Python that imports from the packed tree."""
-    return imported(tree, code, pack_modules.pack(tree, []), head)
+    return imported(tree, code, pack_modules.pack(tree, groups or {}), head)
 
 
 def imported(tree: Path, code: str, pack: Path, head: int = pack_modules.INDEX_BYTES) -> str:
@@ -117,11 +120,70 @@ print(one.__spec__.loader.__class__.__name__)
     assert said(tree, show) == "SourceFileLoader\n"
 
 
+GROUPS = {"": ["lockgate", "lockgate.plugin"], "two": ["lockgate.plugin.one", "lockgate.plugin.two"]}
+TWO = "from lockgate.plugin import one\nfrom lockgate.plugin.one import x\ny = x + 1\n"
+
+
+@pytest.mark.parametrize("command", ["one", "/bin/two.real"])
+def test_a_command_has_its_modules_before_it_asks_for_them(tree: Path, command: str) -> None:
+    """And they look to it, and to what it imports later, as if it had."""
+    (tree / "lockgate" / "plugin" / "two.py").write_text(TWO)
+    show = f"""
+pack.bring(groups, {command!r})
+print(*(name for name in sys.modules if name.partition(".")[0] == "lockgate"))
+before = sys.modules.get("lockgate.plugin.two")
+import lockgate.plugin.two
+two = lockgate.plugin.two
+print(before in (None, two), two.y, two.__file__, two.__package__, two.__spec__.name, two.__loader__ is pack)
+"""
+    brought = GROUPS[""] + GROUPS["two"] * ("two" in command)
+    first, second, _ = said(tree, show, groups=GROUPS).split("\n")
+    assert first == " ".join(brought)
+    where = tree / "lockgate" / "plugin" / "two.py"
+    assert second == f"True 2 {where} lockgate.plugin lockgate.plugin.two True"
+
+
+def test_a_module_that_cannot_be_brought_leaves_nothing(tree: Path) -> None:
+    (tree / "lockgate" / "plugin" / "two.py").write_text("1 / 0\n")
+    show = """
+try: pack.bring(groups, "two")
+except ZeroDivisionError: print("lockgate.plugin.two" in sys.modules)
+"""
+    assert said(tree, show, groups=GROUPS) == "False\n"
+
+
+def test_functions_are_packed_without_what_nobody_asks_them_for(tree: Path) -> None:
+    """Dataclasses ask a class, and would otherwise import inspect."""
+    (tree / "lockgate" / "plugin" / "two.py").write_text('''
+class A:
+    """What A is."""
+    b: int
+    def c(self, d: str, *e: int, f: int = 1, **g: int) -> int:
+        """What c does."""
+        return f
+    async def h(self) -> None:
+        """What h does."""
+''')
+    show = """
+from lockgate.plugin.two import A
+print(A.__doc__, A.__annotations__, A.c.__doc__, A.c.__annotations__, A().c("x"), A.h.__doc__, A.h.__annotations__)
+"""
+    assert said(tree, show) == "What A is. {'b': <class 'int'>} None {} 1 None {}\n"
+
+
+def test_what_podman_waits_for_is_read_at_once() -> None:
+    """Along with the index, by the launcher's one read."""
+    words = ["strace", "-f", "-qq", "-e", "trace=openat,read,pread64", str(COMMAND), "-services", "tcp:", "-mtu", "1"]
+    lines = subprocess.run(words, capture_output=True, text=True).stderr.splitlines()
+    opened = next(number for number, line in enumerate(lines) if pack_modules.NAME in line)
+    assert "read(" in lines[opened + 1] and not any("pread64(" in line for line in lines[opened:])
+
+
 def test_an_index_that_is_longer_than_its_place_is_refused(tree: Path) -> None:
     for number in range(1000):
         (tree / "lockgate" / f"module_{number:05}.py").touch()
     with pytest.raises(SystemExit, match="the index is .* bytes long, expected at most 32768"):
-        pack_modules.pack(tree, [])
+        pack_modules.pack(tree, {})
 
 
 def test_a_command_reads_none_of_our_modules_from_a_file_of_its_own() -> None:
@@ -188,7 +250,7 @@ def test_what_is_packed_does_not_depend_on_how_python_was_started(tree: Path) ->
     (tree / "lockgate" / "plugin" / "one.py").write_text(f"{ONE}def g(): assert False\n")
     folder = str(Path(pack_modules.__file__).parent)
     code = "import pathlib, sys; sys.path.insert(0, sys.argv[2]); import pack_modules; "
-    code += "pack_modules.pack(pathlib.Path(sys.argv[1]), [])"
+    code += "pack_modules.pack(pathlib.Path(sys.argv[1]), {})"
     subprocess.run([sys.executable, "-OO", "-c", code, str(tree), folder], check=True)
     show = """
 from lockgate.plugin import one

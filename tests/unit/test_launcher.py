@@ -109,26 +109,26 @@ def test_ps_shows_the_command_by_its_own_path() -> None:
     assert f'python3", ["{command}", "-I", "-S", "-c"' in ended.stderr
 
 
-def entry_then(command: Path, code: str) -> str:
-    """The code that the launcher hands to Python, with something else than our main() at its end."""
+OUR_PYTHON = SOURCE.parents[1] / ".venv" / "bin" / "python3"
+
+
+def entry_then(command: Path, code: str, name: str = "lockgate", python: Path = OUR_PYTHON) -> list[str]:
+    """What the launcher makes of that command's name, with something else than our main() at the end of its code."""
     entry = shown(command)[3]
     assert entry.endswith(CALL)
-    return entry.removesuffix(CALL) + code
+    return [str(python), "-I", "-S", "-c", entry.removesuffix(CALL) + code, name]
 
 
 def test_python_starts_without_site_in_our_environment(command: Path) -> None:
     """1.5 ms and 0.7 MB: our modules and cffi's are found where the launcher says that they are."""
-    code = entry_then(command, "import lockgate.plugin.launch; print('site' in sys.modules)")
-    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
-    done = subprocess.run([python, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
+    words = entry_then(command, "import lockgate.plugin.launch; print('site' in sys.modules)")
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
 
 
 def test_an_interrupt_before_our_own_code_ends_us_without_a_word(command: Path) -> None:
     """Cause: a traceback of KeyboardInterrupt, of an import. Whoever starts us without interrupts goes on without."""
-    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
-    code = entry_then(command, "import os; os.kill(os.getpid(), 2); print('on')")
-    words = [str(python), "-I", "-S", "-c", code]
+    words = entry_then(command, "import os; os.kill(os.getpid(), 2); print('on')")
     done = subprocess.run([*HEARS_INTERRUPTS, *words], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
     ignoring = subprocess.run(["sh", "-c", 'trap "" INT && exec "$0" "$@"', *words], capture_output=True, text=True)
@@ -138,11 +138,10 @@ def test_an_interrupt_before_our_own_code_ends_us_without_a_word(command: Path) 
 @pytest.mark.parametrize("contract", ["passt", "pasta", "gvproxy"])
 def test_what_was_read_of_our_modules_is_not_kept(command: Path, contract: str) -> None:
     """256 KB, which each helper would have for as long as it lives: the code had a name for them."""
-    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
     look = "[name for name, value in globals().items() if type(value) is bytes and len(value) > 4096]"
     code = f"import lockgate.plugin.contracts.{contract}, lockgate.plugin.start; print({look}, "
     code += "len(sys.meta_path[0]._head))"
-    words = [str(python), "-I", "-S", "-c", entry_then(command, code)]
+    words = entry_then(command, code, contract)
     assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "[] 0\n"
 
 
@@ -153,11 +152,10 @@ def test_an_interrupt_waits_until_python_has_started(command: Path) -> None:
 
 
 def test_an_interrupt_that_the_caller_holds_back_stays_so(command: Path) -> None:
-    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
-        code = entry_then(command, "import os; os.kill(os.getpid(), 2); print('on')")
-        done = subprocess.run([python, "-I", "-S", "-c", code], capture_output=True, text=True)
+        words = entry_then(command, "import os; os.kill(os.getpid(), 2); print('on')")
+        done = subprocess.run(words, capture_output=True, text=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
@@ -165,9 +163,8 @@ def test_an_interrupt_that_the_caller_holds_back_stays_so(command: Path) -> None
 
 def test_nothing_is_collected_while_a_helper_starts(command: Path) -> None:
     """0.2 ms: nothing there makes cycles worth collecting."""
-    python = SOURCE.parents[1] / ".venv" / "bin" / "python3"
-    code = entry_then(command, "print(gc.isenabled())")
-    done = subprocess.run([python, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
+    words = entry_then(command, "print(gc.isenabled())")
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
 
 
@@ -180,7 +177,6 @@ def test_a_module_that_only_site_leads_to_is_found_all_the_same(command: Path, t
     (elsewhere / "far_away.py").write_text("place = 'elsewhere'")
     (packages / "far.pth").write_text(f"{elsewhere}\n")
     look = "import far_away; print(far_away.place)\ntry: import nowhere\nexcept ImportError: print('no')"
-    code = entry_then(command, look)
-    python = tmp_path / "environment" / "bin" / "python3"
-    done = subprocess.run([python, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
+    words = entry_then(command, look, python=tmp_path / "environment" / "bin" / "python3")
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     assert done.stdout == "elsewhere\nno\n"

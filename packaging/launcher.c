@@ -33,6 +33,7 @@
  * Python's `site` is left out (-S): it costs 1.5 ms of the 16 until we are ready, and 0.7 MB. Where it would have led to,
  * in a virtual environment and in a distribution, is said here; should that be wrong, as with an editable install, it is
  * loaded after all; should it not be enough (a module that pip has put elsewhere), the first import that fails does so.
+ * Both go by sys.executable, for which Python takes PYTHONEXECUTABLE or __PYVENV_LAUNCHER__ even with -I.
  *
  * The collector is off from the first import on: nothing here makes cycles worth collecting; control turns it on again.
  * An interrupt (^C) ends us without a word until launch.py can take back what has been made. Python itself would not
@@ -47,6 +48,7 @@ static const char entry[] = HEAR_INTERRUPTS
     "import gc, marshal, posix, sys\n"
     "from _frozen_importlib_external import MAGIC_NUMBER\n"
     "gc.disable()\n"
+    "sys.executable = sys.orig_argv[0]\n"
     "place = sys.executable.rpartition('/bin/')[0] + '/lib/python3'\n"
     "sys.path += [place + '.%d/site-packages' % sys.version_info[1], place + '/dist-packages']\n"
     "for folder in sys.path[-2:]:\n"

@@ -83,7 +83,16 @@ def test_without_an_interpreter_there_is_one_sentence_and_status_1(compiled: Pat
 
 
 @pytest.mark.parametrize(
-    "variable", ["PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONPLATLIBDIR", "PYTHONSAFEPATH"]
+    "variable",
+    [
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "PYTHONPLATLIBDIR",
+        "PYTHONSAFEPATH",
+        "PYTHONEXECUTABLE",
+        "__PYVENV_LAUNCHER__",
+    ],
 )
 def test_a_variable_for_python_changes_nothing(tmp_path: Path, variable: str) -> None:
     """With the real command and a folder whose modules would end the process if they were ever read."""

@@ -43,14 +43,16 @@ class ModulePack:
         self._file = _identity(fd)
 
     def bring(self, groups: Groups, command: str) -> None:
-        """Imports what that command needs first, each module after those that it imports itself."""
+        """Imports what that command needs first, each module after those that it imports itself. One whose package is
+        not there yet is left to importlib: the package's own group was damaged, or the package itself imports it."""
         for at, length in [place for part, place in groups.items() if part in command]:
             try:
                 modules = marshal.loads(self._bytes(at, length))
             except (EOFError, OSError, TypeError, ValueError):
                 continue  # they come one by one
             for name, is_package, code in modules:
-                if name not in sys.modules:
+                package = name.rpartition(".")[0]
+                if name not in sys.modules and (not package or package in sys.modules):
                     self._run(self._spec(name, is_package, code))
 
     def _run(self, spec: ModuleSpec) -> None:
@@ -100,7 +102,7 @@ class ModulePack:
         exec(code, module.__dict__)
 
     def _bytes(self, at: int, length: int) -> memoryview | bytes:
-        """None, if the file is another now: of another version of lockgate, with other modules elsewhere."""
+        """Empty, if the file is another now: of another version of lockgate, with other modules elsewhere."""
         if at + length <= len(self._head):
             return self._head[at : at + length]
         self._head = memoryview(b"")  # the rest comes later, where time counts less than memory

@@ -152,6 +152,17 @@ except ZeroDivisionError: print("lockgate.plugin.two" in sys.modules)
     assert said(tree, show, groups=GROUPS) == "False\n"
 
 
+def test_a_package_that_imports_its_own_module_first_is_brought_as_usual(tree: Path) -> None:
+    """Python says of the module first that it has been imported; the package must be there before."""
+    (tree / "lockgate" / "plugin" / "three").mkdir()
+    (tree / "lockgate" / "plugin" / "three" / "__init__.py").write_text("from lockgate.plugin.three import inner\n")
+    (tree / "lockgate" / "plugin" / "three" / "inner.py").write_text("z = 3\n")
+    show = "pack.bring(groups, ''); print(sys.modules['lockgate.plugin.three'].inner.z)"
+    package = "lockgate.plugin.three"
+    brought = ["lockgate", "lockgate.plugin", f"{package}.inner", package]
+    assert said(tree, show, groups={"": brought}) == "3\n"
+
+
 def test_functions_are_packed_without_what_nobody_asks_them_for(tree: Path) -> None:
     """Dataclasses ask a class, and would otherwise import inspect."""
     (tree / "lockgate" / "plugin" / "two.py").write_text('''
@@ -234,10 +245,15 @@ def _blanked(pack: bytes, begin: int) -> bytes:
     return pack[:begin] + bytes(len(pack) - begin)
 
 
-@pytest.mark.parametrize("damage", [_cut, _blanked])
+def _hole(pack: bytes, begin: int) -> bytes:
+    return pack[:begin] + bytes(4096) + pack[begin + 4096 :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _blanked, _hole])
 @pytest.mark.parametrize("good", [0, 5000, pack_modules.INDEX_BYTES, pack_modules.INDEX_BYTES + 5000])
 def test_a_damaged_pack_is_as_none(environment: Path, damage: Callable[[bytes, int], bytes], good: int) -> None:
-    """What a crash of the machine, or a full disk, leaves of a file: its beginning, or zeros."""
+    """What a crash of the machine, or a full disk, leaves of a file: its beginning, or zeros, or a block of
+    them."""
     (lockgate,) = (environment / "lib").glob("python3*/site-packages/lockgate")
     pack = (INSTALLED / "lockgate" / pack_modules.NAME).read_bytes()
     (lockgate / pack_modules.NAME).write_bytes(damage(pack, good))

@@ -64,7 +64,10 @@ def imported_first(folder: Path) -> dict[str, list[str]]:
     """What FIRST imports: each module after those that it imports itself, which is when Python says that it has."""
     code = f"import sys; sys.path.append(sys.argv[1]); import {', '.join(chain(*FIRST.values()))}"
     words = [sys.executable, "-I", "-S", "-B", "-X", "importtime", "-c", code, str(folder)]
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = "\n".join(line for line in done.stderr.splitlines() if not line.startswith("import time:"))
+        raise SystemExit(f"{folder}: cannot import what commands import first:\n{reason}")
     names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
     groups = {}
     for part, last in FIRST.items():

@@ -163,6 +163,15 @@ def test_a_package_that_imports_its_own_module_first_is_brought_as_usual(tree: P
     assert said(tree, show, groups={"": brought}) == "3\n"
 
 
+def test_a_module_that_cannot_be_imported_ends_the_build_with_the_reason(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack_modules, "FIRST", {"": ("lockgate.plugin.two",)})
+    (tree / "lockgate" / "plugin" / "two.py").write_text("1 / 0\n")
+    with pytest.raises(SystemExit, match=r"first:\nTraceback(?s:.*)two\.py(?s:.*)ZeroDivisionError"):
+        pack_modules.imported_first(tree)
+
+
 def test_functions_are_packed_without_what_nobody_asks_them_for(tree: Path) -> None:
     """Dataclasses ask a class, and would otherwise import inspect."""
     (tree / "lockgate" / "plugin" / "two.py").write_text('''

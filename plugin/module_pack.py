@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 class ModulePack:
     """A finder and loader, for sys.meta_path."""
 
-    def __init__(self, fd: int, path: str, folder: str, index: Index, head: bytes) -> None:
-        """`fd` stays the caller's, and is of `path`, of which `head` is the beginning; sources lie under `folder`."""
+    def __init__(self, file: posix.stat_result, path: str, folder: str, index: Index, head: bytes) -> None:
+        """`file` is that of `path`, of which `head` is the beginning; sources lie under `folder`."""
         self._path = path
         self._folder = folder
         self._index = index
         self._head = memoryview(head)
-        self._file = _identity(fd)
+        self._file = _identity(file)
 
     def bring(self, groups: Groups, command: str) -> None:
         """Imports what that command needs first, each module after those that it imports itself. One whose package is
@@ -108,7 +108,7 @@ class ModulePack:
         self._head = memoryview(b"")  # the rest comes later, where time counts less than memory
         fd = posix.open(self._path, posix.O_RDONLY)  # anew: whoever starts a process closes what it does not know
         try:
-            return posix.pread(fd, length, at) if _identity(fd) == self._file else b""
+            return posix.pread(fd, length, at) if _identity(posix.fstat(fd)) == self._file else b""
         finally:
             posix.close(fd)
 
@@ -129,6 +129,5 @@ class SiteAfterAll:
         return next(filter(None, found), None)
 
 
-def _identity(fd: int) -> tuple[int, int, int]:
-    seen = posix.fstat(fd)
-    return seen.st_dev, seen.st_ino, seen.st_mtime_ns
+def _identity(file: posix.stat_result) -> tuple[int, int, int]:
+    return file.st_dev, file.st_ino, file.st_mtime_ns

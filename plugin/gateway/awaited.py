@@ -90,7 +90,7 @@ def _bind(spec: NetworkSpec) -> list[forwards.Listener]:
     try:
         return forwards.bind(spec.forwards, room, _forget)
     except forwards.ForwardError:
-        pass
+        pass  # mostly nothing is in the way, and what can wait for it is not imported yet
     from lockgate.plugin import taken_ports
     from lockgate.plugin.gateway import forward_words
 

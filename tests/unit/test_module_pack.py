@@ -28,12 +28,12 @@ BEGIN = """
 import marshal, os, posix, sys
 folder, path = sys.argv[1:]
 fd = posix.open(path, posix.O_RDONLY)
-head = posix.read(fd, HEAD)
+head, file = posix.read(fd, HEAD), posix.fstat(fd)
+posix.close(fd)
 code, index, groups = marshal.loads(head)
 exec(code)
-pack = ModulePack(fd, path, folder, index, head)
+pack = ModulePack(file, path, folder, index, head)
 sys.meta_path.insert(0, pack)
-posix.close(fd)
 """
 
 
@@ -268,6 +268,17 @@ def test_a_damaged_pack_is_as_none(environment: Path, damage: Callable[[bytes, i
     pack = (INSTALLED / "lockgate" / pack_modules.NAME).read_bytes()
     (lockgate / pack_modules.NAME).write_bytes(damage(pack, good))
     assert shows_its_version(environment)
+
+
+def test_a_damaged_pack_is_not_left_open(environment: Path) -> None:
+    """With a closed standard input it would be that."""
+    (lockgate,) = (environment / "lib").glob("python3*/site-packages/lockgate")
+    (lockgate / pack_modules.NAME).write_bytes(bytes(5000))
+    words = ["strace", "-f", "-qq", "-e", "trace=open,openat,close", str(environment / "bin" / "gvproxy"), "-version"]
+    lines = subprocess.run(words, capture_output=True, text=True, check=True).stderr.splitlines()
+    (opened,) = [number for number, line in enumerate(lines) if pack_modules.NAME in line and "= -1" not in line]
+    descriptor = lines[opened].rpartition("= ")[2]
+    assert any(f"close({descriptor})" in line for line in lines[opened : opened + 2])
 
 
 def test_what_is_packed_does_not_depend_on_how_python_was_started(tree: Path) -> None:

@@ -351,7 +351,7 @@ static void send_new(struct engine *engine, struct flow *flow, uint32_t least)
             tcp->stall = STALL_caught_up;
             return;
         }
-        if (!left) { /* others have their turn first */
+        if (left < tcp->mss) { /* others have their turn first; what is left is no segment */
             flow_touch(engine, flow);
             return;
         }

@@ -99,6 +99,18 @@ def test_bulk_data_is_super_segments_of_whole_mss(conversation: Conversation) ->
     """)
 
 
+@pytest.mark.world(mtu=65520)
+@pytest.mark.parametrize("peek_off", [True], ids=["peek_off"])
+@pytest.mark.parametrize("mss", [1448, 65000])
+def test_a_turn_ends_with_a_whole_segment(conversation: Conversation, mss: int) -> None:
+    """What is left of a flow's turn before the others have theirs is no reason for a small frame."""
+    conversation.opened(f"mss {mss},wscale 10")
+    conversation("+0 peer sends 3000000")
+    lengths = [segments.parse_segment(packet).length for packet in conversation.world.inbox]
+    assert [length % mss for length in lengths[:-1]] == [0] * (len(lengths) - 1)
+    conversation("+0 > data 1:3000001 ack 1")
+
+
 @pytest.mark.parametrize("mss", [1000, 1380, 1440])
 def test_segments_are_no_larger_than_the_guest_said(conversation: Conversation, mss: int) -> None:
     """The MSS option of the guest's SYN bounds each segment, and is the size of a super-segment's parts."""

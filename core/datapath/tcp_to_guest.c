@@ -296,6 +296,17 @@ static uint32_t send_burst(struct engine *engine, struct flow *flow, uint32_t se
     return (uint32_t)n;
 }
 
+/* How much of what was lost goes again now: of a window that has no room for all of it only whole segments. A guest that has
+ * shrunk its buffer drops the crumb behind them, and with it waits for the timer once more. */
+static uint32_t resend_bytes(const struct tcp *tcp, const struct range *lost, uint32_t window)
+{
+    if (window >= lost->end - lost->start)
+        return lost->end - lost->start;
+    if (window > tcp->mss)
+        return window - window % tcp->mss;
+    return lost->start == tcp->snd_una || window >= window_least(tcp) ? window : 0;
+}
+
 /* What was lost goes first. False: it could not all go. */
 static bool send_lost(struct engine *engine, struct flow *flow)
 {
@@ -313,12 +324,10 @@ static bool send_lost(struct engine *engine, struct flow *flow)
         }
         if (tcp->to_guest == HALF_FIN_SENT && seq_after(lost.end, tcp->fin_seq))
             lost.end = tcp->fin_seq;
-        if (!window) {
+        if (!(window = resend_bytes(tcp, &lost, window))) {
             tcp->stall = STALL_window;
             return false;
         }
-        if (window > lost.end - lost.start)
-            window = lost.end - lost.start;
         if (!(sent = send_burst(engine, flow, lost.start, window)))
             return false;
         tcp->resend_at = lost.start + sent;

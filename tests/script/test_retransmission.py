@@ -41,6 +41,23 @@ def test_what_is_not_acknowledged_is_sent_again_with_back_off(plain: Conversatio
     """)
 
 
+def test_of_a_shrunk_window_whole_segments_are_used_for_what_goes_again(conversation: Conversation) -> None:
+    """The guest has no room for the crumb behind them: it would be lost again, and wait for the timer each time."""
+    conversation.opened("mss 1000", window=10000)
+    conversation("""
+        +0   peer sends 5000
+        +0   > data 1:5001 ack 1
+        +0   < .  1:1(0) ack 1001 win 2056
+        +.2  > data 1001:3001 ack 1
+        +0   < .  1:1(0) ack 2001 win 1056
+        +0   > nothing
+        +0   < .  1:1(0) ack 3001 win 2056
+        +0   > data 3001:5001 ack 1
+        +0   < .  1:1(0) ack 5001 win 2056
+        +0   kernel holds 0
+    """)
+
+
 def test_the_interval_begins_anew_with_an_acknowledgement(plain: Conversation) -> None:
     """RFC 6298, (5.3) and (5.7): an ACK of new data ends the back-off."""
     plain("""

@@ -345,7 +345,7 @@ static uint32_t burst_bytes(const struct tcp *tcp, uint32_t frame, uint32_t wind
 
     if (window < bytes) {
         bytes = window;
-        unit = tcp->bulk && !tcp->peer_hup ? tcp->mss : bytes;
+        unit = tcp->bulk ? tcp->mss : bytes;
     }
     return bytes > unit ? bytes - bytes % unit : bytes;
 }

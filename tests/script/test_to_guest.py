@@ -316,7 +316,7 @@ def test_the_peer_of_a_long_transfer_may_send_a_mebibyte_ahead(conversation: Con
 
 @pytest.mark.parametrize("peek_off", [True], ids=["peek_off"])
 def test_a_long_transfer_uses_whole_segments_of_the_window(conversation: Conversation) -> None:
-    """The crumb behind them would cost a frame, and the guest an ACK; but the end of a stream waits for nothing."""
+    """The crumb behind them would cost a frame, and the guest an ACK: also when the peer has ended and much is left."""
     conversation.opened("mss 1000,wscale 10", window=100)
     end = 1
     while end <= 1 << 20:
@@ -332,7 +332,10 @@ def test_a_long_transfer_uses_whole_segments_of_the_window(conversation: Convers
         +0 stall window
         +0 peer closes
         +0 < . 1:1(0) ack {end + 102000}
-        +0 > data {end + 102000}:{end + 204400} ack 1
+        +0 > data {end + 102000}:{end + 204000} ack 1
+        +0 < . 1:1(0) ack {end + 204000}
+        +0 > data {end + 204000}:{end + 250000} ack 1
+        +0 > F. {end + 250000}:{end + 250000}(0) ack 1
     """)
 
 

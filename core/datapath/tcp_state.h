@@ -130,8 +130,8 @@ enum tcp_limits {
 
     TCP_BUDGET_BYTES = 1 << 20, /* to the guest, before other flows have their turn; one full ring of 256 pages */
 
-    /* Bytes that a read expects at first, and at least, unless a segment is longer: reserving room costs time for each
-     * buffer of the guest's, and a request's answer is short. Reads that find all they expected double it. */
+    /* Bytes that a read expects at first, and at least: reserving room costs time for each buffer of the guest's, and a
+     * request's answer is short. Reads that find all they expected double it. */
     TCP_READ_FIRST = 16384,
 
     /* Before 6.9 Linux has no SO_PEEK_OFF for TCP: what is in flight is read again into a buffer that nobody looks at.

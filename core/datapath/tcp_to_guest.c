@@ -21,7 +21,7 @@ enum {
 /* The kernel gives room to a reader that takes much at a time (tcp(7), tcp_moderate_rcvbuf); where the guest is the slow
  * one, peeks and late drops look to it like a reader that wants little, and the peer would wait for each drop. To ask for
  * SO_RCVLOWAT makes room, and unlike SO_RCVBUF leaves the kernel free to give more. Not at once: an idle guest could have
- * so much kept for each of its connections. */
+ * so much kept for each of its connections. Nor without SO_PEEK_OFF, where what is kept is read again and again. */
 static void widen(struct flow *flow)
 {
     static const int ahead = TCP_BULK_WINDOW, any = 1;
@@ -336,16 +336,19 @@ static bool send_lost(struct engine *engine, struct flow *flow)
 }
 
 /* What one read asks for: as much as reads have found, in full frames, or at least whole segments, but for the end of what
- * is there. Of a long transfer no crumb of the window is used either: it would cost a frame, and the guest an ACK. */
+ * is there. Of a long transfer a segment at least, and no crumb of the window behind whole ones: each would cost a frame,
+ * and the guest an ACK. Not where the window is smaller than a segment: a guest with so small a buffer may have no memory
+ * for one frame that fills it. */
 static uint32_t burst_bytes(const struct tcp *tcp, uint32_t frame, uint32_t window, uint32_t left)
 {
-    uint32_t hint = tcp->read_hint > tcp->mss ? tcp->read_hint : tcp->mss;
+    bool whole = tcp->bulk && window >= tcp->mss;
+    uint32_t hint = whole && tcp->read_hint < tcp->mss ? tcp->mss : tcp->read_hint;
     uint32_t bytes = hint < left ? hint : left;
     uint32_t unit = bytes < frame ? tcp->mss : frame;
 
     if (window < bytes) {
         bytes = window;
-        unit = tcp->bulk ? tcp->mss : bytes;
+        unit = whole ? tcp->mss : bytes;
     }
     return bytes > unit ? bytes - bytes % unit : bytes;
 }

@@ -34,6 +34,12 @@ def start(network: Network, request: str, count: int = 1, port: int | None = Non
     network.guest.output(f"rm -f {FILES}; for n in $(seq {count}); do {one} & done")
 
 
+def wait_stopped(network: Network, count: int) -> None:
+    """Until so many have stopped themselves: whoever is told to go on before that stops for ever."""
+    stopped = "cat $(sed 's|.*|/proc/&/status|' /tmp/stopped) 2>/dev/null | grep -c 'State:.T'"
+    network.guest.output(f"until [ $({stopped}) = {count} ]; do sleep 0.05; done", ANSWER_SECONDS)
+
+
 def go_on(network: Network) -> None:
     """Lets those that were stopped read."""
     network.guest.output("kill -CONT $(cat /tmp/stopped)")

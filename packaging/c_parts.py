@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import sysconfig
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -25,8 +26,9 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent.parent
 DATAPATH = Path("core", "datapath")  # relative to ROOT, as setuptools wants its sources
-LAUNCHER = Path("packaging", "launcher.c")
-REPAIR = Path("packaging", "repair.c")
+LAUNCHER = (Path("packaging", "launcher.c"), Path("packaging", "awaited.c"))
+LAUNCHER_HEADERS = (Path("packaging", "awaited.h"),)
+REPAIR = (Path("packaging", "repair.c"),)
 LAUNCHED = ("passt", "pasta", "gvproxy", "lockgate")
 COMMANDS = (*LAUNCHED, "passt-repair")
 MODULE = "lockgate.core._datapath"
@@ -97,10 +99,10 @@ class BuildDatapath(build_ext):
         super().build_extension(ext)
 
 
-def _compile(source: Path, target: Path) -> None:
+def _compile(sources: Iterable[Path], target: Path) -> None:
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     flags = [*OURS, *shlex.split(os.environ.get("CFLAGS", "")), *shlex.split(os.environ.get("LDFLAGS", ""))]
-    subprocess.run([*compiler, *flags, "-o", str(target), str(ROOT / source)], check=True)
+    subprocess.run([*compiler, *flags, "-o", str(target), *(str(ROOT / one) for one in sources)], check=True)
 
 
 class BuildCommands(Command):
@@ -118,7 +120,7 @@ class BuildCommands(Command):
         self.build_dir = self.get_finalized_command("build").build_scripts
 
     def get_source_files(self) -> list[str]:
-        return [str(LAUNCHER), str(REPAIR)]
+        return [str(path) for path in (*LAUNCHER, *LAUNCHER_HEADERS, *REPAIR)]
 
     def get_outputs(self) -> list[str]:
         return [str(Path(self.build_dir, name)) for name in COMMANDS]

@@ -4,8 +4,8 @@
  *
  * Called by container runtimes and VM monitors, and replaced by the Python interpreter at once.
  * Adversary: the caller's environment. PYTHONPATH, PYTHONHOME, PYTHONSTARTUP and the like must change nothing, hence -I.
- * Invariants: no descriptor is opened, and all arguments reach Python as they were typed, behind the name that was typed
- * (Python decides what that name means).
+ * Invariants: no descriptor is opened but what awaited.c opens of gvproxy's, and all arguments reach Python as they were
+ * typed, behind the name that was typed (Python decides what that name means).
  *
  * Which interpreter: python3 in the folder where this program itself lies (a virtual environment, pip --prefix), else
  * /usr/bin/python3. Where its own folder has the interpreter, the new process gets this program's path as argv[0]: ps
@@ -20,6 +20,8 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <unistd.h>
+
+#include "awaited.h"
 
 #ifndef SYSTEM_PYTHON
 #define SYSTEM_PYTHON "/usr/bin/python3"
@@ -71,7 +73,7 @@ static const char entry[] = HEAR_INTERRUPTS
     "from lockgate.plugin.launch import main\n"
     "main()\n";
 
-/* What Python gets to run, with interrupts held back from here on. */
+/* What Python gets to run, with interrupts held back from here on. Where awaited.c holds them back, they stay so. */
 static const char *hold_interrupts(void)
 {
     sigset_t interrupt, before;
@@ -125,12 +127,18 @@ int main(int argc, char **argv)
         fprintf(stderr, "%s: %d arguments, expected at most %d\n", command, argc - 1, ARGUMENTS_MAX - 1);
         return 1;
     }
-    const char *arguments[argc + 7];
+    const char *arguments[argc + 9];
+    struct awaited awaited;
+    bool is_open = strstr(command, "gvproxy") && awaited_open(argc, argv, &awaited);
     int n = 0;
 
     arguments[n++] = argv0;
     arguments[n++] = "-I";
     arguments[n++] = "-S";
+    if (is_open) {
+        arguments[n++] = "-X";
+        arguments[n++] = awaited.option;
+    }
     arguments[n++] = "-c";
     arguments[n++] = hold_interrupts();
     arguments[n++] = command;
@@ -140,5 +148,7 @@ int main(int argc, char **argv)
     execv(python, (char *const *)arguments);
     fprintf(stderr, "%s: cannot start %s (%s): lockgate needs Python 3.11 or newer there, or as python3 beside %s\n",
             command, python, strerror(errno), self[0] ? self : "this program");
+    if (is_open)
+        awaited_take_back(&awaited);
     return 1;
 }

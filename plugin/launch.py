@@ -25,9 +25,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lockgate.plugin.gateway.awaited import Early
     from lockgate.plugin.spec import NetworkSpec
 
 LOG_FORMAT_VARIABLE = b"LOCKGATE_LOG_FORMAT"  # "json": one JSON object a line on stderr
+
+EARLY_OPTION = "lockgate-awaited"  # of Python's -X, from packaging/awaited.c
 
 _SIGNALS = (_signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)  # that end us; the `signal` module would import enum
 
@@ -68,17 +71,15 @@ def _command(name: str, arguments: list[str]) -> int:
         _show(name)
         return rootlessport.main()
     if "gvproxy" in name:
-        from lockgate.plugin.contracts import gvproxy
-
-        return _serve(name, arguments, gvproxy.parse)
+        return _serve_gvproxy(name, arguments)
     if "pasta" in name:
         from lockgate.plugin.contracts import pasta
 
-        return _serve(name, arguments, pasta.parse)
+        return _serve(name, lambda: pasta.parse(arguments, name))
     if "passt" in name:
         from lockgate.plugin.contracts import passt
 
-        return _serve(name, arguments, passt.parse)
+        return _serve(name, lambda: passt.parse(arguments, name))
     if arguments and arguments[0] in _PLUGIN_COMMANDS:
         from lockgate.plugin.bridge import netavark_plugin
 
@@ -99,11 +100,35 @@ def _show(name: str) -> None:
     lib.lg_show_command()
 
 
-def _serve(name: str, arguments: list[str], parse: Callable[[list[str], str], NetworkSpec]) -> int:
+def _serve_gvproxy(name: str, arguments: list[str]) -> int:
+    """What the launcher has opened is taken over first: whatever comes of the words, it goes away with us."""
+    from lockgate.plugin.contracts import gvproxy
+
+    opened = sys._xoptions.get(EARLY_OPTION)
+    if not isinstance(opened, str):
+        return _serve(name, lambda: gvproxy.parse(arguments, name))
+    from lockgate.plugin.gateway.awaited import Early
+
+    made = MadeFiles()
+    early = Early(opened, made)
+    return _serve(name, lambda: gvproxy.parse(arguments, name, early.path), made, early)
+
+
+def _serve(
+    name: str, parse: Callable[[], NetworkSpec], made: MadeFiles | None = None, early: Early | None = None
+) -> int:
+    """`made` has what is `early`, if anything is."""
+    made = made or MadeFiles()
     try:
-        spec = parse(arguments, name)
+        spec = parse()
+        return _start(name, spec, made, early)
     except vocabulary.Stop as stop:
         return _stop(stop)
+    finally:
+        made.take_back()
+
+
+def _start(name: str, spec: NetworkSpec, made: MadeFiles, early: Early | None) -> int:
     form = None
     if spec.virtual is not None:
         from lockgate.plugin import logrus
@@ -111,13 +136,12 @@ def _serve(name: str, arguments: list[str], parse: Callable[[list[str], str], Ne
         form = logrus.line
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _SIGNALS)  # until all that we make can go along
     lines = log.Log(spec.contract, _LEVELS[spec.log_level], posix.environ.get(LOG_FORMAT_VARIABLE) == b"json", form)
-    made = MadeFiles()
     try:
         awaited = None
         if spec.virtual is not None:
             from lockgate.plugin.gateway.awaited import Awaited
 
-            awaited = Awaited(spec, spec.virtual, lines, made)
+            awaited = Awaited(spec, spec.virtual, lines, made, early)
         _show(name)
         from lockgate.plugin.start import Start
 
@@ -128,10 +152,6 @@ def _serve(name: str, arguments: list[str], parse: Callable[[list[str], str], Ne
     except (vocabulary.StartError, FileError) as fault:
         lines.error(f"{spec.failure_prefix}{fault}")
         return spec.failure_status
-    except vocabulary.Stop as stop:
-        return _stop(stop)
-    finally:
-        made.take_back()
 
 
 def _stop(stop: vocabulary.Stop) -> int:

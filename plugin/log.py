@@ -77,10 +77,10 @@ class PlainFile:
 
     __slots__ = ("fd",)
 
-    def __init__(self, path: str) -> None:
-        """Opens with the rights of now. Raises OSError."""
+    def __init__(self, path: str, fd: int = -1) -> None:
+        """Opens with the rights of now, unless that is done: then `fd` is it. Raises OSError."""
         flags = posix.O_CREAT | posix.O_TRUNC | posix.O_APPEND | posix.O_WRONLY | posix.O_CLOEXEC
-        self.fd = posix.open(path, flags, 0o666)
+        self.fd = fd if fd >= 0 else posix.open(path, flags, 0o666)
 
     def write(self, line: bytes) -> None:
         posix.write(self.fd, line)
@@ -132,9 +132,9 @@ class Log:
         else:
             self._syslog = syslog
 
-    def write_only_to(self, path: str) -> None:
-        """From now on to this file, which is emptied, and nowhere else. Raises OSError."""
-        self.file = PlainFile(path)
+    def write_only_to(self, path: str, fd: int = -1) -> None:
+        """From now on to this file, which is emptied, and nowhere else. Raises OSError. `fd`: it is open already."""
+        self.file = PlainFile(path, fd)
         self.stderr = False
 
     def descriptors(self) -> list[int]:

@@ -77,6 +77,14 @@ class MadeFiles:
             self._made.remove(made)
             raise FileError(f"{what} {path} cannot be written: {failure.strerror}") from None
 
+    def adopt(self, path: str) -> None:
+        """What was made on our behalf before we ran."""
+        made = self._write_down(path)
+        try:
+            made.is_this(posix.lstat(path))
+        except OSError:
+            self._made.remove(made)  # somebody has removed it meanwhile
+
     def listen(self, path: str, what: str, backlog: int = 0, kind: int = _socket.SOCK_STREAM) -> _socket.socket:
         """What a helper that died has left there is replaced; a living one is not. One that was killed may still have
         it for a moment, of which who starts it anew (libvirt) knows nothing: it has been seen to close the link."""

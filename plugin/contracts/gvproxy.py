@@ -71,12 +71,13 @@ _LOG_LEVELS = {
 }  # others: quiet
 
 
-def parse(argv: Sequence[str], program_name: str) -> NetworkSpec:
-    """What the words after the command's name ask for; program_name is argv[0], for the usage text. Raises Stop."""
+def parse(argv: Sequence[str], program_name: str, own_link: str = "") -> NetworkSpec:
+    """What the words after the command's name ask for; program_name is argv[0], for the usage text; own_link is the
+    path of the link's socket where that has been made for them already. Raises Stop."""
     values = goflags.parse(FLAGS, argv, program_name)
     if values.switch("version"):
         raise Stop(0, f"{VERSION_LINE}\n")
-    request = _Request(values)
+    request = _Request(values, own_link)
     try:
         request.read()
         request.check()
@@ -103,10 +104,11 @@ class _Failure(Exception):
 class _Request:
     """Command line and file, on the way to a NetworkSpec."""
 
-    __slots__ = ("_from_file", "_level", "_links", "_mtu", "_settings", "_values")
+    __slots__ = ("_from_file", "_level", "_links", "_mtu", "_own_link", "_settings", "_values")
 
-    def __init__(self, values: goflags.Values) -> None:
+    def __init__(self, values: goflags.Values, own_link: str) -> None:
         self._values = values
+        self._own_link = own_link
         self._settings = Settings()
         self._settings.log_file = values.text("log-file")  # the file's own faults go there, too
         self._from_file = bool(values.text("config"))
@@ -235,7 +237,7 @@ class _Request:
         schemes = _LINK_SCHEMES.get(kind)
         if schemes and url.scheme not in schemes:
             raise _Fatal(f"{kind} listen address must be {schemes[0]}:// address")
-        if url.scheme == _OWN_FILE[kind] and _exists(url.path):
+        if url.scheme == _OWN_FILE[kind] and url.path != self._own_link and _exists(url.path):
             raise _Fatal(f"{logrus.quote(url.path)} already exists")
 
     def _check_conflicts(self) -> None:

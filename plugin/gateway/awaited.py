@@ -6,12 +6,16 @@ Called by launch.py, with the caller's rights, before almost anything else is im
 link's socket is there. Whoever connects then waits in its backlog for all that is still to come. Adversary: nobody; the
 contract has checked what was asked for.
 
+Of Podman's own command line the launcher has opened it all before Python started (packaging/awaited.c): that is the
+normal case, and this then takes it over.
+
 Invariants: the link's socket is made last of all: its file means that everything else here is there. What comes later
 can still fail, and takes it back (made_files.py).
 """
 
 from __future__ import annotations
 
+import _socket
 import posix
 
 from lockgate.plugin import forwards
@@ -21,8 +25,6 @@ from lockgate.plugin.gateway.virtual_network import STDIO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
-
     from lockgate.plugin.gateway.virtual_network import VirtualNetwork
     from lockgate.plugin.log import Log
     from lockgate.plugin.made_files import MadeFiles
@@ -32,21 +34,53 @@ if TYPE_CHECKING:
 _FEW_PORTS = 64  # for which the limit on open files need not be raised
 
 
+class Early:
+    """What the launcher has opened. The files are taken back with all others, if the words turn out to be wrong."""
+
+    __slots__ = ("link", "log_fd", "path", "port")
+
+    def __init__(self, option: str, made: MadeFiles) -> None:
+        """`option` is what packaging/awaited.c says of it: "LOG,PORT,LINK,PID_FILE", the first three descriptors."""
+        log, port, link, pid_file = option.split(",", 3)
+        self.log_fd = int(log)
+        self.port = _socket.socket(fileno=int(port))
+        self.link = _socket.socket(fileno=int(link))
+        self.path: str = self.link.getsockname()
+        made.adopt(self.path)
+        if pid_file:
+            made.adopt(pid_file)
+        for fd in (self.log_fd, self.port.fileno(), self.link.fileno()):
+            posix.set_inheritable(fd, False)
+
+    def listener(self, spec: NetworkSpec) -> forwards.Listener:
+        """The one of -ssh-port. We must have read the same in the command line."""
+        (rule,) = spec.forwards
+        port = self.port.getsockname()[1]
+        assert (self.path, port) == (spec.socket_path, rule.first), "packaging/awaited.c reads these words otherwise"
+        return forwards.Listener(self.port.detach(), rule, port)
+
+
 class Awaited:
     """All of it is open once there is one of these; frozen by convention."""
 
     __slots__ = ("link", "listen", "ports", "services", "streams")
 
-    def __init__(self, spec: NetworkSpec, network: VirtualNetwork, log: Log, made: MadeFiles) -> None:
-        """`network` is that of the spec. Raises Stop, StartError or FileError."""
+    def __init__(
+        self, spec: NetworkSpec, network: VirtualNetwork, log: Log, made: MadeFiles, early: Early | None = None
+    ) -> None:
+        """`network` is that of the spec; `early` is everything, if the launcher has opened it. Raises Stop, StartError
+        or FileError."""
         self.streams = (posix.dup(0), posix.dup(1)) if network.transport == STDIO else ()  # from the guest, and to it
-        _open_log(spec, log)
-        if spec.pid_file:  # whole and without a newline: Podman takes any other for a machine that cannot be stopped
-            made.write_whole(spec.pid_file, "PID file", b"%d" % posix.getpid())
-        self.ports = _bind(spec)
         self.listen: list[_socket.socket] = []
         self.services: list[_socket.socket] = []
         self.link: _socket.socket | None = None
+        _open_log(spec, log, -1 if early is None else early.log_fd)
+        if early is not None:
+            self.ports, self.link = [early.listener(spec)], early.link
+            return
+        if spec.pid_file:  # whole and without a newline: Podman takes any other for a machine that cannot be stopped
+            made.write_whole(spec.pid_file, "PID file", b"%d" % posix.getpid())
+        self.ports = _bind(spec)
         try:
             self.listen += [places.listen(place, "-listen", made) for place in network.listen]
             if network.services is not None:
@@ -67,10 +101,10 @@ class Awaited:
         return [*(one.fileno() for one in self.sockets), *self.streams, *(one.fd for one in self.ports)]
 
 
-def _open_log(spec: NetworkSpec, log: Log) -> None:
+def _open_log(spec: NetworkSpec, log: Log, fd: int) -> None:
     if spec.log_file:
         try:
-            log.write_only_to(spec.log_file)
+            log.write_only_to(spec.log_file, fd)
         except OSError:
             from lockgate.plugin.contracts import gvproxy
 

@@ -91,7 +91,8 @@ FAMILIES |= dict.fromkeys(machine.KINDS, MACHINE_FAMILIES) | dict.fromkeys(GVPRO
 # By guest, with what its caller says; the families for pasta say more.
 PROGRAMS = dict.fromkeys(("pasta", "podman"), ("pasta", ""))
 PROGRAMS |= dict.fromkeys(machine.KINDS, ("passt", " --vhost-user -s {socket} -f -1"))
-PROGRAMS |= dict.fromkeys(GVPROXY_GUESTS, ("gvproxy", " -listen-qemu unix://{socket} -mtu 1500 -ssh-port {port}"))
+PODMANS = " -mtu 1500 -ssh-port {port} -listen-qemu unix://{socket} -pid-file {socket}.pid -log-file {socket}.log"
+PROGRAMS |= dict.fromkeys(GVPROXY_GUESTS, ("gvproxy", PODMANS))
 OUTPUT = ROOT / "build" / "bench"
 FLOWS = 10_000
 DESCRIPTORS = 1 << 16

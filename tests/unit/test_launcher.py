@@ -13,9 +13,9 @@ import venv
 from pathlib import Path
 
 import pytest
-from c_parts import OURS
+from c_parts import LAUNCHER, OURS, ROOT
 
-SOURCE = Path(__file__).resolve().parents[2] / "packaging" / "launcher.c"
+BIN = ROOT / ".venv" / "bin"
 CALL = "from lockgate.plugin.launch import main\nmain()\n"  # what the line of code ends with
 HEARS_INTERRUPTS = ("env", "--default-signal=INT")  # also where the tests run in the background of a shell
 SHOW = '#!/bin/bash\nprintf "%s\\n" "$(tr "\\0" "|" </proc/$$/cmdline)"\n'
@@ -26,7 +26,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The launcher, for a machine without /usr/bin/python3."""
     target = tmp_path_factory.mktemp("launcher") / "passt"
     system = '-DSYSTEM_PYTHON="/nonexistent/python3"'
-    subprocess.run(["cc", *OURS, system, "-o", target, SOURCE], check=True)
+    subprocess.run(["cc", *OURS, system, "-o", target, *(ROOT / one for one in LAUNCHER)], check=True)
     return target
 
 
@@ -100,7 +100,7 @@ def test_a_variable_for_python_changes_nothing(tmp_path: Path, variable: str) ->
     planted.mkdir()
     for name in ("sitecustomize.py", "os.py", "lockgate/__init__.py"):
         (tmp_path / name).write_text("import sys; sys.exit('planted code ran')")
-    command = SOURCE.parents[1] / ".venv" / "bin" / "passt"
+    command = BIN / "passt"
     plain = subprocess.run([command, "--version"], capture_output=True, cwd=tmp_path)
     touched = subprocess.run(
         [command, "--version"], capture_output=True, cwd=tmp_path, env={**os.environ, variable: str(tmp_path)}
@@ -111,14 +111,14 @@ def test_a_variable_for_python_changes_nothing(tmp_path: Path, variable: str) ->
 
 def test_ps_shows_the_command_by_its_own_path() -> None:
     """argv[0] of the interpreter is the command beside it, which is also how Python finds its environment."""
-    command = SOURCE.parents[1] / ".venv" / "bin" / "lockgate"
+    command = BIN / "lockgate"
     ended = subprocess.run(
         ["strace", "-qq", "-e", "trace=execve", "-s", "200", command], capture_output=True, text=True
     )
     assert f'python3", ["{command}", "-I", "-S", "-c"' in ended.stderr
 
 
-OUR_PYTHON = SOURCE.parents[1] / ".venv" / "bin" / "python3"
+OUR_PYTHON = BIN / "python3"
 
 
 def entry_then(command: Path, code: str, name: str = "lockgate", python: Path = OUR_PYTHON) -> list[str]:

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""packaging/awaited.c: what the launcher opens for `podman machine` before Python starts, and for whom it does not.
+
+Adversary: nobody; whoever wrote the command line. A shell script stands in for the interpreter where what counts is
+what it gets, and what is there by then.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from c_parts import LAUNCHER, OURS, ROOT
+from free_ports import free_ports
+from gvproxy_guest import GVPROXY, Gvproxy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from running import PATIENCE
+
+from lockgate.plugin.contracts import gvproxy
+from lockgate.plugin.gateway.virtual_network import SSH_PORT_DEFAULT
+from lockgate.plugin.launch import EARLY_OPTION
+
+PYTHON = ROOT / ".venv" / "bin" / "python3"
+SHOW = """#!/bin/sh
+for fd in 3 4 5; do test -e /proc/$$/fd/$fd && echo $fd; done >"$0.open"
+tr '\\0' '\\n' </proc/$$/cmdline
+"""
+EXAMPLES = 500
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For a machine without an interpreter."""
+    target = tmp_path_factory.mktemp("launcher") / "gvproxy"
+    system = '-DSYSTEM_PYTHON="/nonexistent/python3"'
+    subprocess.run(["cc", *OURS, system, "-o", target, *(ROOT / one for one in LAUNCHER)], check=True)
+    return target
+
+
+@pytest.fixture
+def launcher(compiled: Path, tmp_path: Path) -> Path:
+    """In a folder of its own."""
+    return Path(shutil.copy(compiled, tmp_path))
+
+
+@pytest.fixture
+def port() -> int:
+    return free_ports(socket.SOCK_STREAM, 1)[0]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the interpreter was started with."""
+
+    option: str  # the value of -X; empty: nothing is open
+    words: list[str]  # of the caller
+
+
+def beside(launcher: Path, python: str) -> Path:
+    """The launcher with that script as its interpreter."""
+    script = launcher.parent / "python3"
+    script.write_text(python)
+    script.chmod(0o755)
+    return launcher
+
+
+@pytest.fixture
+def tells(launcher: Path) -> Callable[..., Told]:
+    command = beside(launcher, SHOW)
+
+    def run(*words: str, name: str = "gvproxy", **more: object) -> Told:
+        done = subprocess.run(
+            [name, *words], executable=command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE, check=True, **more
+        )  # type: ignore[call-overload]
+        shown = done.stdout[:-1].split("\n")[2:]  # behind the shell and its script
+        code = shown.index("-c")
+        option = shown[code - 1].removeprefix(f"{EARLY_OPTION}=") if "-X" in shown[:code] else ""
+        return Told(option, shown[shown.index("main()", code) + 3 :])
+
+    return run
+
+
+def podmans(folder: Path, port: int, *more: str) -> list[str]:
+    """The words of Podman 5."""
+    (folder / "key").touch()
+    ssh = ["-forward-sock", f"{folder}/api", "-forward-dest", "/run/podman.sock", "-forward-user", "core"]
+    files = ["-pid-file", f"{folder}/pid", "-log-file", f"{folder}/log"]
+    link = ["-mtu", "1500", "-ssh-port", str(port), "-listen-qemu", f"unix://{folder}/link"]
+    return [*link, *ssh, "-forward-identity", f"{folder}/key", *files, *more]
+
+
+def names(folder: Path) -> set[str]:
+    return {one.name for one in folder.iterdir()}
+
+
+def test_log_port_pid_file_and_link_are_there_when_python_starts(
+    folder: Path, port: int, tells: Callable[..., Told], launcher: Path
+) -> None:
+    """And all three descriptors are handed on, and the caller's words as they were."""
+    words = podmans(folder, port)
+    told = tells(*words)
+    assert told == Told(f"3,4,5,{folder}/pid", words)
+    assert (launcher.parent / "python3.open").read_text().split() == ["3", "4", "5"]
+    assert names(folder) == {"key", "link", "log", "pid"}
+    assert stat.S_ISSOCK((folder / "link").stat().st_mode) and (folder / "pid").read_text().isdigit()
+
+
+@pytest.mark.parametrize("before", ["", "old, and longer than any number\n"])
+def test_a_pid_file_is_replaced_whole_and_a_log_emptied(
+    folder: Path, port: int, tells: Callable[..., Told], before: str
+) -> None:
+    for name in ("pid", "log"):
+        (folder / name).write_text(before)
+    assert tells(*podmans(folder, port)).option
+    assert (folder / "pid").read_text().isdigit() and (folder / "log").read_text() == ""
+
+
+OTHERS = {
+    "an option that needs more than a look": ["-listen", "unix:///tmp/api"],
+    "a configuration": ["-config", "/tmp/config"],
+    "help": ["-h"],
+    "no flag that there is": ["-mtus", "1500"],
+    "a word that is no flag": ["word"],
+    "the end of flags": ["--"],
+    "a flag without its value": ["-mtu"],
+    "a switch with a value": ["-debug=false"],
+    "an MTU that nothing can have": ["-mtu", "65522"],
+    "an MTU in another base": ["-mtu", "0x5dc"],
+    "no port": ["-ssh-port", "-1"],
+    "a port below all": ["-ssh-port", "1023"],
+    "a port above all": ["-ssh-port", "65536"],
+    "a link that is to be decoded": ["-listen-qemu", "unix:///tmp/a%20b"],
+    "a link with a question": ["-listen-qemu", "unix:///tmp/a?b"],
+    "a link on a port": ["-listen-qemu", "tcp://127.0.0.1:7000"],
+    "a link whose path is too long": ["-listen-qemu", f"unix:///tmp/{'a' * 103}"],
+    "a relative link": ["-listen-qemu", "unix://link"],
+    "a forward without its other parts": ["-forward-sock", "/tmp/api"],
+    "a log without a name": ["-log-file", ""],
+    "a log in a folder that is not there": ["-log-file", "/nonexistent/log"],
+    "a PID file in a folder that is not there": ["-pid-file", "/nonexistent/pid"],
+    "a PID file without a name": ["-pid-file="],
+}
+
+
+@pytest.mark.parametrize("more", OTHERS.values(), ids=OTHERS.keys())
+def test_whatever_else_is_asked_for_is_left_to_python(
+    folder: Path, port: int, tells: Callable[..., Told], more: list[str]
+) -> None:
+    words = podmans(folder, port, *more)
+    told = tells(*words)
+    assert told == Told("", words) and names(folder) <= {"key", "log"}
+
+
+def test_podman_4_which_removes_the_links_file_once_it_has_started_us_is_not_hurried(
+    folder: Path, port: int, tells: Callable[..., Told]
+) -> None:
+    """It gives no log file."""
+    words = ["-listen-qemu", f"unix://{folder}/link", "-pid-file", f"{folder}/pid", "-ssh-port", str(port)]
+    assert tells(*words) == Told("", words) and names(folder) == set()
+
+
+def test_another_command_with_the_same_words_gets_them_as_they_are(
+    folder: Path, port: int, tells: Callable[..., Told]
+) -> None:
+    assert tells(*podmans(folder, port), name="passt").option == ""
+
+
+def _take_port(folder: Path, port: int) -> ExitStack:
+    taken = ExitStack()
+    taken.enter_context(socket.create_server(("127.0.0.1", port)))
+    return taken
+
+
+def _place(name: str) -> Callable[[Path, int], ExitStack]:
+    def place(folder: Path, port: int) -> ExitStack:
+        (folder / name).mkdir()
+        return ExitStack()
+
+    return place
+
+
+HINDRANCES = {
+    "the port is taken": _take_port,
+    "something is at the link's path": _place("link"),
+    "a folder is at the log's path": _place("log"),
+    "a folder is at the PID file's path": _place("pid"),
+}
+
+
+@pytest.mark.parametrize("hinder", HINDRANCES.values(), ids=HINDRANCES.keys())
+def test_where_something_is_in_the_way_nothing_is_left_behind(
+    folder: Path, port: int, tells: Callable[..., Told], launcher: Path, hinder: Callable[[Path, int], ExitStack]
+) -> None:
+    """Python says what it is, and replaces what a dead helper has left."""
+    with hinder(folder, port):
+        before = names(folder)
+        assert tells(*podmans(folder, port)).option == ""
+        assert names(folder) - before <= {"key", "log"}
+        assert (launcher.parent / "python3.open").read_text() == ""
+    with socket.create_server(("127.0.0.1", port)):
+        pass  # nobody has it
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_caller_that_has_closed_a_standard_stream_does_not_find_our_sockets_there(
+    folder: Path, port: int, launcher: Path, closed: int
+) -> None:
+    command = beside(launcher, "#!/bin/sh\ntrue\n")
+    subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@" {closed}<&-', command, *podmans(folder, port)], timeout=PATIENCE, check=True
+    )
+    assert names(folder) == {"key"}
+
+
+def test_without_an_interpreter_all_is_taken_back(folder: Path, port: int, launcher: Path) -> None:
+    done = subprocess.run([launcher, *podmans(folder, port)], capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1 and "/nonexistent/python3" in done.stderr
+    assert names(folder) == {"key", "log"}
+
+
+# ---- what Python makes of it ----
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_python_starts_ends_the_helper_in_order(
+    folder: Path, port: int, launcher: Path, number: signal.Signals
+) -> None:
+    """It is held back until all that has been made can go along."""
+    command = beside(launcher, f'#!/bin/sh\nkill -{int(number)} $$\nexec {PYTHON} "$@"\n')
+    hears = ("env", "--default-signal=INT,TERM")
+    done = subprocess.run(
+        [*hears, command, *podmans(folder, port)], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert names(folder) == {"key", "log"}
+
+
+def test_what_python_refuses_takes_all_back(folder: Path, port: int) -> None:
+    """A key that is none is looked at behind the link's socket, as with the reference."""
+    words = podmans(folder, port)
+    (folder / "key").write_text("ssh-ed25519 AAAA\n")
+    done = subprocess.run([GVPROXY, *words], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gvproxy exiting: " in (folder / "log").read_text().splitlines()[-1]
+    assert names(folder) == {"key", "log"}
+
+
+def test_a_link_that_somebody_has_removed_meanwhile_is_no_fault(folder: Path, port: int, launcher: Path) -> None:
+    """Who did can have connected before."""
+    command = beside(launcher, f'#!/bin/sh\nrm {folder}/link {folder}/pid\nexec {PYTHON} "$@"\n')
+    words = [*podmans(folder, port)[:6], "-pid-file", f"{folder}/pid", "-log-file", "/dev/stderr"]
+    with ExitStack() as ends:
+        ends.callback(Gvproxy(*words, ssh_port=port, command=(str(command),)).close)
+        assert names(folder) == {"key"}
+
+
+def test_a_path_that_is_no_utf8(folder: Path, port: int) -> None:
+    """Of the PID file, which Python reads out of an option of its own."""
+    pid_file = os.fsencode(folder) + b"/\xff,=\xc3"
+    words = [os.fsencode(word) for word in podmans(folder, port)[:6]]
+    words += [b"-pid-file", pid_file, b"-log-file", os.fsencode(folder) + b"/log"]
+    process = subprocess.Popen([os.fsencode(GVPROXY), *words])
+    try:
+        with socket.socket(socket.AF_UNIX) as guest:
+            _connect(guest, folder / "link")
+            assert Path(os.fsdecode(pid_file)).read_text() == str(process.pid)
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert names(folder) == {"key", "log"}
+
+
+def _connect(guest: socket.socket, link: Path) -> None:
+    """As soon as there is something."""
+    patience = time.monotonic() + PATIENCE
+    while time.monotonic() < patience:
+        try:
+            guest.connect(str(link))
+            return
+        except (FileNotFoundError, ConnectionRefusedError):
+            os.sched_yield()
+    raise AssertionError(f"{link} is not there after {PATIENCE} s")
+
+
+# ---- the two readings of a command line ----
+
+VALUES: dict[str, list[str]] = {
+    "listen-qemu": ["unix://{folder}/link", "unix://{folder}//./link", "unix://link", "UNIX:///a", ""],
+    "log-file": ["{folder}/log", "log", ""],
+    "pid-file": ["{folder}/pid", "{folder}/./pid", "", "pid,1"],
+    "mtu": ["1500", "68", "67", "65521", "65522", "01500", "+1500", "1_500", "", "0", "99999999999999999999"],
+    "ssh-port": ["{port}", "1023", "-1", "65536", "0x1000", " 7000"],
+    "forward-sock": ["{folder}/api", "unix://{folder}/api", "api", "/" + "a" * 107],
+    "forward-dest": ["/run/a", ""],
+    "forward-user": ["core", ""],
+    "forward-identity": ["{folder}/key", "{folder}/no", ""],
+    "debug": [],
+    "services": ["unix://{folder}/services"],
+    "listen-vfkit": ["unixgram://{folder}/vfkit"],
+}
+FORMS = ("-{}", "--{}", "---{}", "-{}=", "--{}=", "{}")
+
+
+@st.composite
+def flags(draw: st.DrawFn) -> list[str]:
+    """One flag with its value, mostly as it should be."""
+    name = draw(st.sampled_from(sorted(VALUES)))
+    form = draw(st.sampled_from([*FORMS[:2] * 8, *FORMS]))
+    word = form.format(name)
+    value = draw(st.sampled_from([*VALUES[name][:1] * 6, *VALUES[name], "odd"])) if VALUES[name] else None
+    if value is None or draw(st.integers(0, 40)) == 0:
+        return [word]
+    return [word + value] if word.endswith("=") else [word, value]
+
+
+FOUR = ["forward-sock", "forward-dest", "forward-user", "forward-identity"]
+SSH = [word for name in FOUR for word in (f"-{name}", VALUES[name][0])]
+BASE = ["-listen-qemu", VALUES["listen-qemu"][0], "-log-file", VALUES["log-file"][0], "-ssh-port", "{port}"]
+command_lines = st.tuples(
+    st.sampled_from([BASE, BASE, [*BASE, *SSH], []]), st.lists(flags(), max_size=4), st.sampled_from([BASE, []])
+).map(lambda parts: [*parts[0], *itertools.chain(*parts[1]), *parts[2]])
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=command_lines)
+def test_python_reads_what_the_launcher_has_opened_in_the_same_words(
+    folder: Path, port: int, tells: Callable[..., Told], words: Sequence[str]
+) -> None:
+    """What it takes for right is right, and means the same; what it leaves to Python may be either."""
+    for left in names(folder):
+        (folder / left).unlink()
+    (folder / "key").touch()
+    real = [word.replace("{folder}", str(folder)).replace("{port}", str(port)) for word in words]
+    told = tells(*real, cwd=folder)
+    if not told.option:
+        return
+    *_, pid_file = told.option.split(",", 3)
+    link = next(str(folder / one) for one in names(folder) if stat.S_ISSOCK((folder / one).stat().st_mode))
+    spec = gvproxy.parse(real, "gvproxy", _bound(real))
+    assert os.path.realpath(str(spec.socket_path)) == link
+    assert (folder / str(spec.log_file)).exists()
+    assert pid_file == (spec.pid_file or "") and (not pid_file or (folder / pid_file).read_text().isdigit())
+
+
+def _bound(words: Sequence[str]) -> str:
+    """The last that is said of the link."""
+    found = [word.partition("unix://")[2] for word in words if word.partition("unix://")[2].startswith("/")]
+    return next(path for path in reversed(found) if path.endswith("link"))
+
+
+def test_the_three_ranges_and_the_port_that_nobody_names_are_the_contracts() -> None:
+    source = (ROOT / "packaging" / "awaited.c").read_text()
+    numbers = {
+        "SSH_PORT_DEFAULT": SSH_PORT_DEFAULT,
+        "SSH_PORT_LEAST": gvproxy.SSH_PORTS[0],
+        "PORT_MAX": gvproxy.SSH_PORTS[-1],
+        "MTU_LEAST": gvproxy.MTU_RANGE[0],
+    }
+    for name, number in numbers.items():
+        assert f"{name} = {number}," in source
+    assert gvproxy.MTU_RANGE[-1] == 65535 - 14
+

@@ -7,11 +7,12 @@
  * second. Python takes 5 ms to start and as much again to get here; who connects meanwhile waits in the backlog, as he
  * does while the rest is made. Adversary: nobody; other users at worst, who may put something in a file's place.
  *
- * Only the command line of Podman 5 is known here, and only where nothing is in its way: it has a log file, and words
- * that need no more than a look. With any other, or if one step fails, what was done is undone, and Python goes through
- * all of it (plugin/contracts/gvproxy.py, plugin/gateway/awaited.py), with the contract's words for what is wrong. So
- * nothing here says anything, and Python checks again what is open.
- * (Podman 4 has no -log-file. It removes the file at the link's path after it has started us: who is too fast loses.)
+ * Only the flags of Podman 5 are known here, and only where nothing is in the way: words that need no more than a look.
+ * With any other, or if one step fails, what was done is undone, and Python goes through all of it
+ * (plugin/contracts/gvproxy.py, plugin/gateway/awaited.py), with the contract's words for what is wrong. So nothing here
+ * says anything, and Python checks again what is open.
+ * Podman 4 removes the file at the link's path after it has started us: who is too fast loses. It names a PID file and
+ * no log file; that is left to Python, too.
  *
  * Invariants: as in awaited.py, the link's socket comes last: its file means that everything else is there.
  */
@@ -61,7 +62,7 @@ static const char *const names[FLAGS] = {
 };
 
 struct request {
-    const char *link, *log_file, *pid_file; /* paths; the first two are there */
+    const char *link, *log_file, *pid_file; /* paths; without a log file, lines go to standard error */
     unsigned ssh_port;
     unsigned given[FLAGS]; /* how often */
 };
@@ -156,7 +157,8 @@ static bool read_words(int argc, char **argv, struct request *request)
     }
     const unsigned *given = request->given;
     bool paired = given[SOCK] == given[DEST] && given[DEST] == given[USER] && given[USER] == given[IDENTITY];
-    return paired && request->link && request->log_file;
+    bool podman_4 = request->pid_file && !request->log_file;
+    return paired && request->link && !podman_4;
 }
 
 /* ---- what they ask for ---- */
@@ -228,8 +230,8 @@ static bool has_standard_streams(void)
 
 static bool open_all(const struct request *request, struct awaited *ret)
 {
-    int log = open_log(request->log_file);
-    int port = log < 0 ? -1 : listen_on_port(request->ssh_port);
+    int log = request->log_file ? open_log(request->log_file) : -1;
+    int port = request->log_file && log < 0 ? -1 : listen_on_port(request->ssh_port);
     bool pid_file = port >= 0 && request->pid_file && write_pid_file(request->pid_file);
     int link = port < 0 || (request->pid_file && !pid_file) ? -1 : listen_on_path(request->link);
 

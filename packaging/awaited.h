@@ -12,7 +12,8 @@
 
 struct awaited {
     const char *link, *pid_file; /* paths of what has been made; the second may be NULL */
-    char option[PATH_MAX + 80];  /* AWAITED_OPTION=LOG,PORT,LINK,PID_FILE: three descriptors, and a path or nothing */
+    char option[PATH_MAX +
+                80]; /* AWAITED_OPTION=LOG,PORT,LINK,PID_FILE: three descriptors (no log: -1), and a path or nothing */
 };
 
 /* What the words of a command line ask for, if it is one of those that are known here. True: all of it is open, and the

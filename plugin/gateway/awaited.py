@@ -6,8 +6,8 @@ Called by launch.py, with the caller's rights, before almost anything else is im
 link's socket is there. Whoever connects then waits in its backlog for all that is still to come. Adversary: nobody; the
 contract has checked what was asked for.
 
-Of Podman's own command line the launcher has opened it all before Python started (packaging/awaited.c): that is the
-normal case, and this then takes it over.
+For the command lines that Podman 5 writes the launcher has opened it all before Python started (packaging/awaited.c):
+that is the normal case, and this then takes it over.
 
 Invariants: the link's socket is made last of all: its file means that everything else here is there. What comes later
 can still fail, and takes it back (made_files.py).
@@ -40,7 +40,8 @@ class Early:
     __slots__ = ("link", "log_fd", "path", "port")
 
     def __init__(self, option: str, made: MadeFiles) -> None:
-        """`option` is what packaging/awaited.c says of it: "LOG,PORT,LINK,PID_FILE", the first three descriptors."""
+        """`option` is what packaging/awaited.c says of it: "LOG,PORT,LINK,PID_FILE". The first three are descriptors,
+        -1 for a log on standard error."""
         log, port, link, pid_file = option.split(",", 3)
         self.log_fd = int(log)
         self.port = _socket.socket(fileno=int(port))
@@ -50,7 +51,8 @@ class Early:
         if pid_file:
             made.adopt(pid_file)
         for fd in (self.log_fd, self.port.fileno(), self.link.fileno()):
-            posix.set_inheritable(fd, False)
+            if fd >= 0:
+                posix.set_inheritable(fd, False)
 
     def listener(self, spec: NetworkSpec) -> forwards.Listener:
         """The one of -ssh-port. We must have read the same in the command line."""

@@ -14,7 +14,8 @@
  * Podman 4 removes the file at the link's path after it has started us: who is too fast loses. It names a PID file and
  * no log file; that is left to Python, too.
  *
- * Invariants: as in awaited.py, the link's socket comes last: its file means that everything else is there.
+ * Invariants: as in awaited.py, the link's socket comes last: its file means that everything else is there. What is
+ * removed is what was made here, and nothing that somebody has put in its place.
  */
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -26,6 +27,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "awaited.h"
@@ -163,64 +165,169 @@ static bool read_words(int argc, char **argv, struct request *request)
 
 /* ---- what they ask for ---- */
 
-/* Each returns a descriptor for the next program, or -1. */
+struct file {
+    const char *path; /* NULL: it was not made */
+    dev_t device;
+    ino_t inode;
+};
 
-static int open_log(const char *path)
+struct opened {
+    int log, port, link; /* descriptors for the next program, or -1 */
+    struct file log_file, link_file, pid_file;
+};
+
+static void is_this(struct file *file, const char *path, const struct stat *made)
 {
-    return open(path, O_CREAT | O_TRUNC | O_APPEND | O_WRONLY, 0666);
+    *file = (struct file){path, made->st_dev, made->st_ino};
 }
 
-static int bind_and_listen(int family, const void *where, socklen_t size, int backlog)
+static void remove_file(const struct file *file)
+{
+    struct stat there;
+
+    if (file->path && lstat(file->path, &there) == 0 && there.st_dev == file->device && there.st_ino == file->inode)
+        unlink(file->path);
+}
+
+/* A file, and nothing else that can be written to: to open a FIFO is to wait for a reader, who is gone when we close it.
+ * Python empties it. */
+static bool open_log(const char *path, struct opened *opened)
+{
+    struct stat there;
+    bool is_new = lstat(path, &there) != 0;
+
+    if (!is_new && (stat(path, &there) || !S_ISREG(there.st_mode)))
+        return false;
+    opened->log = open(path, O_APPEND | O_WRONLY | (is_new ? O_CREAT | O_EXCL : 0), 0666);
+    if (opened->log < 0 || fstat(opened->log, &there))
+        return false;
+    if (is_new)
+        is_this(&opened->log_file, path, &there);
+    return true;
+}
+
+static int bound(int family, const void *where, socklen_t size, int backlog)
 {
     static const int on = 1;
     int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK, 0);
 
-    if (fd >= 0 && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) || bind(fd, where, size))) {
-        close(fd);
+    if (fd < 0)
         return -1;
-    }
-    if (fd >= 0 && listen(fd, backlog)) {
-        if (family == AF_UNIX)
-            unlink(((const struct sockaddr_un *)where)->sun_path);
-        close(fd);
-        return -1;
-    }
-    return fd;
+    if (!setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) && !bind(fd, where, size) && !listen(fd, backlog))
+        return fd;
+    close(fd);
+    return -1;
 }
 
-static int listen_on_port(unsigned port)
+static bool open_port(unsigned port, struct opened *opened)
 {
     struct sockaddr_in where = {
         .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 
-    return bind_and_listen(AF_INET, &where, sizeof(where), PORT_BACKLOG);
+    opened->port = bound(AF_INET, &where, sizeof(where), PORT_BACKLOG);
+    return opened->port >= 0;
 }
 
-static int listen_on_path(const char *path)
+/* That listen() fails behind a bind() that has not is unheard of; the file would stay. */
+static bool open_link(const char *path, struct opened *opened)
 {
     struct sockaddr_un where = {.sun_family = AF_UNIX};
+    struct stat made;
 
     memcpy(where.sun_path, path, strlen(path) + 1); /* fits: plain_path() */
-    return bind_and_listen(AF_UNIX, &where, sizeof(where), LINK_BACKLOG);
+    opened->link = bound(AF_UNIX, &where, sizeof(where), LINK_BACKLOG);
+    if (opened->link < 0 || lstat(path, &made))
+        return false;
+    is_this(&opened->link_file, path, &made);
+    return true;
 }
 
 /* Never there in part, in the place of what is there: Podman cannot stop a machine whose PID file is anything else. */
-static bool write_pid_file(const char *path)
+static bool write_pid_file(const char *path, struct opened *opened)
 {
     char beside[PATH_MAX + 16], digits[16];
     int length = snprintf(digits, sizeof(digits), "%d", (int)getpid());
+    struct stat made;
 
     snprintf(beside, sizeof(beside), "%s.%s", path, digits);
     int fd = open(beside, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
     if (fd < 0)
         return false;
-    bool written = write(fd, digits, (size_t)length) == length;
+    bool written = write(fd, digits, (size_t)length) == length && fstat(fd, &made) == 0;
     close(fd);
-    if (written && rename(beside, path) == 0)
-        return true;
-    unlink(beside);
-    return false;
+    if (!written || rename(beside, path)) {
+        unlink(beside);
+        return false;
+    }
+    is_this(&opened->pid_file, path, &made);
+    return true;
 }
+
+static bool open_all(const struct request *request, struct opened *opened)
+{
+    return (!request->log_file || open_log(request->log_file, opened)) && open_port(request->ssh_port, opened) &&
+           (!request->pid_file || write_pid_file(request->pid_file, opened)) && open_link(request->link, opened);
+}
+
+static void close_all(const struct opened *opened)
+{
+    if (opened->link >= 0)
+        close(opened->link);
+    if (opened->port >= 0)
+        close(opened->port);
+    if (opened->log >= 0)
+        close(opened->log);
+}
+
+static void remove_files(const struct opened *opened)
+{
+    remove_file(&opened->link_file);
+    remove_file(&opened->pid_file);
+    remove_file(&opened->log_file);
+}
+
+/* ---- who takes it back, should Python not come as far ---- */
+
+static void guard(int from_helper, const struct opened *opened)
+{
+    char taken_over;
+
+    close_all(opened);
+    if (read(from_helper, &taken_over, 1) <= 0)
+        remove_files(opened);
+    _exit(0);
+}
+
+/* Nothing ends it before it has heard. */
+static bool start_guard(const struct opened *opened, struct awaited *ret)
+{
+    sigset_t all, before;
+    int ends[2];
+
+    if (pipe(ends))
+        return false;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
+    ret->process = fork();
+    if (ret->process == 0) {
+        close(ends[1]);
+        guard(ends[0], opened);
+    }
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    close(ends[0]);
+    ret->guard = ends[1];
+    if (ret->process < 0)
+        close(ends[1]);
+    return ret->process > 0;
+}
+
+void awaited_take_back(const struct awaited *awaited)
+{
+    close(awaited->guard);
+    waitpid(awaited->process, NULL, 0);
+}
+
+/* ---- all of it ---- */
 
 /* A caller that closed one of 0, 1 and 2 would find our sockets there. */
 static bool has_standard_streams(void)
@@ -228,50 +335,39 @@ static bool has_standard_streams(void)
     return fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 && fcntl(2, F_GETFD) >= 0;
 }
 
-static bool open_all(const struct request *request, struct awaited *ret)
+/* The first three end us in order, later. The last would be for a PID file where no file may have a byte: Python ignores
+ * it, too. */
+static void hold_signals(sigset_t *ret_before)
 {
-    int log = request->log_file ? open_log(request->log_file) : -1;
-    int port = request->log_file && log < 0 ? -1 : listen_on_port(request->ssh_port);
-    bool pid_file = port >= 0 && request->pid_file && write_pid_file(request->pid_file);
-    int link = port < 0 || (request->pid_file && !pid_file) ? -1 : listen_on_path(request->link);
+    sigset_t ends;
 
-    if (link >= 0) {
-        ret->link = request->link;
-        ret->pid_file = request->pid_file;
-        snprintf(ret->option, sizeof(ret->option), "%s=%d,%d,%d,%s", AWAITED_OPTION, log, port, link,
-                 request->pid_file ? request->pid_file : "");
-        return true;
-    }
-    if (pid_file)
-        unlink(request->pid_file);
-    if (port >= 0)
-        close(port);
-    if (log >= 0)
-        close(log);
-    return false;
+    sigemptyset(&ends);
+    sigaddset(&ends, SIGINT);
+    sigaddset(&ends, SIGQUIT);
+    sigaddset(&ends, SIGTERM);
+    sigprocmask(SIG_BLOCK, &ends, ret_before);
+    signal(SIGXFSZ, SIG_IGN);
 }
 
 bool awaited_open(int argc, char **argv, struct awaited *ret)
 {
     struct request request = {.ssh_port = SSH_PORT_DEFAULT};
-    sigset_t ends, before;
+    struct opened opened = {.log = -1, .port = -1, .link = -1};
+    const struct file *link = &opened.link_file, *pid_file = &opened.pid_file;
+    sigset_t before;
 
     if (!has_standard_streams() || !read_words(argc, argv, &request) || is_there(request.link))
         return false;
-    sigemptyset(&ends);
-    sigaddset(&ends, SIGINT);
-    sigaddset(&ends, SIGQUIT);
-    sigaddset(&ends, SIGTERM);
-    sigprocmask(SIG_BLOCK, &ends, &before);
-    if (open_all(&request, ret))
-        return true;
-    sigprocmask(SIG_SETMASK, &before, NULL);
-    return false;
-}
-
-void awaited_take_back(const struct awaited *awaited)
-{
-    unlink(awaited->link);
-    if (awaited->pid_file)
-        unlink(awaited->pid_file);
+    hold_signals(&before);
+    if (!open_all(&request, &opened) || !start_guard(&opened, ret)) {
+        remove_files(&opened);
+        close_all(&opened);
+        sigprocmask(SIG_SETMASK, &before, NULL);
+        return false;
+    }
+    snprintf(ret->option, sizeof(ret->option), "%s=%d,%d,%d,%d,%d,%llu,%llu,%llu,%llu,%s", AWAITED_OPTION, opened.log,
+             opened.port, opened.link, ret->guard, (int)ret->process, (unsigned long long)link->device,
+             (unsigned long long)link->inode, (unsigned long long)pid_file->device, (unsigned long long)pid_file->inode,
+             request.pid_file ? request.pid_file : "");
+    return true;
 }

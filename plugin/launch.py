@@ -101,7 +101,6 @@ def _show(name: str) -> None:
 
 
 def _serve_gvproxy(name: str, arguments: list[str]) -> int:
-    """What the launcher has opened is taken over first: whatever comes of the words, it goes away with us."""
     from lockgate.plugin.contracts import gvproxy
 
     opened = sys._xoptions.get(EARLY_OPTION)
@@ -117,11 +116,10 @@ def _serve_gvproxy(name: str, arguments: list[str]) -> int:
 def _serve(
     name: str, parse: Callable[[], NetworkSpec], made: MadeFiles | None = None, early: Early | None = None
 ) -> int:
-    """`made` has what is `early`, if anything is."""
+    """`early`: what the launcher has opened; its files are in `made` and go with us, whatever comes of the words."""
     made = made or MadeFiles()
     try:
-        spec = parse()
-        return _start(name, spec, made, early)
+        return _start(name, parse(), made, early)
     except vocabulary.Stop as stop:
         return _stop(stop)
     finally:

@@ -80,6 +80,8 @@ class PlainFile:
     def __init__(self, path: str, fd: int = -1) -> None:
         """Opens with the rights of now, unless that is done: then `fd` is it. Raises OSError."""
         flags = posix.O_CREAT | posix.O_TRUNC | posix.O_APPEND | posix.O_WRONLY | posix.O_CLOEXEC
+        if fd >= 0:
+            posix.ftruncate(fd, 0)
         self.fd = fd if fd >= 0 else posix.open(path, flags, 0o666)
 
     def write(self, line: bytes) -> None:

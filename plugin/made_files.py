@@ -77,13 +77,9 @@ class MadeFiles:
             self._made.remove(made)
             raise FileError(f"{what} {path} cannot be written: {failure.strerror}") from None
 
-    def adopt(self, path: str) -> None:
-        """What was made on our behalf before we ran."""
-        made = self._write_down(path)
-        try:
-            made.is_this(posix.lstat(path))
-        except OSError:
-            self._made.remove(made)  # somebody has removed it meanwhile
+    def adopt(self, path: str, device: int, inode: int) -> None:
+        """What was made on our behalf before we ran, and by whatever name: that file alone."""
+        self._write_down(path).is_file(device, inode)
 
     def listen(self, path: str, what: str, backlog: int = 0, kind: int = _socket.SOCK_STREAM) -> _socket.socket:
         """What a helper that died has left there is replaced; a living one is not. One that was killed may still have
@@ -162,7 +158,10 @@ class _Made:
         return self._file is not None
 
     def is_this(self, made: stat_result) -> None:
-        self._file = made.st_dev, made.st_ino
+        self.is_file(made.st_dev, made.st_ino)
+
+    def is_file(self, device: int, inode: int) -> None:
+        self._file = device, inode
 
     def remove(self) -> None:
         try:

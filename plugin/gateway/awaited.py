@@ -40,19 +40,25 @@ class Early:
     __slots__ = ("link", "log_fd", "path", "port")
 
     def __init__(self, option: str, made: MadeFiles) -> None:
-        """`option` is what packaging/awaited.c says of it: "LOG,PORT,LINK,PID_FILE". The first three are descriptors,
-        -1 for a log on standard error."""
-        log, port, link, pid_file = option.split(",", 3)
-        self.log_fd = int(log)
-        self.port = _socket.socket(fileno=int(port))
-        self.link = _socket.socket(fileno=int(link))
+        """`option` is what packaging/awaited.h says: ten things, of which nine are numbers. From here on we take the
+        files back ourselves, and the launcher's child need not."""
+        *numbers, pid_file = option.split(",", 9)
+        log, port, link, guard, process, *files = map(int, numbers)
+        self.log_fd = log
+        self.port = _socket.socket(fileno=port)
+        self.link = _socket.socket(fileno=link)
         self.path: str = self.link.getsockname()
-        made.adopt(self.path)
+        made.adopt(self.path, *files[:2])
         if pid_file:
-            made.adopt(pid_file)
-        for fd in (self.log_fd, self.port.fileno(), self.link.fileno()):
-            if fd >= 0:
-                posix.set_inheritable(fd, False)
+            made.adopt(pid_file, *files[2:])
+        for fd in filter(lambda fd: fd >= 0, (log, port, link)):
+            posix.set_inheritable(fd, False)
+        try:
+            posix.write(guard, b"K")
+            posix.close(guard)
+            posix.waitpid(process, 0)
+        except OSError:
+            pass  # somebody has killed it, or the caller lets the kernel reap our children
 
     def listener(self, spec: NetworkSpec) -> forwards.Listener:
         """The one of -ssh-port. We must have read the same in the command line."""

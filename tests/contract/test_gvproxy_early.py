@@ -33,7 +33,11 @@ from lockgate.plugin.gateway.virtual_network import SSH_PORT_DEFAULT
 from lockgate.plugin.launch import EARLY_OPTION
 
 PYTHON = ROOT / ".venv" / "bin" / "python3"
-SHOW = """#!/bin/sh
+TAKE_OVER = """#!/bin/sh
+option=$(tr '\\0' '\\n' </proc/$$/cmdline | sed -n 's/^lockgate-awaited=//p')
+test -z "$option" || printf K >/proc/$$/fd/$(echo "$option" | cut -d, -f4)
+"""
+SHOW = f"""{TAKE_OVER}
 for fd in 3 4 5; do test -e /proc/$$/fd/$fd && echo $fd; done >"$0.open"
 tr '\\0' '\\n' </proc/$$/cmdline
 """
@@ -64,8 +68,9 @@ def port() -> int:
 class Told:
     """What the interpreter was started with."""
 
-    option: str  # the value of -X; empty: nothing is open
-    words: list[str]  # of the caller
+    descriptors: list[int]  # by the value of -X: log, port, link; none if nothing is open
+    pid_file: str
+    words: Sequence[str]  # of the caller
 
 
 def beside(launcher: Path, python: str) -> Path:
@@ -86,8 +91,11 @@ def tells(launcher: Path) -> Callable[..., Told]:
         )  # type: ignore[call-overload]
         shown = done.stdout[:-1].split("\n")[2:]  # behind the shell and its script
         code = shown.index("-c")
-        option = shown[code - 1].removeprefix(f"{EARLY_OPTION}=") if "-X" in shown[:code] else ""
-        return Told(option, shown[shown.index("main()", code) + 3 :])
+        words = shown[shown.index("main()", code) + 3 :]
+        if "-X" not in shown[:code]:
+            return Told([], "", words)
+        *numbers, pid_file = shown[code - 1].removeprefix(f"{EARLY_OPTION}=").split(",", 9)
+        return Told([int(one) for one in numbers[:3]], pid_file, words)
 
     return run
 
@@ -96,9 +104,12 @@ def podmans(folder: Path, port: int, *more: str) -> list[str]:
     """The words of Podman 5."""
     (folder / "key").touch()
     ssh = ["-forward-sock", f"{folder}/api", "-forward-dest", "/run/podman.sock", "-forward-user", "core"]
-    files = ["-pid-file", f"{folder}/pid", "-log-file", f"{folder}/log"]
+    return [*without_ssh(folder, port), *ssh, "-forward-identity", f"{folder}/key", *more]
+
+
+def without_ssh(folder: Path, port: int) -> list[str]:
     link = ["-mtu", "1500", "-ssh-port", str(port), "-listen-qemu", f"unix://{folder}/link"]
-    return [*link, *ssh, "-forward-identity", f"{folder}/key", *files, *more]
+    return [*link, "-pid-file", f"{folder}/pid", "-log-file", f"{folder}/log"]
 
 
 def names(folder: Path) -> set[str]:
@@ -111,7 +122,7 @@ def test_log_port_pid_file_and_link_are_there_when_python_starts(
     """And all three descriptors are handed on, and the caller's words as they were."""
     words = podmans(folder, port)
     told = tells(*words)
-    assert told == Told(f"3,4,5,{folder}/pid", words)
+    assert told == Told([3, 4, 5], f"{folder}/pid", words)
     assert (launcher.parent / "python3.open").read_text().split() == ["3", "4", "5"]
     assert names(folder) == {"key", "link", "log", "pid"}
     assert stat.S_ISSOCK((folder / "link").stat().st_mode) and (folder / "pid").read_text().isdigit()
@@ -121,7 +132,7 @@ def test_who_names_neither_log_nor_pid_file_finds_the_link_as_early(
     folder: Path, port: int, tells: Callable[..., Told]
 ) -> None:
     words = ["-listen-qemu", f"unix://{folder}/link", "-ssh-port", str(port)]
-    assert tells(*words) == Told("-1,3,4,", words) and names(folder) == {"link"}
+    assert tells(*words) == Told([-1, 3, 4], "", words) and names(folder) == {"link"}
     (folder / "link").unlink()
     with ExitStack() as ends:
         helper = Gvproxy(*words[:2], ssh_port=port)
@@ -130,13 +141,12 @@ def test_who_names_neither_log_nor_pid_file_finds_the_link_as_early(
 
 
 @pytest.mark.parametrize("before", ["", "old, and longer than any number\n"])
-def test_a_pid_file_is_replaced_whole_and_a_log_emptied(
+def test_a_pid_file_is_replaced_whole(
     folder: Path, port: int, tells: Callable[..., Told], before: str
 ) -> None:
-    for name in ("pid", "log"):
-        (folder / name).write_text(before)
-    assert tells(*podmans(folder, port)).option
-    assert (folder / "pid").read_text().isdigit() and (folder / "log").read_text() == ""
+    (folder / "pid").write_text(before)
+    assert tells(*podmans(folder, port)).descriptors
+    assert (folder / "pid").read_text().isdigit()
 
 
 OTHERS = {
@@ -172,7 +182,7 @@ def test_whatever_else_is_asked_for_is_left_to_python(
 ) -> None:
     words = podmans(folder, port, *more)
     told = tells(*words)
-    assert told == Told("", words) and names(folder) <= {"key", "log"}
+    assert told == Told([], "", words) and names(folder) <= {"key", "log"}
 
 
 def test_podman_4_which_removes_the_links_file_once_it_has_started_us_is_not_hurried(
@@ -180,13 +190,13 @@ def test_podman_4_which_removes_the_links_file_once_it_has_started_us_is_not_hur
 ) -> None:
     """It names a PID file and no log file."""
     words = ["-listen-qemu", f"unix://{folder}/link", "-pid-file", f"{folder}/pid", "-ssh-port", str(port)]
-    assert tells(*words) == Told("", words) and names(folder) == set()
+    assert tells(*words) == Told([], "", words) and names(folder) == set()
 
 
 def test_another_command_with_the_same_words_gets_them_as_they_are(
     folder: Path, port: int, tells: Callable[..., Told]
 ) -> None:
-    assert tells(*podmans(folder, port), name="passt").option == ""
+    assert tells(*podmans(folder, port), name="passt").descriptors == []
 
 
 def _take_port(folder: Path, port: int) -> ExitStack:
@@ -218,8 +228,8 @@ def test_where_something_is_in_the_way_nothing_is_left_behind(
     """Python says what it is, and replaces what a dead helper has left."""
     with hinder(folder, port):
         before = names(folder)
-        assert tells(*podmans(folder, port)).option == ""
-        assert names(folder) - before <= {"key", "log"}
+        assert tells(*podmans(folder, port)).descriptors == []
+        assert names(folder) - before == {"key"}
         assert (launcher.parent / "python3.open").read_text() == ""
     with socket.create_server(("127.0.0.1", port)):
         pass  # nobody has it
@@ -236,10 +246,32 @@ def test_a_caller_that_has_closed_a_standard_stream_does_not_find_our_sockets_th
     assert names(folder) == {"key"}
 
 
-def test_without_an_interpreter_all_is_taken_back(folder: Path, port: int, launcher: Path) -> None:
+NO_PYTHON = {
+    "there is none": None,
+    "it ends": "#!/bin/sh\nexit 1\n",
+    "it is killed": "#!/bin/sh\nkill -KILL $$\n",
+    "the terminal goes away": "#!/bin/sh\nkill -HUP $$\n",
+    "it cannot be executed": "\x7fELF",
+}
+
+
+@pytest.mark.parametrize("python", NO_PYTHON.values(), ids=NO_PYTHON.keys())
+def test_where_python_does_not_come_as_far_all_is_taken_back(
+    folder: Path, port: int, launcher: Path, python: str | None
+) -> None:
+    """By a child of the launcher, which has ended before whoever waits for the end of its output goes on."""
+    if python is not None:
+        beside(launcher, python)
     done = subprocess.run([launcher, *podmans(folder, port)], capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 1 and "/nonexistent/python3" in done.stderr
-    assert names(folder) == {"key", "log"}
+    assert done.returncode != 0 and done.stdout == ""
+    assert names(folder) == {"key"}
+
+
+def test_where_no_file_may_have_a_byte_nothing_is_left(folder: Path, port: int, launcher: Path) -> None:
+    """Cause: SIGXFSZ, which Python does not mind and the launcher did."""
+    limited = "sh", "-c", 'ulimit -f 0; exec "$0" "$@"', beside(launcher, "#!/bin/sh\ntrue\n")
+    subprocess.run([*limited, *podmans(folder, port)], timeout=PATIENCE, check=True)
+    assert names(folder) == {"key"}
 
 
 # ---- what Python makes of it ----
@@ -269,19 +301,57 @@ def test_what_python_refuses_takes_all_back(folder: Path, port: int) -> None:
     assert names(folder) == {"key", "log"}
 
 
-def test_a_link_that_somebody_has_removed_meanwhile_is_no_fault(folder: Path, port: int, launcher: Path) -> None:
-    """Who did can have connected before."""
-    command = beside(launcher, f'#!/bin/sh\nrm {folder}/link {folder}/pid\nexec {PYTHON} "$@"\n')
-    words = [*podmans(folder, port)[:6], "-pid-file", f"{folder}/pid", "-log-file", "/dev/stderr"]
-    with ExitStack() as ends:
-        ends.callback(Gvproxy(*words, ssh_port=port, command=(str(command),)).close)
-        assert names(folder) == {"key"}
+OTHERS_DO = {
+    "removed": "rm {folder}/link {folder}/pid",
+    "replaced": "rm {folder}/link; touch {folder}/link {folder}/new; mv {folder}/new {folder}/pid",
+}
+
+
+@pytest.mark.parametrize("happens", OTHERS_DO)
+def test_what_somebody_has_put_in_the_place_of_a_file_meanwhile_is_theirs(
+    folder: Path, port: int, launcher: Path, happens: str
+) -> None:
+    """Cause: whatever lay there when Python came was taken for what the launcher had made."""
+    does = OTHERS_DO[happens].format(folder=folder)
+    command = beside(launcher, f'#!/bin/sh\n{does}\nexec {PYTHON} "$@"\n')
+    helper = subprocess.Popen([command, *without_ssh(folder, port)])
+    wait_for_text(folder / "log", "waiting for clients")
+    theirs = names(folder)
+    helper.terminate()
+    assert helper.wait(PATIENCE) == 0
+    assert names(folder) == theirs == ({"log", "link", "pid"} if happens == "replaced" else {"log"})
+
+
+def wait_for_text(path: Path, text: str) -> None:
+    patience = time.monotonic() + PATIENCE
+    while time.monotonic() < patience:
+        if path.exists() and text in path.read_text():
+            return
+        os.sched_yield()
+    raise AssertionError(f"{path} does not say {text!r} after {PATIENCE} s")
+
+
+def test_a_log_that_is_there_is_emptied(folder: Path, port: int) -> None:
+    (folder / "log").write_text("of the last time\n")
+    helper = subprocess.Popen([GVPROXY, *without_ssh(folder, port)])
+    wait_for_text(folder / "log", "waiting for clients")
+    helper.terminate()
+    assert helper.wait(PATIENCE) == 0 and "of the last time" not in (folder / "log").read_text()
+
+
+def test_a_reader_of_a_fifo_in_the_place_of_a_log_learns_what_is_wrong(folder: Path, port: int) -> None:
+    """Cause: the launcher opened it and closed it again; the reader went, and Python waited for another for ever."""
+    os.mkfifo(folder / "log")
+    with socket.create_server(("127.0.0.1", port)):
+        helper = subprocess.Popen([GVPROXY, *podmans(folder, port)])
+        assert "address already in use" in (folder / "log").read_text()
+        assert helper.wait(PATIENCE) == 0
 
 
 def test_a_path_that_is_no_utf8(folder: Path, port: int) -> None:
     """Of the PID file, which Python reads out of an option of its own."""
     pid_file = os.fsencode(folder) + b"/\xff,=\xc3"
-    words = [os.fsencode(word) for word in podmans(folder, port)[:6]]
+    words = [os.fsencode(word) for word in without_ssh(folder, port)[:6]]
     words += [b"-pid-file", pid_file, b"-log-file", os.fsencode(folder) + b"/log"]
     process = subprocess.Popen([os.fsencode(GVPROXY), *words])
     try:
@@ -292,7 +362,7 @@ def test_a_path_that_is_no_utf8(folder: Path, port: int) -> None:
     finally:
         process.kill()
         process.wait()
-    assert names(folder) == {"key", "log"}
+    assert names(folder) == {"log"}
 
 
 def _connect(guest: socket.socket, link: Path) -> None:
@@ -357,14 +427,14 @@ def test_python_reads_what_the_launcher_has_opened_in_the_same_words(
     (folder / "key").touch()
     real = [word.replace("{folder}", str(folder)).replace("{port}", str(port)) for word in words]
     told = tells(*real, cwd=folder)
-    if not told.option:
+    if not told.descriptors:
         return
-    *_, pid_file = told.option.split(",", 3)
     link = next(str(folder / one) for one in names(folder) if stat.S_ISSOCK((folder / one).stat().st_mode))
     spec = gvproxy.parse(real, "gvproxy", _bound(real))
     assert os.path.realpath(str(spec.socket_path)) == link
     assert spec.log_file is None or (folder / spec.log_file).exists()
-    assert pid_file == (spec.pid_file or "") and (not pid_file or (folder / pid_file).read_text().isdigit())
+    assert told.pid_file == (spec.pid_file or "")
+    assert not told.pid_file or (folder / told.pid_file).read_text().isdigit()
 
 
 def _bound(words: Sequence[str]) -> str:

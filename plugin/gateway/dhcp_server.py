@@ -33,9 +33,10 @@ _SEARCH_MAX = 255  # of one option; a name that does not fit is left out, with a
 _ETHERNET_BROADCAST = b"\xff" * 6
 
 _RETURNED = (dhcp.CLIENT_ID, dhcp.RELAY_AGENT)  # what a client or a relay wants to hear again
+LEASED = "dhcp.ack"  # the event of an answer by which a guest has an address
 _REPLIES: dict[int, tuple[int, str]] = {
     dhcp.Type.DISCOVER: (dhcp.Type.OFFER, "dhcp.offer"),
-    dhcp.Type.REQUEST: (dhcp.Type.ACK, "dhcp.ack"),
+    dhcp.Type.REQUEST: (dhcp.Type.ACK, LEASED),
 }
 _SILENCE: dict[int, Ignored] = {
     dhcp.Type.RELEASE: Ignored.RELEASED,

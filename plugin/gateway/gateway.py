@@ -27,7 +27,7 @@ from lockgate.plugin.forward_table import ConflictError
 from lockgate.plugin.gateway import notification, relay
 from lockgate.plugin.gateway.address_pool import AddressPool
 from lockgate.plugin.gateway.descriptors import Descriptors, limit_of_process
-from lockgate.plugin.gateway.dhcp_server import DhcpServer
+from lockgate.plugin.gateway.dhcp_server import LEASED, DhcpServer
 from lockgate.plugin.gateway.exposed import Exposed, SshRemote
 from lockgate.plugin.gateway.forward_words import rule_of
 from lockgate.plugin.gateway.http import api
@@ -69,6 +69,7 @@ _DHCP_PORT = 67
 _PORTS = slice(2, 4)  # the destination's, of a TCP or UDP header
 _WAITING_MAX = 256  # SYNs for which the worker is being given a socket
 _SILENCE_SECONDS = 10.0  # after which a guest that has said nothing is one that waits to be spoken to
+_LEASED_SECONDS = 0.1  # for a guest to take on the address that it was given; mostly it says something itself by then
 _RESOLV_CONF_BYTES_MAX = 1 << 16
 
 
@@ -176,21 +177,20 @@ class Gateway:
                 return answer
             self._send(answer.frame, port)
             self._emit(answer.event, **answer.fields)
+            if answer.event == LEASED:
+                self._reach_after(_LEASED_SECONDS)
         else:
             return False
         return True
 
     def link_changed(self, attached: bool) -> None:
         """There is a guest, or none any more."""
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+        self._reach_after(_SILENCE_SECONDS if attached else None)
         if attached:
-            self._silence = asyncio.get_running_loop().call_later(_SILENCE_SECONDS, self._can_be_reached)
-        elif self._ssh is not None:
+            return
+        if self._ssh is not None:
             self._ssh.guest_left()
-        if not attached:
-            self._forget_guest()
+        self._forget_guest()
 
     def seen(self, mac: bytes, ipv4: bytes) -> None:
         """The one guest, where there is no switch."""
@@ -370,6 +370,14 @@ class Gateway:
 
     def _send(self, frame: bytes, port: int) -> None:
         self._worker().send_frame(frame, port)
+
+    def _reach_after(self, seconds: float | None) -> None:
+        """Unless the guest shows before that it has an address. None: there is no guest."""
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
+        if seconds is not None:
+            self._silence = asyncio.get_running_loop().call_later(seconds, self._can_be_reached)
 
     def _can_be_reached(self) -> None:
         """A guest has an address. Asked for its sshd before, it would answer nothing, not even a refusal, and ssh would

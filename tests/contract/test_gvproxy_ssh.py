@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from gvproxy_guest import WireGuest, stream
 from monitor import Monitor
 from running import Child, ended, status
 from scapy.layers.inet import ICMP, IP, TCP
@@ -22,6 +23,7 @@ from scapy.layers.l2 import ARP, Ether
 
 GVPROXY = str(Path(sys.executable).with_name("gvproxy"))
 GATEWAY, GUEST = "192.168.127.1", "192.168.127.2"
+LESS_THAN_THE_SILENCE = 8.0  # seconds, of ten, after which a guest that has said nothing is asked
 GATEWAY_MAC, GUEST_MAC = "5a:94:ef:e4:0c:dd", "5a:94:ef:e4:0c:ee"
 
 
@@ -91,6 +93,20 @@ def test_ssh_comes_to_the_guest_from_the_gateway_again_and_again(start: Callable
     told = status(pid)
     assert told["Uid"].split()[0] == str(os.geteuid()) and told["CapEff"] == told["CapPrm"] == "0" * 16
     guest.socket.close()
+
+
+def test_a_guest_that_was_given_an_address_is_reached_though_it_says_no_more(
+    start: Callable[..., Gvproxy], identity: Path
+) -> None:
+    """Cause: ssh waited for ten seconds of silence, and with it `podman machine start` of Podman 4."""
+    gvproxy = start(identity)
+    gvproxy.line_with("waiting for clients")
+    with socket.socket(socket.AF_UNIX) as end:
+        end.connect(str(gvproxy.link))
+        guest = WireGuest(stream(end))
+        end.settimeout(LESS_THAN_THE_SILENCE)
+        guest.gets_address()
+        guest.receives(lambda frame: TCP in frame and frame[TCP].dport == 22)
 
 
 def test_ssh_is_not_started_before_there_is_a_guest_and_ends_with_it(

@@ -4,8 +4,9 @@
  * and at last the link's socket.
  *
  * Called by launcher.c with the caller's rights. Podman looks for the socket's file at once, and then not for half a
- * second. Python takes 5 ms to start and as much again to get here; who connects meanwhile waits in the backlog, as he
- * does while the rest is made. Adversary: nobody; other users at worst, who may put something in a file's place.
+ * second: this takes a millisecond, and is sometimes in time for that first look. Python takes 5 ms to start and as much
+ * again to get here; who connects meanwhile waits in the backlog, as he does while the rest is made. Adversary: nobody;
+ * other users at worst, who may put something in a file's place.
  *
  * Only the flags of Podman 5 are known here, and only where nothing is in the way: words that need no more than a look.
  * With any other, or if one step fails, what was done is undone, and Python goes through all of it

@@ -19,6 +19,7 @@
  * removed is what was made here, and nothing that somebody has put in its place.
  */
 #include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -174,6 +175,7 @@ struct file {
 
 struct opened {
     int log, port, link; /* descriptors for the next program, or -1 */
+    int pid;             /* not for it: nobody else's file gets this one's number as long as it is open */
     struct file log_file, link_file, pid_file;
 };
 
@@ -254,9 +256,8 @@ static bool write_pid_file(const char *path, struct opened *opened)
     int fd = open(beside, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0666);
     if (fd < 0)
         return false;
-    bool written = write(fd, digits, (size_t)length) == length && fstat(fd, &made) == 0;
-    close(fd);
-    if (!written || rename(beside, path)) {
+    opened->pid = fd;
+    if (write(fd, digits, (size_t)length) != length || fstat(fd, &made) || rename(beside, path)) {
         unlink(beside);
         return false;
     }
@@ -272,12 +273,11 @@ static bool open_all(const struct request *request, struct opened *opened)
 
 static void close_all(const struct opened *opened)
 {
-    if (opened->link >= 0)
-        close(opened->link);
-    if (opened->port >= 0)
-        close(opened->port);
-    if (opened->log >= 0)
-        close(opened->log);
+    const int fds[] = {opened->log, opened->port, opened->link, opened->pid};
+
+    for (unsigned i = 0; i < sizeof(fds) / sizeof(*fds); i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
 }
 
 static void remove_files(const struct opened *opened)
@@ -289,43 +289,54 @@ static void remove_files(const struct opened *opened)
 
 /* ---- who takes it back, should Python not come as far ---- */
 
-static void guard(int from_helper, const struct opened *opened)
+/* All but the port stays open until then: so the files' numbers are not given to others. */
+static void guard(int helper, const struct opened *opened)
 {
     char taken_over;
 
-    close_all(opened);
-    if (read(from_helper, &taken_over, 1) <= 0)
+    close(opened->port);
+    if (read(helper, &taken_over, 1) <= 0)
         remove_files(opened);
     _exit(0);
 }
 
-/* Nothing ends it before it has heard. */
+/* No child of the helper's, who would have to wait for its end, but of a child's. Nothing ends it before it has heard. */
 static bool start_guard(const struct opened *opened, struct awaited *ret)
 {
     sigset_t all, before;
-    int ends[2];
+    int ends[2], status = 0;
 
-    if (pipe(ends))
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends))
         return false;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, &before);
-    ret->process = fork();
-    if (ret->process == 0) {
+    pid_t child = fork();
+    if (child == 0) {
         close(ends[1]);
-        guard(ends[0], opened);
+        pid_t its = fork();
+        if (its == 0)
+            guard(ends[0], opened);
+        _exit(its < 0);
     }
+    if (child > 0 && waitpid(child, &status, 0) < 0)
+        status = 0; /* the caller lets the kernel reap our children */
     sigprocmask(SIG_SETMASK, &before, NULL);
     close(ends[0]);
     ret->guard = ends[1];
-    if (ret->process < 0)
-        close(ends[1]);
-    return ret->process > 0;
+    if (child > 0 && status == 0)
+        return true;
+    close(ends[1]);
+    return false;
 }
 
 void awaited_take_back(const struct awaited *awaited)
 {
-    close(awaited->guard);
-    waitpid(awaited->process, NULL, 0);
+    char nothing;
+
+    shutdown(awaited->guard, SHUT_WR);
+    while (read(awaited->guard, &nothing, 1) < 0) /* until it has ended */
+        if (errno != EINTR)
+            break;
 }
 
 /* ---- all of it ---- */
@@ -353,7 +364,7 @@ static void hold_signals(sigset_t *ret_before)
 bool awaited_open(int argc, char **argv, struct awaited *ret)
 {
     struct request request = {.ssh_port = SSH_PORT_DEFAULT};
-    struct opened opened = {.log = -1, .port = -1, .link = -1};
+    struct opened opened = {.log = -1, .port = -1, .link = -1, .pid = -1};
     const struct file *link = &opened.link_file, *pid_file = &opened.pid_file;
     sigset_t before;
 
@@ -366,9 +377,9 @@ bool awaited_open(int argc, char **argv, struct awaited *ret)
         sigprocmask(SIG_SETMASK, &before, NULL);
         return false;
     }
-    snprintf(ret->option, sizeof(ret->option), "%s=%d,%d,%d,%d,%d,%llu,%llu,%llu,%llu,%s", AWAITED_OPTION, opened.log,
-             opened.port, opened.link, ret->guard, (int)ret->process, (unsigned long long)link->device,
-             (unsigned long long)link->inode, (unsigned long long)pid_file->device, (unsigned long long)pid_file->inode,
+    snprintf(ret->option, sizeof(ret->option), "%s=%d,%d,%d,%d,%llu,%llu,%llu,%llu,%s", AWAITED_OPTION, opened.log,
+             opened.port, opened.link, ret->guard, (unsigned long long)link->device, (unsigned long long)link->inode,
+             (unsigned long long)pid_file->device, (unsigned long long)pid_file->inode,
              request.pid_file ? request.pid_file : "");
     return true;
 }

@@ -40,10 +40,10 @@ class Early:
     __slots__ = ("link", "log_fd", "path", "port")
 
     def __init__(self, option: str, made: MadeFiles) -> None:
-        """`option` is what packaging/awaited.h says: ten things, of which nine are numbers. From here on we take the
-        files back ourselves, and the launcher's child need not."""
-        *numbers, pid_file = option.split(",", 9)
-        log, port, link, guard, process, *files = map(int, numbers)
+        """`option` is what packaging/awaited.h says: nine things, of which eight are numbers. From here on we take the
+        files back ourselves, and the launcher's guard need not."""
+        *numbers, pid_file = option.split(",", 8)
+        log, port, link, guard, *files = map(int, numbers)
         self.log_fd = log
         self.port = _socket.socket(fileno=port)
         self.link = _socket.socket(fileno=link)
@@ -55,10 +55,9 @@ class Early:
             posix.set_inheritable(fd, False)
         try:
             posix.write(guard, b"K")
-            posix.close(guard)
-            posix.waitpid(process, 0)
         except OSError:
-            pass  # somebody has killed it, or the caller lets the kernel reap our children
+            pass  # somebody has killed it
+        posix.close(guard)
 
     def listener(self, spec: NetworkSpec) -> forwards.Listener:
         """The one of -ssh-port. We must have read the same in the command line."""

@@ -70,6 +70,7 @@ _PORTS = slice(2, 4)  # the destination's, of a TCP or UDP header
 _WAITING_MAX = 256  # SYNs for which the worker is being given a socket
 _SILENCE_SECONDS = 10.0  # after which a guest that has said nothing is one that waits to be spoken to
 _LEASED_SECONDS = 0.1  # for a guest to take on the address that it was given; mostly it says something itself by then
+_ANSWER_SECONDS = 0.3  # for its answer to an ssh that was started so; who speaks later could not hear that one
 _RESOLV_CONF_BYTES_MAX = 1 << 16
 
 
@@ -99,6 +100,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._mac = UNSET  # of the one guest, where there is no switch
         self._silence: asyncio.TimerHandle | None = None  # of a guest that has come
+        self._tried: float | None = None  # when that one was over
 
     def begin(self, worker: Callable[[], WorkerChannels], emit: Emit, tell_keeper: Callable[[bytes], None]) -> None:
         """In control's loop; `worker` is whichever there is at the moment."""
@@ -185,9 +187,12 @@ class Gateway:
 
     def link_changed(self, attached: bool) -> None:
         """There is a guest, or none any more."""
-        self._reach_after(_SILENCE_SECONDS if attached else None)
         if attached:
+            self._reach_after(_SILENCE_SECONDS)
             return
+        if self._silence is not None:
+            self._silence.cancel()
+        self._silence = self._tried = None
         if self._ssh is not None:
             self._ssh.guest_left()
         self._forget_guest()
@@ -195,7 +200,7 @@ class Gateway:
     def seen(self, mac: bytes, ipv4: bytes) -> None:
         """The one guest, where there is no switch."""
         if ipv4 != UNSET:
-            self._can_be_reached()
+            self._has_spoken()
         if self._switch is None and mac != self._mac and not mac[0] & 1:
             self._forget_guest()
             self._mac = mac
@@ -371,13 +376,26 @@ class Gateway:
     def _send(self, frame: bytes, port: int) -> None:
         self._worker().send_frame(frame, port)
 
-    def _reach_after(self, seconds: float | None) -> None:
-        """Unless the guest shows before that it has an address. None: there is no guest."""
+    def _reach_after(self, seconds: float) -> None:
+        """At the latest, unless the guest shows before that it has an address."""
+        loop = asyncio.get_running_loop()
         if self._silence is not None:
+            if self._silence.when() <= loop.time() + seconds:
+                return
             self._silence.cancel()
-            self._silence = None
-        if seconds is not None:
-            self._silence = asyncio.get_running_loop().call_later(seconds, self._can_be_reached)
+        self._silence = loop.call_later(seconds, self._try_to_reach)
+
+    def _try_to_reach(self) -> None:
+        self._silence = None
+        self._tried = asyncio.get_running_loop().time()
+        self._can_be_reached()
+
+    def _has_spoken(self) -> None:
+        """With an address. An ssh that has asked it in vain would ask again after seconds: another one asks now."""
+        now, tried, self._tried = asyncio.get_running_loop().time(), self._tried, None
+        if tried is not None and now > tried + _ANSWER_SECONDS and self._ssh is not None:
+            self._ssh.dial_anew()
+        self._can_be_reached()
 
     def _can_be_reached(self) -> None:
         """A guest has an address. Asked for its sshd before, it would answer nothing, not even a refusal, and ssh would

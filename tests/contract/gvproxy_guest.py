@@ -142,14 +142,19 @@ class WireGuest:
     def to_gateway(self, destination: str = GATEWAY) -> Packet:
         return Ether(src=self.mac, dst=GATEWAY_MAC) / IP(src=self.address, dst=destination)
 
+    def asks(self, kind: str, *options: object) -> bytes:
+        """By DHCP. Returns the hardware address that the answer is for."""
+        chaddr = bytes.fromhex(self.mac.replace(":", ""))
+        head = Ether(src=self.mac, dst=BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255")
+        head /= UDP(sport=68, dport=67)
+        self.send(head / BOOTP(chaddr=chaddr, xid=7) / DHCP(options=[("message-type", kind), *options, "end"]))
+        return chaddr
+
     def gets_address(self) -> str:
         """By DHCP."""
-        chaddr = bytes.fromhex(self.mac.replace(":", ""))
 
         def ask(kind: str, *options: object) -> Packet:
-            head = Ether(src=self.mac, dst=BROADCAST) / IP(src="0.0.0.0", dst="255.255.255.255")
-            head /= UDP(sport=68, dport=67)
-            self.send(head / BOOTP(chaddr=chaddr, xid=7) / DHCP(options=[("message-type", kind), *options, "end"]))
+            chaddr = self.asks(kind, *options)
             return self.receives(lambda one: DHCP in one and one[BOOTP].op == 2 and one[BOOTP].chaddr[:6] == chaddr)
 
         offered = ask("discover")[BOOTP].yiaddr

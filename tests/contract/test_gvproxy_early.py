@@ -35,10 +35,10 @@ from lockgate.plugin.launch import EARLY_OPTION
 PYTHON = ROOT / ".venv" / "bin" / "python3"
 TAKE_OVER = """#!/bin/sh
 option=$(tr '\\0' '\\n' </proc/$$/cmdline | sed -n 's/^lockgate-awaited=//p')
-test -z "$option" || printf K >/proc/$$/fd/$(echo "$option" | cut -d, -f4)
+test -z "$option" || eval "printf K >&$(echo "$option" | cut -d, -f4)"
 """
 SHOW = f"""{TAKE_OVER}
-for fd in 3 4 5; do test -e /proc/$$/fd/$fd && echo $fd; done >"$0.open"
+for fd in 3 4 6; do test -e /proc/$$/fd/$fd && echo $fd; done >"$0.open"
 tr '\\0' '\\n' </proc/$$/cmdline
 """
 EXAMPLES = 500
@@ -94,7 +94,7 @@ def tells(launcher: Path) -> Callable[..., Told]:
         words = shown[shown.index("main()", code) + 3 :]
         if "-X" not in shown[:code]:
             return Told([], "", words)
-        *numbers, pid_file = shown[code - 1].removeprefix(f"{EARLY_OPTION}=").split(",", 9)
+        *numbers, pid_file = shown[code - 1].removeprefix(f"{EARLY_OPTION}=").split(",", 8)
         return Told([int(one) for one in numbers[:3]], pid_file, words)
 
     return run
@@ -122,8 +122,8 @@ def test_log_port_pid_file_and_link_are_there_when_python_starts(
     """And all three descriptors are handed on, and the caller's words as they were."""
     words = podmans(folder, port)
     told = tells(*words)
-    assert told == Told([3, 4, 5], f"{folder}/pid", words)
-    assert (launcher.parent / "python3.open").read_text().split() == ["3", "4", "5"]
+    assert told == Told([3, 4, 6], f"{folder}/pid", words)
+    assert (launcher.parent / "python3.open").read_text().split() == ["3", "4", "6"]
     assert names(folder) == {"key", "link", "log", "pid"}
     assert stat.S_ISSOCK((folder / "link").stat().st_mode) and (folder / "pid").read_text().isdigit()
 
@@ -259,7 +259,7 @@ NO_PYTHON = {
 def test_where_python_does_not_come_as_far_all_is_taken_back(
     folder: Path, port: int, launcher: Path, python: str | None
 ) -> None:
-    """By a child of the launcher, which has ended before whoever waits for the end of its output goes on."""
+    """By a process of the launcher's, which has ended before whoever waits for the end of its output goes on."""
     if python is not None:
         beside(launcher, python)
     done = subprocess.run([launcher, *podmans(folder, port)], capture_output=True, text=True, timeout=PATIENCE)

@@ -7,10 +7,12 @@ How an ssh is kept is in test_ssh_forwards.py; here the guest has no sshd, and t
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from monitor import Monitor
 from running import Child, ended, status
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet
 
 GVPROXY = str(Path(sys.executable).with_name("gvproxy"))
 GATEWAY, GUEST = "192.168.127.1", "192.168.127.2"
@@ -95,18 +98,50 @@ def test_ssh_comes_to_the_guest_from_the_gateway_again_and_again(start: Callable
     guest.socket.close()
 
 
+def to_sshd(frame: Packet) -> bool:
+    return TCP in frame and frame[TCP].dport == 22 and frame[TCP].flags == "S"
+
+
+def leased(gvproxy: Gvproxy, end: socket.socket) -> WireGuest:
+    """A guest with an address, of which it says nothing."""
+    gvproxy.line_with("waiting for clients")
+    end.connect(str(gvproxy.link))
+    guest = WireGuest(stream(end))
+    end.settimeout(LESS_THAN_THE_SILENCE)
+    guest.gets_address()
+    return guest
+
+
 def test_a_guest_that_was_given_an_address_is_reached_though_it_says_no_more(
     start: Callable[..., Gvproxy], identity: Path
 ) -> None:
     """Cause: ssh waited for ten seconds of silence, and with it `podman machine start` of Podman 4."""
-    gvproxy = start(identity)
-    gvproxy.line_with("waiting for clients")
     with socket.socket(socket.AF_UNIX) as end:
-        end.connect(str(gvproxy.link))
-        guest = WireGuest(stream(end))
-        end.settimeout(LESS_THAN_THE_SILENCE)
-        guest.gets_address()
-        guest.receives(lambda frame: TCP in frame and frame[TCP].dport == 22)
+        leased(start(identity), end).receives(to_sshd)
+
+
+def test_a_guest_that_asks_for_its_address_again_and_again_is_reached(
+    start: Callable[..., Gvproxy], identity: Path
+) -> None:
+    """Cause: each answer put off what the last one had brought nearer."""
+    with socket.socket(socket.AF_UNIX) as end:
+        guest = leased(start(identity), end)
+        patience = time.monotonic() + LESS_THAN_THE_SILENCE
+        while not select.select([end], [], [], 0.05)[0] or not to_sshd(Ether(guest.wire.receive())):
+            assert time.monotonic() < patience
+            guest.asks("request", ("requested_addr", GUEST), ("server_id", GATEWAY))
+
+
+def test_an_ssh_that_a_guest_could_not_hear_yet_is_followed_by_another_when_it_speaks(
+    start: Callable[..., Gvproxy], identity: Path
+) -> None:
+    """Cause: a SYN that is lost goes again after one, two and four seconds."""
+    with socket.socket(socket.AF_UNIX) as end:
+        guest = leased(start(identity), end)
+        first = guest.receives(to_sshd)[TCP].sport
+        assert guest.receives(to_sshd)[TCP].sport == first
+        guest.send(guest.to_gateway() / ICMP())
+        assert guest.receives(to_sshd)[TCP].sport != first
 
 
 def test_ssh_is_not_started_before_there_is_a_guest_and_ends_with_it(

@@ -94,6 +94,11 @@ class SshForwards:
         for forward in self._forwards.values():
             forward.guest_came()
 
+    def dial_anew(self) -> None:
+        """The guest could not hear before."""
+        for forward in self._forwards.values():
+            forward.dial_anew()
+
     def guest_left(self) -> None:
         self.guest = False
         for forward in self._forwards.values():
@@ -188,6 +193,11 @@ class Forward:
 
     def guest_came(self) -> None:
         self._do(None if self._lazy and not self._clients else self._life.want())
+
+    def dial_anew(self) -> None:
+        if self._life.state is State.RUNNING:
+            self._do(self._life.drop())
+            self._do(self._life.want())
 
     def guest_left(self) -> None:
         self._do(self._life.drop())

@@ -70,7 +70,7 @@ _PORTS = slice(2, 4)  # the destination's, of a TCP or UDP header
 _WAITING_MAX = 256  # SYNs for which the worker is being given a socket
 _SILENCE_SECONDS = 10.0  # after which a guest that has said nothing is one that waits to be spoken to
 _LEASED_SECONDS = 0.1  # for a guest to take on the address that it was given; mostly it says something itself by then
-# For its answer to an ssh that was started so: a SYN and the next, a second later. Who speaks after that had heard neither.
+# For its answer to an ssh that was started so: a SYN, and the next a second later. Who speaks later had heard neither.
 _ANSWER_SECONDS = 1.5
 _RESOLV_CONF_BYTES_MAX = 1 << 16
 

@@ -10,11 +10,12 @@ guest that would be there at once, and asks for the gateway's address.
 from __future__ import annotations
 
 import socket
+import struct
 from pathlib import Path
 
 import readiness
 from container import SETTLE_SECONDS
-from gvproxy_guest import stream
+from helper import HelperFailed
 from machine_visit import GATEWAY, MAC, visiting
 from measure import Family, Measure, Settings, Side, Values
 from pasta_rest import MEGABYTE
@@ -23,6 +24,7 @@ PSS_LIMIT_MB = 30.0
 READY_AIM = 1.2
 
 # RFC 826: who has the gateway's address? Ethernet (1) and IPv4 with addresses of 6 and 4 bytes; a request is 1.
+_LENGTH = struct.Struct("!I")  # before each frame
 _ARP = bytes.fromhex("0806")
 _GUEST = bytes.fromhex(MAC.replace(":", "")) + socket.inet_aton("192.168.127.2")
 _REQUEST = bytes.fromhex("0001 0800 06 04 0001") + _GUEST + bytes(6) + socket.inet_aton(GATEWAY)
@@ -72,11 +74,17 @@ def _answers(link: Path) -> bool:
             guest.connect(str(link))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
-        wire = stream(guest)
-        wire.send(_QUESTION)
-        while not _is_answer(wire.receive()):
+        guest.sendall(_LENGTH.pack(len(_QUESTION)) + _QUESTION)
+        while not _is_answer(_received(guest, *_LENGTH.unpack(_received(guest, _LENGTH.size)))):
             pass
     return True
+
+
+def _received(guest: socket.socket, count: int) -> bytes:
+    data = guest.recv(count, socket.MSG_WAITALL)
+    if len(data) < count:
+        raise HelperFailed("the helper has ended the link of a guest that asked for the gateway")
+    return data
 
 
 def _is_answer(frame: bytes) -> bool:

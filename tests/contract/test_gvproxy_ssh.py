@@ -87,7 +87,7 @@ def test_ssh_comes_to_the_guest_from_the_gateway_again_and_again(start: Callable
     """The caller's user, with none of the rights that root would have."""
     gvproxy = start(identity)
     guest = gvproxy.guest()
-    for pause in ("100ms", "200ms", "400ms"):
+    for pause in ("100ms", "100ms", "100ms"):
         refuse(guest)
         gvproxy.line_with(f"Waiting for sshd ({pause})")
     while guest.receives(TCP)[TCP].flags != "S":

@@ -136,7 +136,7 @@ def test_an_sshd_that_comes_late_is_waited_for(start: Callable[..., Forwarder], 
     forwarder = start()
     forwarder.say("guest came")
     said = []
-    for pause in ("100ms", "200ms", "400ms"):
+    for pause in ("100ms", "100ms", "100ms"):
         said.append(forwarder.line_with("ended with exit status 255"))
         forwarder.line_with(f"Waiting for sshd ({pause})")
     assert any("255: " in line for line in said), "what ssh says of it is told"

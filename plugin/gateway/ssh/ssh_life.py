@@ -3,7 +3,7 @@
 
 Called by ssh_forward.py, which does what is to be done and hears what has happened.
 Adversary: the guest, whose sshd may refuse, hang up or come back at any time: all that it can cause is one start of ssh
-in a pause, which grows to PAUSE_MAX seconds.
+in a pause, which grows to PAUSE_MAX seconds after the first few.
 
 Invariants: there is at most one ssh; one that was told to end is not followed by another before it has ended; as long
 as it is wanted, it is tried for ever.
@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-PAUSE_MIN, PAUSE_MAX = 0.1, 1.0  # seconds between an ssh's end and the next; they double
+PAUSE_MIN, PAUSE_MAX = 0.1, 1.0  # seconds between an ssh's end and the next
+SHORT_PAUSES = 6  # of PAUSE_MIN before they double: a guest with a new address will have its sshd at once
 STEADY_SECONDS = 5.0  # an ssh that was up for so long has not failed: pauses start anew
 
 
@@ -88,7 +89,8 @@ class SshLife:
             return None
         if self.state is State.UP and now - self._up_since >= STEADY_SECONDS:
             self._failures = 0
-        self.pause = PAUSE_MAX if self._failures > 3 else PAUSE_MIN * 2**self._failures
+        doubled = max(0, self._failures - SHORT_PAUSES)
+        self.pause = PAUSE_MAX if doubled > 3 else PAUSE_MIN * 2**doubled
         self._failures += 1
         self.state = State.PAUSED
         return Do.PAUSE

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from c_parts import LAUNCHER, OURS, ROOT
+from c_parts import ROOT
 from free_ports import free_ports
 from gvproxy_guest import GVPROXY, Gvproxy
 from hypothesis import HealthCheck, given, settings
@@ -44,19 +44,10 @@ tr '\\0' '\\n' </proc/$$/cmdline
 EXAMPLES = 500
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For a machine without an interpreter."""
-    target = tmp_path_factory.mktemp("launcher") / "gvproxy"
-    system = '-DSYSTEM_PYTHON="/nonexistent/python3"'
-    subprocess.run(["cc", *OURS, system, "-o", target, *(ROOT / one for one in LAUNCHER)], check=True)
-    return target
-
-
 @pytest.fixture
-def launcher(compiled: Path, tmp_path: Path) -> Path:
+def launcher(compiled_launcher: Path, tmp_path: Path) -> Path:
     """In a folder of its own."""
-    return Path(shutil.copy(compiled, tmp_path))
+    return Path(shutil.copy(compiled_launcher, tmp_path / "gvproxy"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from c_parts import LAUNCHER, OURS, ROOT
+from c_parts import ROOT
 
 BIN = ROOT / ".venv" / "bin"
 CALL = "from lockgate.plugin.launch import main\nmain()\n"  # what the line of code ends with
@@ -21,23 +21,14 @@ HEARS_INTERRUPTS = ("env", "--default-signal=INT")  # also where the tests run i
 SHOW = '#!/bin/bash\nprintf "%s\\n" "$(tr "\\0" "|" </proc/$$/cmdline)"\n'
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The launcher, for a machine without /usr/bin/python3."""
-    target = tmp_path_factory.mktemp("launcher") / "passt"
-    system = '-DSYSTEM_PYTHON="/nonexistent/python3"'
-    subprocess.run(["cc", *OURS, system, "-o", target, *(ROOT / one for one in LAUNCHER)], check=True)
-    return target
-
-
 @pytest.fixture
-def command(compiled: Path, tmp_path: Path) -> Path:
+def command(compiled_launcher: Path, tmp_path: Path) -> Path:
     """A copy beside a python3 that shows its arguments."""
     python = tmp_path / "python3"
     python.write_text(SHOW)
     python.chmod(0o755)
     target = tmp_path / "passt"
-    target.write_bytes(compiled.read_bytes())
+    target.write_bytes(compiled_launcher.read_bytes())
     target.chmod(0o755)
     return target
 
@@ -73,13 +64,13 @@ def test_a_link_from_elsewhere_finds_the_interpreter_beside_the_real_file(comman
     assert subprocess.run([link, "-f"], capture_output=True, text=True).stdout.count("-I|-S|-c") == 1
 
 
-def test_without_an_interpreter_there_is_one_sentence_and_status_1(compiled: Path) -> None:
+def test_without_an_interpreter_there_is_one_sentence_and_status_1(compiled_launcher: Path) -> None:
     """Nothing beside it, nothing at the system's place: both are named."""
-    ended = subprocess.run([compiled, "-f"], capture_output=True, text=True)
+    ended = subprocess.run([compiled_launcher, "-f"], capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
-    assert "/nonexistent/python3" in ended.stderr and str(compiled) in ended.stderr
+    assert "/nonexistent/python3" in ended.stderr and str(compiled_launcher) in ended.stderr
 
 
 @pytest.mark.parametrize(

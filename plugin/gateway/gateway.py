@@ -101,7 +101,8 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._mac = UNSET  # of the one guest, where there is no switch
         self._silence: asyncio.TimerHandle | None = None  # of a guest that has come
-        self._tried: float | None = None  # when that one was over
+        self._tried: float | None = None  # when that was over
+        self._spoken = False  # the guest, with an address; nothing of the two above is for one that has
 
     def begin(self, worker: Callable[[], WorkerChannels], emit: Emit, tell_keeper: Callable[[bytes], None]) -> None:
         """In control's loop; `worker` is whichever there is at the moment."""
@@ -191,9 +192,8 @@ class Gateway:
         if attached:
             self._reach_after(_SILENCE_SECONDS)
             return
-        if self._silence is not None:
-            self._silence.cancel()
-        self._silence = self._tried = None
+        self._end_silence()
+        self._spoken = False
         if self._ssh is not None:
             self._ssh.guest_left()
         self._forget_guest()
@@ -378,13 +378,18 @@ class Gateway:
         self._worker().send_frame(frame, port)
 
     def _reach_after(self, seconds: float) -> None:
-        """At the latest, unless the guest shows before that it has an address."""
+        """At the latest, unless the guest shows before that it has an address. Once is enough: ssh is tried for ever."""
         loop = asyncio.get_running_loop()
+        if self._spoken or self._tried is not None:
+            return
+        if self._silence is None or self._silence.when() > loop.time() + seconds:
+            self._end_silence()
+            self._silence = loop.call_later(seconds, self._try_to_reach)
+
+    def _end_silence(self) -> None:
         if self._silence is not None:
-            if self._silence.when() <= loop.time() + seconds:
-                return
             self._silence.cancel()
-        self._silence = loop.call_later(seconds, self._try_to_reach)
+        self._silence = self._tried = None
 
     def _try_to_reach(self) -> None:
         self._silence = None
@@ -393,8 +398,10 @@ class Gateway:
 
     def _has_spoken(self) -> None:
         """With an address. An ssh that has asked it in vain would ask again after seconds: another one asks now."""
-        now, tried, self._tried = asyncio.get_running_loop().time(), self._tried, None
-        if tried is not None and now > tried + _ANSWER_SECONDS and self._ssh is not None:
+        tried = self._tried
+        self._end_silence()
+        self._spoken = True
+        if tried is not None and asyncio.get_running_loop().time() > tried + _ANSWER_SECONDS and self._ssh is not None:
             self._ssh.dial_anew()
         self._can_be_reached()
 

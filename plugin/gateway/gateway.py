@@ -378,7 +378,7 @@ class Gateway:
         self._worker().send_frame(frame, port)
 
     def _reach_after(self, seconds: float) -> None:
-        """At the latest, unless the guest shows before that it has an address. Once is enough: ssh is tried for ever."""
+        """At the latest, unless the guest shows before that it has an address. Once: ssh is tried for ever then."""
         loop = asyncio.get_running_loop()
         if self._spoken or self._tried is not None:
             return

@@ -145,6 +145,22 @@ def test_an_ssh_that_a_guest_could_not_hear_yet_is_followed_by_another_when_it_s
         assert guest.receives(to_sshd)[TCP].sport != first
 
 
+def test_an_ssh_is_not_ended_by_what_else_a_guest_says_that_has_spoken_before(
+    start: Callable[..., Gvproxy], identity: Path
+) -> None:
+    """Cause: the guess that its lease had begun went on, and the next address counted as its first word."""
+    gvproxy = start(identity)
+    with socket.socket(socket.AF_UNIX) as end:
+        guest = leased(gvproxy, end)
+        guest.send(guest.to_gateway() / ICMP())
+        for _ in ("at once", "after a second", "after two more"):
+            guest.receives(to_sshd)
+        guest.asks("request", ("requested_addr", GUEST), ("server_id", GATEWAY))
+        other = Ether(src="5a:94:ef:00:00:01", dst=GATEWAY_MAC) / IP(src="192.168.127.9", dst=GATEWAY) / ICMP()
+        guest.send(other)
+        assert "killed" not in gvproxy.line_with("ssh for ")
+
+
 def test_ssh_is_not_started_before_there_is_a_guest_and_ends_with_it(
     start: Callable[..., Gvproxy], identity: Path, folder: Path
 ) -> None:

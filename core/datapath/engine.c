@@ -36,12 +36,14 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->epoll_fd = -1;
     engine->counters = counters;
     engine->peek_off = options->peek_off;
+    engine->paces = options->paces;
     engine->reorder = options->reorder;
     engine->ack_delay_ms = options->ack_delay_ms;
     memcpy(&table_key, random, sizeof(table_key));
     memcpy(&engine->secret, random + sizeof(table_key), sizeof(engine->secret));
     list_init(&engine->ready);
     list_init(&engine->waiting);
+    list_init(&engine->surplus);
     list_init(&engine->waiting_ports);
     splice_pool_init(&engine->splice);
     engine_set_time(engine, sys_monotonic_ns());
@@ -454,6 +456,19 @@ static void fire_timers(struct engine *engine)
     }
 }
 
+/* What leaves a socket makes room, and a peer on this machine sends into it within our own system call, with the timers
+ * by which its kernel spaces that out: last of all, so that they do not come between two frames to the guest. */
+static void drop_surplus(struct engine *engine)
+{
+    struct node *node;
+
+    while ((node = list_pop(&engine->surplus))) {
+        struct flow *flow = container_of(node, struct flow, surplus);
+        if (!flow->done)
+            tcp_discard_acked(engine, flow);
+    }
+}
+
 void engine_settle(struct engine *engine)
 {
     fire_timers(engine);
@@ -466,6 +481,7 @@ void engine_settle(struct engine *engine)
             engine_link_room(engine);
     }
     engine->link->operations->flush(engine->link, engine->now_ms);
+    drop_surplus(engine);
     engine->gather_ns = gather_after_step(&engine->gather, engine->counters, engine->now_ns);
 }
 

@@ -80,11 +80,13 @@ struct engine {
     struct wheel wheel;
     uint64_t shared_ms; /* when timers that need not be exact will fire next: others that are due about then join in */
     struct flow_table flows;
-    struct list ready;         /* flows that will be settled in this step or the next */
-    struct list waiting;       /* flows that wait for room on the link */
+    struct list ready;   /* flows that will be settled in this step or the next */
+    struct list waiting; /* flows that wait for room on the link */
+    struct list surplus; /* flows with bytes in their socket that the guest has acknowledged, enough to be dropped */
     struct list waiting_ports; /* of the host, for datagrams, which wait for the same */
     bool link_full;            /* reserve() said so, and the room event has not come */
     bool peek_off;             /* the kernel has SO_PEEK_OFF for TCP */
+    bool paces;                /* and spaces out what a new socket sends */
     bool memory_fault;         /* a system call met guest memory that is gone: this worker ends */
     struct siphash_key secret;
     struct unreachable_memory unreachable;
@@ -124,6 +126,7 @@ struct engine {
 struct engine_options {
     uint32_t flow_limit;
     bool peek_off;         /* the kernel has SO_PEEK_OFF for TCP */
+    bool paces;            /* and its default congestion control is one that spaces out what it sends */
     bool reorder;          /* keep segments that come ahead of a gap; without, for comparison, they are dropped */
     uint32_t ack_delay_ms; /* how long the ACK of a small segment may wait for an answer to travel with */
 };
@@ -180,6 +183,12 @@ static inline void engine_wait_room(struct engine *engine, struct flow *flow)
 static inline void flow_touch(struct engine *engine, struct flow *flow)
 {
     list_append(&engine->ready, &flow->ready);
+}
+
+/* Of what the guest has acknowledged so much lies in the flow's socket that it leaves it at the end of this step. */
+static inline void flow_drop_later(struct engine *engine, struct flow *flow)
+{
+    list_append(&engine->surplus, &flow->surplus);
 }
 
 /* Adds to the batch of one flow, whose first and last are places in engine->segment: index + 1, 0 none. */

@@ -115,6 +115,7 @@ void flow_remove(struct flow_table *table, struct flow *flow)
     table->sockets -= sockets_of(&flow->key);
     node_leave(&flow->ready);
     node_leave(&flow->waiting);
+    node_leave(&flow->surplus);
     node_leave(&flow->age);
     memset(&flow->key, 0, sizeof(flow->key)); /* a protocol of 0: nobody is here */
     flow->interest = table->free;

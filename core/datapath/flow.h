@@ -62,6 +62,7 @@ struct flow {
     uint32_t interest;   /* what epoll was last told */
     struct node ready;   /* on the list of flows that will be settled */
     struct node waiting; /* on the link's list of flows that wait for room */
+    struct node surplus; /* on the list of those whose acknowledged bytes are dropped, last of all in a step */
     struct node age;     /* on the list of all flows, the one that was idle longest first */
     struct timer timer;
     uint64_t active_ms; /* when a byte last moved */

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * outbound.c: the view's outbound interface and address, for sockets of every protocol. Without either, and without a
- * port to keep, the kernel chooses when the socket connects, and nothing is called here.
+ * port to keep, the kernel chooses when the socket connects, and nothing is called here. And what a socket needs no more
+ * whose peer is on this machine.
  */
 #include "outbound.h"
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 
 #include "host_address.h"
 #include "sys.h"
 
-/* The host's own address takes its packets over the loopback interface: bound to another, a socket would wait for its
- * answers for ever. */
-static bool is_host_itself(const struct lg_net_view *view, const address *to)
+bool outbound_stays_here(const struct lg_net_view *view, const address *to)
 {
     return address_is_loopback(to) || address_is(view->guest4, to) || address_is(view->guest6, to);
 }
@@ -23,7 +23,9 @@ static bool is_host_itself(const struct lg_net_view *view, const address *to)
 static size_t interface_for(const struct lg_net_view *view, const address *to, const char **ret_name)
 {
     *ret_name = (const char *)(address_is_ipv4(to) ? view->outbound_if4 : view->outbound_if6);
-    return is_host_itself(view, to) ? 0 : strnlen(*ret_name, sizeof(view->outbound_if4));
+    /* The host's own address takes its packets over the loopback interface: bound to another, a socket would wait for its
+     * answers for ever. */
+    return outbound_stays_here(view, to) ? 0 : strnlen(*ret_name, sizeof(view->outbound_if4));
 }
 
 static int choose_interface(const struct lg_net_view *view, int fd, const address *to)
@@ -78,4 +80,11 @@ int outbound_bind(const struct lg_net_view *view, int fd, const struct sockaddr_
     socklen_t length = address_to_host(&from, port, view->scope_id, &own);
     err = sys_bind(fd, (const struct sockaddr *)&own, length);
     return err == -EADDRNOTAVAIL || err == -ENODEV ? -ENETUNREACH : err;
+}
+
+void outbound_unpace(int fd)
+{
+    static const char name[] = "reno"; /* every kernel has it, and lets anyone choose it */
+
+    sys_setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, sizeof(name) - 1);
 }

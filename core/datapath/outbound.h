@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "datapath.h"
+#include "packet.h"
 
 /* To be called between socket() and connect() to `to`, which is what host_address() gave. `port` is the one that the
  * socket should have; 0: any. What concerns the host itself stays there: no interface is chosen for it.
@@ -18,5 +19,14 @@ int outbound_bind(const struct lg_net_view *view, int fd, const struct sockaddr_
 
 /* Whether `to` must be reached by a certain interface, or from a certain address. */
 bool outbound_is_chosen(const struct lg_net_view *view, const struct sockaddr_storage *to);
+
+/* Whether a peer at `to`, which is what host_address() gave, is this machine, as far as the view tells. */
+bool outbound_stays_here(const struct lg_net_view *view, const address *to);
+
+/* To be called for a TCP socket whose peer is on this machine, where the kernel spaces out what a socket sends
+ * (engine_options.paces), before connect() if it can be: afterwards the spacing stays, only faster. BBR sets a timer for
+ * each 64 KB. Over the loopback interface that takes a third of our time and half of the rate, and there is no path that it
+ * could spare. */
+void outbound_unpace(int fd);
 
 #endif

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "host_address.h"
+#include "outbound.h"
 #include "splice.h"
 #include "sys.h"
 
@@ -102,6 +103,8 @@ static int connect_far(struct engine *engine, struct flow *flow, int fd)
 
     far->fd = fd;
     splice->state = SPLICE_CONNECTING;
+    if (engine->paces)
+        outbound_unpace(fd);
     if (err)
         return err;
     err = sys_connect(fd, (const struct sockaddr *)&to, length);

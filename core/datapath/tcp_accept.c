@@ -11,7 +11,9 @@
 #include <netinet/tcp.h>
 #include <string.h>
 
+#include "host_address.h"
 #include "listener.h"
+#include "outbound.h"
 #include "splice.h"
 #include "sys.h"
 #include "tcp.h"
@@ -55,7 +57,10 @@ static void take_connection(struct engine *engine, const struct listener *listen
                             const struct sockaddr_storage *peer)
 {
     struct flow_key key;
+    const address from = address_from_host((const struct sockaddr *)peer);
 
+    if (engine->paces && outbound_stays_here(&engine->view, &from))
+        outbound_unpace(fd);
     if (splice_takes(engine, listener, peer))
         splice_accept(engine, listener, fd, peer);
     else if (listener->outward || !listener_key(engine, listener, peer, &key) || tcp_open_inbound(engine, &key, fd))

@@ -86,6 +86,13 @@ static void send_owed(struct engine *engine, struct flow *flow)
     }
 }
 
+/* Each time that bytes leave its queue, the kernel tells the peer of the room: steps spare the peer's machine, or the other
+ * half of this one, most of those ACKs. */
+static uint32_t discard_step(const struct tcp *tcp)
+{
+    return tcp->bulk && tcp->stall == STALL_window ? TCP_DISCARD_STEP_HELD : TCP_DISCARD_STEP;
+}
+
 static void progress(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
@@ -99,16 +106,17 @@ static void progress(struct engine *engine, struct flow *flow)
     if (flow->done)
         return;
     shut_to_host(flow);
-    /* Each time that bytes leave its queue, the kernel tells the peer of the room: steps spare the peer's machine, or the
-     * other half of this one, most of those ACKs. A peer that might wait for room waits for nothing: once all that it has
-     * sent is read, the rest is dropped too, and after its FIN: close() resets what still has bytes. */
-    if (tcp->acked >= TCP_DISCARD_STEP || !engine->peek_off)
+    if (!engine->peek_off)
         tcp_discard_acked(engine, flow);
+    else if (tcp->acked >= discard_step(tcp))
+        flow_drop_later(engine, flow);
     if (flow->done)
         return;
     if (tcp->to_guest == HALF_SYN)
         send_syn(engine, flow);
     tcp_send_to_guest(engine, flow);
+    /* A peer that might wait for room waits for nothing: once all that it has sent is read, the rest is dropped too, and
+     * after its FIN: close() resets what still has bytes. */
     if (!flow->done && (!tcp->readable || tcp->to_guest != HALF_OPEN))
         tcp_discard_acked(engine, flow);
     if (flow->done)

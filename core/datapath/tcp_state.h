@@ -128,6 +128,10 @@ enum tcp_limits {
     /* A flow that has carried this much to the guest is a long transfer, and its peer may send as much ahead. */
     TCP_BULK_WINDOW = 1 << 20,
 
+    /* Of such a one, while the guest is who holds it up: its peer hears of room when half of what it may send ahead is left.
+     * Sixteen downloads at 20 MB/s, a guest of 64 KB segments: a tenth less of our time than in steps as above. */
+    TCP_DISCARD_STEP_HELD = TCP_BULK_WINDOW / 2,
+
     TCP_BUDGET_BYTES = 1 << 20, /* to the guest, before other flows have their turn; one full ring of 256 pages */
 
     /* Bytes that a read expects at first, and at least: reserving room costs time for each buffer of the guest's, and a

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -226,15 +227,21 @@ static int step(struct worker *worker)
     return engine->memory_fault ? -EFAULT : 0;
 }
 
-static bool kernel_peeks_at_offset(void)
+/* What the kernel's TCP is able to do, and does by default. */
+static void see_kernel(struct engine_options *options)
 {
     static const int zero;
+    static const char pacing[] = "bbr"; /* and bbr2, bbr3; no other that kernels bring spaces out what it sends */
+    char name[16] = "";                 /* TCP_CA_NAME_MAX, linux/tcp.h, whose names are those of netinet/tcp.h */
+    socklen_t length = sizeof(name);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    bool has = fd >= 0 && !sys_setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero));
 
-    if (fd >= 0)
-        close(fd);
-    return has;
+    if (fd < 0)
+        return;
+    options->peek_off = !sys_setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero));
+    options->paces =
+        !sys_getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length) && !strncmp(name, pacing, sizeof(pacing) - 1);
+    close(fd);
 }
 
 static int watch(struct worker *worker, int fd, uint32_t events, enum loop_source source)
@@ -248,7 +255,6 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
     uint64_t *counters = mmap(NULL, LG_COUNTER_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, config->counters_fd, 0);
     struct engine_options options = {
         .flow_limit = config->flow_limit,
-        .peek_off = !(config->flags & LG_WORKER_NO_PEEK_OFF) && kernel_peeks_at_offset(),
         .reorder = !(config->flags & LG_WORKER_NO_REORDER),
         .ack_delay_ms = TCP_ACK_DELAY_MS,
     };
@@ -256,6 +262,8 @@ static int worker_init(struct worker *worker, const struct lg_worker_config *con
 
     if (counters == MAP_FAILED || getrandom(random, sizeof(random), 0) != sizeof(random))
         return -errno;
+    see_kernel(&options);
+    options.peek_off &= !(config->flags & LG_WORKER_NO_PEEK_OFF);
     worker->cmd_fd = config->cmd_fd;
     worker->up_fd = config->up_fd;
     worker->keeper_fd = config->keeper_fd;

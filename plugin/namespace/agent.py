@@ -47,6 +47,9 @@ _REQUEST = struct.Struct("=16sH22x")  # struct ifreq
 _CSUM, _TSO4, _TSO6, _USO4, _USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 _OFFLOADS = (_CSUM | _TSO4 | _TSO6 | _USO4 | _USO6, _CSUM | _TSO4 | _TSO6, 0)
 
+_CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"  # of the namespace of whoever opens it, and of both families
+_PACING, _UNPACED = b"bbr", b"reno"  # bbr2 and bbr3, too; and what every kernel has, and leaves to everybody
+
 _LOOPBACK_INDEX = 1  # in every namespace
 _SO_BINDTOIFINDEX = 62
 _NAME_MAX = 15
@@ -222,6 +225,23 @@ def _confine(process_name: str) -> None:
         raise agent_records.AgentError(f"The namespace agent cannot give up its rights: {os.strerror(-refused)}")
 
 
+def _unpace() -> None:
+    """BBR spaces out by timers what a connection sends, to spare the network. The container's connections end at the
+    helper, or nearer: nothing is spared there, and up to half of the rate is lost. Those that lead from the helper to
+    the network go on as the host's own do."""
+    try:
+        fd = os.open(_CONGESTION, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # /proc may be as a container's: read only
+    try:
+        if os.read(fd, len(_PACING)) == _PACING:
+            os.pwrite(fd, _UNPACED, 0)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
 def _open_tap(name: str) -> tuple[int, str, int]:
     """Of the namespace that we are in when the device is opened: descriptor, name, TUN_F_*."""
     try:
@@ -264,6 +284,7 @@ class _Life:
             if interface.mac:
                 self._change("set the MAC address of", name, lambda: change(self._index, mac=interface.mac))
             if interface.plan is not None:
+                _unpace()
                 link_local = self._bring_up(name, interface.plan)
                 note = self._configure(name, interface.plan, link_local != UNSET)
         self.ready = self._report(name, offloads, link_local, note)

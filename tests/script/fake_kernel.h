@@ -70,6 +70,8 @@ struct fake_socket {
     bool no_space; /* a send came short: OUT is due when a third is free */
     bool fin_acked;
     bool nodelay, oob_inline, linger_hard, keepalive;
+    char congestion[16];     /* TCP_CONGESTION, as set by the core; empty: left alone */
+    bool congestion_late;    /* it was set when connect() had been called already */
     int hops, traffic_class; /* as set by the core; 0: left alone */
     bool closed;             /* by the core */
     bool aborted;            /* ... with RST: SO_LINGER 0, or unread data */

@@ -71,6 +71,22 @@ static bool set_number(struct fake_socket *socket, int level, int name, int valu
     return false;
 }
 
+/* Those that are no number. False: not modelled. */
+static bool set_other(struct fake_socket *socket, int level, int name, const void *value, socklen_t length)
+{
+    if (level == SOL_SOCKET && name == SO_LINGER && length == sizeof(struct linger)) {
+        const struct linger *linger = value;
+        socket->linger_hard = linger->l_onoff && !linger->l_linger;
+        return true;
+    }
+    if (level == IPPROTO_TCP && name == TCP_CONGESTION && length < sizeof(socket->congestion)) {
+        memcpy(socket->congestion, value, length);
+        socket->congestion_late = socket->state != FAKE_IDLE;
+        return true;
+    }
+    return false;
+}
+
 int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t length)
 {
     int err = fake_called(CALL_setsockopt);
@@ -80,14 +96,12 @@ int sys_setsockopt(int fd, int level, int name, const void *value, socklen_t len
     if (err || !socket)
         return err ? err : -EBADF;
     memcpy(&number, value, length < sizeof(number) ? length : sizeof(number));
-    if (level == SOL_SOCKET && name == SO_LINGER && length == sizeof(struct linger)) {
-        const struct linger *linger = value;
-        socket->linger_hard = linger->l_onoff && !linger->l_linger;
-    } else if (level == SOL_SOCKET && name == SO_PEEK_OFF) {
+    if (level == SOL_SOCKET && name == SO_PEEK_OFF) {
         if (!fake_has_peek_off())
             return -EOPNOTSUPP;
         socket->peek_offset = number;
-    } else if (length != sizeof(int) || !set_number(socket, level, name, number)) {
+    } else if (!set_other(socket, level, name, value, length) &&
+               (length != sizeof(int) || !set_number(socket, level, name, number))) {
         fake_violate("setsockopt(): level %d, option %d is not modelled", level, name);
         return -ENOPROTOOPT;
     }

@@ -51,6 +51,8 @@ class Kernel(ABC):
     @abstractmethod
     def peek_off(self, offset: int) -> None: ...
     @abstractmethod
+    def congestion(self, name: bytes) -> int: ...
+    @abstractmethod
     def shutdown(self) -> None: ...
     @abstractmethod
     def close(self, hard: bool = False) -> None: ...
@@ -289,6 +291,12 @@ def _(kernel: Kernel) -> None:
     assert kernel.peek(20) == 20
     assert kernel.discard(50) == 50
     assert kernel.peek(200) == 50
+
+
+@fact("whoever has a socket may choose Reno for it")
+def _(kernel: Kernel) -> None:
+    kernel.open()
+    assert kernel.congestion(b"reno") == 0
 
 
 @fact("without SO_PEEK_OFF every peek begins at the head of the queue")

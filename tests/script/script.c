@@ -121,11 +121,14 @@ static void note_punt(struct engine *engine, const struct guest_frame *frame)
     world.punts++;
 }
 
-int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reorder, uint32_t ack_delay_ms)
+int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool paces, bool reorder, uint32_t ack_delay_ms)
 {
     static const uint8_t random[32] = {7};
-    const struct engine_options options = {
-        .flow_limit = flow_limit, .peek_off = peek_off, .reorder = reorder, .ack_delay_ms = ack_delay_ms};
+    const struct engine_options options = {.flow_limit = flow_limit,
+                                           .peek_off = peek_off,
+                                           .paces = paces,
+                                           .reorder = reorder,
+                                           .ack_delay_ms = ack_delay_ms};
     int err;
 
     watch_for_faults();

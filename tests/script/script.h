@@ -20,7 +20,7 @@
 /* cdef: begin */
 
 /* The world with its clock at start_ms. 0 or a negative errno. fake_kernel_reset() and fake_defaults() come before. */
-int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool reorder, uint32_t ack_delay_ms);
+int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool paces, bool reorder, uint32_t ack_delay_ms);
 void script_close(void); /* closes all flows; the fake kernel can still be asked */
 struct lg_net_view *script_view(void);
 int script_neighbours(const struct lg_neighbours *table); /* as LG_CMD_NEIGHBOURS does */

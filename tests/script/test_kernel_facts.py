@@ -123,6 +123,9 @@ class RealKernel(Kernel):
     def peek_off(self, offset: int) -> None:
         self.ours.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, offset)
 
+    def congestion(self, name: bytes) -> int:
+        return _result(lambda: self.ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name) or 0)
+
     def shutdown(self) -> None:
         self.ours.shutdown(socket.SHUT_WR)
 
@@ -266,6 +269,9 @@ class FakeKernel(Kernel):
     def peek_off(self, offset: int) -> None:
         value = ffi.new("int *", offset)
         assert lib.sys_setsockopt(self.fd, socket.SOL_SOCKET, SO_PEEK_OFF, value, 4) == 0
+
+    def congestion(self, name: bytes) -> int:
+        return int(lib.sys_setsockopt(self.fd, socket.IPPROTO_TCP, socket.TCP_CONGESTION, name, len(name)))
 
     def shutdown(self) -> None:
         assert lib.sys_shutdown(self.fd, socket.SHUT_WR) == 0

@@ -81,6 +81,25 @@ def test_what_is_acknowledged_is_dropped_in_steps_while_more_is_there(conversati
     """)
 
 
+@pytest.mark.parametrize("peek_off", [True], ids=["peek_off"])
+def test_of_a_long_transfer_that_the_guest_holds_up_the_peer_hears_in_larger_steps(conversation: Conversation) -> None:
+    """Half of what it may send ahead is left by then: it has no use for the rest sooner."""
+    conversation.opened("mss 1024,wscale 7", window=8192)
+    conversation("""
+        +0 peer sends 4000000
+        +0 > data 1:1048577 ack 1
+        +0 stall window
+        +0 < . 1:1(0) ack 1048577
+        +0 > data 1048577:2097153 ack 1
+        +0 kernel holds 2951424
+        +0 < . 1:1(0) ack 1571841
+        +0 > data 2097153:2620417 ack 1
+        +0 kernel holds 2951424
+        +0 < . 1:1(0) ack 1572865
+        +0 kernel holds 2427136
+    """)
+
+
 def test_bulk_data_is_super_segments_of_whole_mss(conversation: Conversation) -> None:
     """A guest with TSO gets frames of as many whole segments as 65535 bytes of IP packet hold, whatever the MTU."""
     conversation.opened()

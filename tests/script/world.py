@@ -72,6 +72,7 @@ def event_names(events: int) -> str:
 @dataclass(frozen=True)
 class WorldOptions:
     peek_off: bool = True
+    paces: bool = False
     reorder: bool = True
     ack_delay_ms: int = 0  # most conversations are easier to read when each ACK goes at once
     flow_limit: int = 64
@@ -96,7 +97,7 @@ class World:
         lib.fake_kernel_reset()
         lib.fake_defaults(chosen.send_limit, chosen.receive_limit, chosen.send_overhead, chosen.peek_off)
         lib.fake_pipe_limits(chosen.pipe_slots, chosen.pipes)
-        switches = chosen.peek_off, chosen.reorder, chosen.ack_delay_ms
+        switches = chosen.peek_off, chosen.paces, chosen.reorder, chosen.ack_delay_ms
         assert lib.script_open(chosen.start_ms, chosen.flow_limit, *switches) == 0
         self.calls_known = [ffi.string(lib.fake_call_name(i)).decode() for i in range(lib.fake_call_kinds())]
         self._fill_view(chosen.mtu)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the kernel spaces out by timers what a socket sends (BBR), one whose peer is on this machine is spared that.
+
+Adversary: nobody. Invariant: nobody else's socket is touched, nor anybody's where the kernel does not do so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conversation import Conversation
+from fake_core import ffi
+from splice_world import SpliceWorld
+from test_accept import Host
+from world import GUEST, MAPPED, PEER, World, mapped16
+
+Talk = Callable[..., Conversation]
+
+BY_DEFAULT, UNPACED = "", "reno"
+paces = pytest.mark.world(paces=True)
+
+
+def congestion(socket: ffi.CData) -> str:
+    """That was chosen for it; BY_DEFAULT: none was."""
+    return bytes(ffi.string(socket.congestion)).decode()
+
+
+# ---- connections of the guest's ----
+
+
+@paces
+def test_a_connection_to_the_hosts_loopback_is_unpaced_from_its_beginning(talk: Talk, family: int) -> None:
+    """Once BBR has begun, the kernel goes on to space out what any other sends there."""
+    conversation = talk(remote=MAPPED[family])
+    conversation("+0 < S 0:0(0)")
+    assert congestion(conversation.socket) == UNPACED and not conversation.socket.congestion_late
+
+
+@paces
+def test_so_is_one_to_the_hosts_own_address(world: World, talk: Talk, family: int) -> None:
+    """Which the guest has as well, and therefore knows by another name."""
+    mapped = bytes((192, 0, 2, 77)) if family == 4 else bytes.fromhex("20010db8") + bytes(11) + b"\x77"
+    ffi.memmove(getattr(world.view, f"map_guest{family}"), mapped16(mapped), 16)
+    conversation = talk(remote=mapped)
+    conversation("+0 < S 0:0(0)")
+    assert bytes(conversation.socket.address) == mapped16(GUEST[family])
+    assert congestion(conversation.socket) == UNPACED and not conversation.socket.congestion_late
+
+
+@paces
+def test_a_connection_to_elsewhere_is_paced_as_the_machine_wants(talk: Talk, family: int) -> None:
+    conversation = talk(remote=PEER[family])
+    conversation("+0 < S 0:0(0)")
+    assert congestion(conversation.socket) == BY_DEFAULT
+
+
+def test_where_nothing_is_paced_the_machines_choice_stands(talk: Talk, family: int) -> None:
+    conversation = talk(remote=MAPPED[family])
+    conversation("+0 < S 0:0(0)")
+    assert congestion(conversation.socket) == BY_DEFAULT
+
+
+# ---- connections to the guest ----
+
+
+@paces
+def test_who_connects_from_the_hosts_own_address_is_answered_unpaced(world: World, family: int) -> None:
+    host = Host(world, family)
+    host.peer_connects(GUEST[family])
+    assert congestion(host.socket) == UNPACED
+    host.guest_answers(host.segment())
+
+
+@paces
+def test_who_connects_from_elsewhere_is_answered_as_the_machine_wants(world: World, family: int) -> None:
+    host = Host(world, family)
+    host.peer_connects(PEER[family])
+    assert congestion(host.socket) == BY_DEFAULT
+    host.guest_answers(host.segment())
+
+
+# ---- joined loopbacks ----
+
+
+@paces
+@pytest.mark.parametrize("outward", [False, True], ids=["inward", "outward"])
+def test_both_sockets_of_joined_loopbacks_are_unpaced(loopbacks: SpliceWorld, family: int, outward: bool) -> None:
+    joint = loopbacks.joined(loopbacks.port(family, outward=outward))
+    assert [congestion(end.socket) for end in (joint.near, joint.far)] == [UNPACED, UNPACED]
+    assert not joint.far.socket.congestion_late
+
+
+def test_and_neither_where_nothing_is_paced(loopbacks: SpliceWorld) -> None:
+    joint = loopbacks.joined()
+    assert [congestion(end.socket) for end in (joint.near, joint.far)] == [BY_DEFAULT, BY_DEFAULT]

@@ -14,6 +14,7 @@
 #include "datagram.h"
 #include "gateway.h"
 #include "icmp.h"
+#include "outbound.h"
 #include "pages.h"
 #include "splice.h"
 #include "sys.h"
@@ -36,7 +37,7 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->epoll_fd = -1;
     engine->counters = counters;
     engine->peek_off = options->peek_off;
-    engine->paces = options->paces;
+    memcpy(engine->pacing, options->pacing, sizeof(engine->pacing));
     engine->reorder = options->reorder;
     engine->ack_delay_ms = options->ack_delay_ms;
     memcpy(&table_key, random, sizeof(table_key));
@@ -398,6 +399,8 @@ int engine_listen(struct engine *engine, uint32_t slot, const struct listener *l
 {
     int err = listener_add(&engine->listeners, engine->epoll_fd, slot, listener);
 
+    if (*engine->pacing && listener->protocol == IPPROTO_TCP) /* as what it accepts then is, from its first byte on */
+        outbound_congestion(listener->fd, CONGESTION_UNPACED);
     if (!err)
         datagram_port_led_to(engine, listener_at(&engine->listeners, slot));
     return err;

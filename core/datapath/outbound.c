@@ -82,9 +82,7 @@ int outbound_bind(const struct lg_net_view *view, int fd, const struct sockaddr_
     return err == -EADDRNOTAVAIL || err == -ENODEV ? -ENETUNREACH : err;
 }
 
-void outbound_unpace(int fd)
+void outbound_congestion(int fd, const char *name)
 {
-    static const char name[] = "reno"; /* every kernel has it, and lets anyone choose it */
-
-    sys_setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, sizeof(name) - 1);
+    sys_setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name));
 }

@@ -23,10 +23,12 @@ bool outbound_is_chosen(const struct lg_net_view *view, const struct sockaddr_st
 /* Whether a peer at `to`, which is what host_address() gave, is this machine, as far as the view tells. */
 bool outbound_stays_here(const struct lg_net_view *view, const address *to);
 
-/* To be called for a TCP socket whose peer is on this machine, where the kernel spaces out what a socket sends
- * (engine_options.paces), before connect() if it can be: afterwards the spacing stays, only faster. BBR sets a timer for
- * each 64 KB. Over the loopback interface that takes a third of our time and half of the rate, and there is no path that it
- * could spare. */
-void outbound_unpace(int fd);
+/* BBR spaces out by timers what a socket sends, one for each 64 KB. Over the loopback interface that takes a third of our
+ * time and half of the rate, and there is no path that it could spare. So where it is the kernel's default, sockets whose
+ * peer is on this machine have Reno, which every kernel has and lets anyone choose. It is to be chosen before connect(), and
+ * on what listens, from which an accepted socket has it: where BBR has begun, the spacing stays whatever comes after. A
+ * socket that was accepted from elsewhere is given the default again. */
+#define CONGESTION_UNPACED "reno"
+void outbound_congestion(int fd, const char *name);
 
 #endif

@@ -232,15 +232,15 @@ static void see_kernel(struct engine_options *options)
 {
     static const int zero;
     static const char pacing[] = "bbr"; /* and bbr2, bbr3; no other that kernels bring spaces out what it sends */
-    char name[16] = "";                 /* TCP_CA_NAME_MAX, linux/tcp.h, whose names are those of netinet/tcp.h */
-    socklen_t length = sizeof(name);
+    socklen_t length = sizeof(options->pacing) - 1;
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
         return;
     options->peek_off = !sys_setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero));
-    options->paces =
-        !sys_getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &length) && !strncmp(name, pacing, sizeof(pacing) - 1);
+    sys_getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, options->pacing, &length);
+    if (strncmp(options->pacing, pacing, sizeof(pacing) - 1) != 0)
+        options->pacing[0] = '\0';
     close(fd);
 }
 

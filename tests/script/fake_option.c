@@ -80,6 +80,7 @@ static bool set_other(struct fake_socket *socket, int level, int name, const voi
         return true;
     }
     if (level == IPPROTO_TCP && name == TCP_CONGESTION && length < sizeof(socket->congestion)) {
+        memset(socket->congestion, 0, sizeof(socket->congestion));
         memcpy(socket->congestion, value, length);
         socket->congestion_late = socket->state != FAKE_IDLE;
         return true;

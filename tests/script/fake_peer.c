@@ -67,6 +67,7 @@ int fake_peer_connect(int listener, const uint8_t address[16], uint16_t port)
     memcpy(socket->address, address, sizeof(socket->address));
     memcpy(socket->local, listening->local, sizeof(socket->local));
     socket->own_port = listening->own_port;
+    memcpy(socket->congestion, listening->congestion, sizeof(socket->congestion));
     listening->backlog[listening->backlog_count++] = fd;
     fake_wake(listener, EPOLLIN);
     return fd;

@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 import pytest
 from conversation import Conversation
-from fake_core import ffi
+from fake_core import ffi, lib
 from splice_world import SpliceWorld
 from test_accept import Host
 from world import GUEST, MAPPED, PEER, World, mapped16
 
 Talk = Callable[..., Conversation]
 
-BY_DEFAULT, UNPACED = "", "reno"
+BY_DEFAULT, MACHINES, UNPACED = "", "bbr", "reno"
 paces = pytest.mark.world(paces=True)
 
 
@@ -61,20 +61,31 @@ def test_where_nothing_is_paced_the_machines_choice_stands(talk: Talk, family: i
     assert congestion(conversation.socket) == BY_DEFAULT
 
 
-# ---- connections to the guest ----
+# ---- connections to the guest's ports ----
 
 
 @paces
-def test_who_connects_from_the_hosts_own_address_is_answered_unpaced(world: World, family: int) -> None:
+def test_who_connects_from_the_hosts_own_address_is_answered_unpaced_from_the_beginning(
+    world: World, family: int
+) -> None:
     host = Host(world, family)
+    assert congestion(lib.fake_socket_at(host.listener)) == UNPACED
     host.peer_connects(GUEST[family])
-    assert congestion(host.socket) == UNPACED
+    assert congestion(host.socket) == UNPACED and not host.socket.congestion_late
     host.guest_answers(host.segment())
 
 
 @paces
 def test_who_connects_from_elsewhere_is_answered_as_the_machine_wants(world: World, family: int) -> None:
     host = Host(world, family)
+    host.peer_connects(PEER[family])
+    assert congestion(host.socket) == MACHINES
+    host.guest_answers(host.segment())
+
+
+def test_where_nothing_is_paced_a_port_is_left_alone(world: World, family: int) -> None:
+    host = Host(world, family)
+    assert congestion(lib.fake_socket_at(host.listener)) == BY_DEFAULT
     host.peer_connects(PEER[family])
     assert congestion(host.socket) == BY_DEFAULT
     host.guest_answers(host.segment())
@@ -87,8 +98,8 @@ def test_who_connects_from_elsewhere_is_answered_as_the_machine_wants(world: Wor
 @pytest.mark.parametrize("outward", [False, True], ids=["inward", "outward"])
 def test_both_sockets_of_joined_loopbacks_are_unpaced(loopbacks: SpliceWorld, family: int, outward: bool) -> None:
     joint = loopbacks.joined(loopbacks.port(family, outward=outward))
-    assert [congestion(end.socket) for end in (joint.near, joint.far)] == [UNPACED, UNPACED]
-    assert not joint.far.socket.congestion_late
+    for end in (joint.near, joint.far):
+        assert congestion(end.socket) == UNPACED and not end.socket.congestion_late
 
 
 def test_and_neither_where_nothing_is_paced(loopbacks: SpliceWorld) -> None:

@@ -37,7 +37,7 @@ int engine_init(struct engine *engine, uint64_t *counters, const struct engine_o
     engine->epoll_fd = -1;
     engine->counters = counters;
     engine->peek_off = options->peek_off;
-    memcpy(engine->pacing, options->pacing, sizeof(engine->pacing));
+    engine->paces = options->paces;
     engine->reorder = options->reorder;
     engine->ack_delay_ms = options->ack_delay_ms;
     memcpy(&table_key, random, sizeof(table_key));
@@ -395,12 +395,21 @@ void engine_socket_event(struct engine *engine, uint64_t handle, uint32_t events
         flow_event(engine, flow, handle & FLOW_FAR, events);
 }
 
+/* What it accepts has it from the first byte on. A worker before us may have chosen otherwise. */
+static void choose_pacing(const struct engine *engine, int fd)
+{
+    if (engine->paces)
+        outbound_unpace(fd);
+    else
+        outbound_repace(fd);
+}
+
 int engine_listen(struct engine *engine, uint32_t slot, const struct listener *listener)
 {
     int err = listener_add(&engine->listeners, engine->epoll_fd, slot, listener);
 
-    if (*engine->pacing && listener->protocol == IPPROTO_TCP) /* as what it accepts then is, from its first byte on */
-        outbound_congestion(listener->fd, CONGESTION_UNPACED);
+    if (!err && listener->protocol == IPPROTO_TCP)
+        choose_pacing(engine, listener->fd);
     if (!err)
         datagram_port_led_to(engine, listener_at(&engine->listeners, slot));
     return err;

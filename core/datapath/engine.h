@@ -17,7 +17,6 @@
 #include "timer.h"
 
 enum engine_limits {
-    CONGESTION_NAME_BYTES = 16, /* TCP_CA_NAME_MAX (linux/tcp.h, whose other names are those of netinet/tcp.h) */
     EVENTS_PER_WAIT = 64,
     ENGINE_LISTENER_FIRST = 1 << 16, /* what epoll carries for the first listener; below it are the loop's own */
     BATCHES_PER_STEP = 8,            /* then the sockets have their turn */
@@ -84,11 +83,11 @@ struct engine {
     struct list ready;   /* flows that will be settled in this step or the next */
     struct list waiting; /* flows that wait for room on the link */
     struct list surplus; /* flows with bytes in their socket that the guest has acknowledged, enough to be dropped */
-    struct list waiting_ports;          /* of the host, for datagrams, which wait for the same */
-    bool link_full;                     /* reserve() said so, and the room event has not come */
-    bool peek_off;                      /* the kernel has SO_PEEK_OFF for TCP */
-    char pacing[CONGESTION_NAME_BYTES]; /* see engine_options */
-    bool memory_fault;                  /* a system call met guest memory that is gone: this worker ends */
+    struct list waiting_ports; /* of the host, for datagrams, which wait for the same */
+    bool link_full;            /* reserve() said so, and the room event has not come */
+    bool peek_off;             /* the kernel has SO_PEEK_OFF for TCP */
+    bool paces;                /* see engine_options */
+    bool memory_fault;         /* a system call met guest memory that is gone: this worker ends */
     struct siphash_key secret;
     struct unreachable_memory unreachable;
     struct listener_table listeners;
@@ -126,11 +125,10 @@ struct engine {
 /* Everything but the link and the channels. Random bytes make the hash and the sequence numbers unforeseeable. */
 struct engine_options {
     uint32_t flow_limit;
-    bool peek_off; /* the kernel has SO_PEEK_OFF for TCP */
-    char pacing
-        [CONGESTION_NAME_BYTES]; /* its default congestion control, if that spaces out what it sends; else empty */
-    bool reorder;                /* keep segments that come ahead of a gap; without, for comparison, they are dropped */
-    uint32_t ack_delay_ms;       /* how long the ACK of a small segment may wait for an answer to travel with */
+    bool peek_off;         /* the kernel has SO_PEEK_OFF for TCP */
+    bool paces;            /* its default congestion control spaces out what is sent, and a socket may have another */
+    bool reorder;          /* keep segments that come ahead of a gap; without, for comparison, they are dropped */
+    uint32_t ack_delay_ms; /* how long the ACK of a small segment may wait for an answer to travel with */
 };
 int engine_init(struct engine *engine, uint64_t *counters, const struct engine_options *options,
                 const uint8_t random[32]);

@@ -14,6 +14,12 @@
 #include "host_address.h"
 #include "sys.h"
 
+#define UNPACED "reno" /* every kernel has it */
+
+enum {
+    CONGESTION_NAME_BYTES = 16, /* TCP_CA_NAME_MAX (linux/tcp.h, whose other names are those of netinet/tcp.h) */
+};
+
 bool outbound_stays_here(const struct lg_net_view *view, const address *to)
 {
     return address_is_loopback(to) || address_is(view->guest4, to) || address_is(view->guest6, to);
@@ -82,7 +88,45 @@ int outbound_bind(const struct lg_net_view *view, int fd, const struct sockaddr_
     return err == -EADDRNOTAVAIL || err == -ENODEV ? -ENETUNREACH : err;
 }
 
-void outbound_congestion(int fd, const char *name)
+static void congestion_of(int fd, char ret_name[CONGESTION_NAME_BYTES])
 {
-    sys_setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name));
+    socklen_t length = CONGESTION_NAME_BYTES - 1;
+
+    memset(ret_name, 0, CONGESTION_NAME_BYTES);
+    sys_getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, ret_name, &length);
+}
+
+static int choose_congestion(int fd, const char *name)
+{
+    return sys_setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, (socklen_t)strlen(name));
+}
+
+bool outbound_can_unpace(int fresh)
+{
+    static const char paces[] = "bbr"; /* and bbr2, bbr3; no other that kernels bring spaces out what it sends */
+    char name[CONGESTION_NAME_BYTES];
+
+    congestion_of(fresh, name);
+    return !strncmp(name, paces, sizeof(paces) - 1) && !choose_congestion(fresh, UNPACED) &&
+           !choose_congestion(fresh, name);
+}
+
+void outbound_unpace(int fd)
+{
+    choose_congestion(fd, UNPACED);
+}
+
+void outbound_repace(int fd)
+{
+    char name[CONGESTION_NAME_BYTES];
+
+    congestion_of(fd, name);
+    if (strcmp(name, UNPACED) != 0)
+        return; /* a route has chosen, or somebody else */
+    int fresh = sys_socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fresh < 0)
+        return;
+    congestion_of(fresh, name);
+    choose_congestion(fd, name);
+    sys_close(fresh);
 }

@@ -25,10 +25,14 @@ bool outbound_stays_here(const struct lg_net_view *view, const address *to);
 
 /* BBR spaces out by timers what a socket sends, one for each 64 KB. Over the loopback interface that takes a third of our
  * time and half of the rate, and there is no path that it could spare. So where it is the kernel's default, sockets whose
- * peer is on this machine have Reno, which every kernel has and lets anyone choose. It is to be chosen before connect(), and
- * on what listens, from which an accepted socket has it: where BBR has begun, the spacing stays whatever comes after. A
- * socket that was accepted from elsewhere is given the default again. */
-#define CONGESTION_UNPACED "reno"
-void outbound_congestion(int fd, const char *name);
+ * peer is on this machine have Reno. It is to be chosen before connect(), and on what listens, from which an accepted socket
+ * has it: where BBR has begun, the spacing stays whatever comes after. */
+void outbound_unpace(int fd);
+
+/* Of a socket that was accepted from elsewhere: what the kernel's default is by now, if Reno is all that it has. */
+void outbound_repace(int fd);
+
+/* Whether all of this is of use, and allowed (tcp_allowed_congestion_control); asked with a new TCP socket. */
+bool outbound_can_unpace(int fresh);
 
 #endif

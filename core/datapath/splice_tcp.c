@@ -103,8 +103,8 @@ static int connect_far(struct engine *engine, struct flow *flow, int fd)
 
     far->fd = fd;
     splice->state = SPLICE_CONNECTING;
-    if (*engine->pacing)
-        outbound_congestion(fd, CONGESTION_UNPACED);
+    if (engine->paces)
+        outbound_unpace(fd);
     if (err)
         return err;
     err = sys_connect(fd, (const struct sockaddr *)&to, length);

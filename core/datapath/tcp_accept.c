@@ -59,8 +59,8 @@ static void take_connection(struct engine *engine, const struct listener *listen
     struct flow_key key;
     const address from = address_from_host((const struct sockaddr *)peer);
 
-    if (*engine->pacing && !outbound_stays_here(&engine->view, &from))
-        outbound_congestion(fd, engine->pacing);
+    if (engine->paces && !outbound_stays_here(&engine->view, &from))
+        outbound_repace(fd);
     if (splice_takes(engine, listener, peer))
         splice_accept(engine, listener, fd, peer);
     else if (listener->outward || !listener_key(engine, listener, peer, &key) || tcp_open_inbound(engine, &key, fd))

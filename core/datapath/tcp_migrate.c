@@ -72,6 +72,7 @@ bool tcp_freeze(struct engine *engine, struct flow *flow, struct lg_tcp_flow *re
     wheel_cancel(&engine->wheel, &flow->timer);
     node_leave(&flow->ready);
     node_leave(&flow->waiting);
+    node_leave(&flow->surplus);
     node_leave(&flow->age); /* a full table evicts others */
     tcp_hold_release(engine, flow);
     tcp->rcv_taken = tcp->rcv_nxt;

@@ -180,8 +180,8 @@ void tcp_open(struct engine *engine, const struct packet *packet, const struct f
     tcp_socket_options(engine, fd);
     carry_header_fields(fd, packet);
     const address to = address_from_host((const struct sockaddr *)&addr);
-    if (*engine->pacing && outbound_stays_here(&engine->view, &to))
-        outbound_congestion(fd, CONGESTION_UNPACED);
+    if (engine->paces && outbound_stays_here(&engine->view, &to))
+        outbound_unpace(fd);
     int err = outbound_bind(&engine->view, fd, &addr, 0);
     if (!err)
         err = sys_connect(fd, (const struct sockaddr *)&addr, length);

@@ -7,13 +7,13 @@
 
 #include <errno.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
 
+#include "outbound.h"
 #include "sys.h"
 
 void worker_ring_started(struct worker *worker, unsigned queue)
@@ -231,16 +231,12 @@ static int step(struct worker *worker)
 static void see_kernel(struct engine_options *options)
 {
     static const int zero;
-    static const char pacing[] = "bbr"; /* and bbr2, bbr3; no other that kernels bring spaces out what it sends */
-    socklen_t length = sizeof(options->pacing) - 1;
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
         return;
     options->peek_off = !sys_setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &zero, sizeof(zero));
-    sys_getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, options->pacing, &length);
-    if (strncmp(options->pacing, pacing, sizeof(pacing) - 1) != 0)
-        options->pacing[0] = '\0';
+    options->paces = outbound_can_unpace(fd);
     close(fd);
 }
 

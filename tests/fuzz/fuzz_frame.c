@@ -215,7 +215,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     fake_kernel_reset();
     fake_defaults(1u << 16, 1u << 16, 25, choice & 8);
-    REQUIRE(!script_open(1000, FLOW_LIMIT, choice & 8, choice & 16, choice >> 6), "%s", script_fault());
+    REQUIRE(!script_open(1000, FLOW_LIMIT, choice & 8, false, choice & 16, choice >> 6), "%s", script_fault());
     prepare_view(choice);
     prepare_link(input_byte(&input));
     for (unsigned steps = 0; input.left && steps < STEPS_MAX && !script_memory_fault(); steps++) {

@@ -482,7 +482,7 @@ static void prepare(struct input *input)
         guest.connection[i] = (struct connection){.guest_iss = i == 1 ? UINT32_MAX - 500 : 7000 * i, .fd = -1};
     fake_kernel_reset();
     fake_defaults(choice & 2 ? 1u << 16 : 4000, choice & 4 ? 1u << 16 : 3000, 25, choice & 8);
-    REQUIRE(!script_open(1000, CONNECTIONS, choice & 8, choice & 16, choice >> 6), "%s", script_fault());
+    REQUIRE(!script_open(1000, CONNECTIONS, choice & 8, false, choice & 16, choice >> 6), "%s", script_fault());
     *script_view() = (struct lg_net_view){.flags = UINT32_MAX, .mtu = choice & 32 ? 1500 : 65520};
     script_set_link(&link);
     script_set_room(choice & 64 ? 3 : 1u << 20);

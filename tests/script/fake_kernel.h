@@ -18,6 +18,9 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
+/* A socket's TCP_CONGESTION unless it was chosen: this kernel's default. */
+#define FAKE_CONGESTION "bbr"
+
 /* cdef: begin */
 
 void fake_kernel_reset(void); /* no descriptors, no counts, no violation */

@@ -261,6 +261,30 @@ static int meminfo(const struct fake_socket *socket, uint32_t *value, socklen_t 
     return 0;
 }
 
+/* False: not modelled. */
+static bool get_option(struct fake_socket *socket, int level, int name, void *value, socklen_t *length)
+{
+    if (level == SOL_SOCKET && name == SO_ERROR && *length >= sizeof(int)) {
+        memcpy(value, &socket->error, sizeof(int));
+        *length = sizeof(int);
+        socket->error = 0;
+        return true;
+    }
+    if (level == IPPROTO_TCP && name == TCP_CONGESTION && *length >= sizeof(FAKE_CONGESTION)) {
+        strncpy(value, *socket->congestion ? socket->congestion : FAKE_CONGESTION, *length);
+        return true;
+    }
+    if (level == SOL_SOCKET && name == SO_BINDTODEVICE) { /* to none */
+        *length = 0;
+        return true;
+    }
+    if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && *length >= sizeof(int)) {
+        memcpy(value, &(int){socket->ipv6_only}, sizeof(int));
+        return true;
+    }
+    return false;
+}
+
 int sys_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
 {
     int err = fake_called(CALL_getsockopt);
@@ -270,20 +294,8 @@ int sys_getsockopt(int fd, int level, int name, void *value, socklen_t *length)
         return err ? err : -EBADF;
     if (level == SOL_SOCKET && name == SO_MEMINFO)
         return meminfo(socket, value, length);
-    if (level == SOL_SOCKET && name == SO_ERROR && *length >= sizeof(int)) {
-        memcpy(value, &socket->error, sizeof(int));
-        *length = sizeof(int);
-        socket->error = 0;
+    if (get_option(socket, level, name, value, length))
         return 0;
-    }
-    if (level == SOL_SOCKET && name == SO_BINDTODEVICE) { /* to none */
-        *length = 0;
-        return 0;
-    }
-    if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && *length >= sizeof(int)) {
-        memcpy(value, &(int){socket->ipv6_only}, sizeof(int));
-        return 0;
-    }
     fake_violate("getsockopt(): level %d, option %d is not modelled", level, name);
     return -ENOPROTOOPT;
 }

@@ -126,7 +126,7 @@ int script_open(uint64_t start_ms, uint32_t flow_limit, bool peek_off, bool pace
     static const uint8_t random[32] = {7};
     const struct engine_options options = {.flow_limit = flow_limit,
                                            .peek_off = peek_off,
-                                           .pacing = {[0] = paces ? 'b' : '\0', 'b', 'r'},
+                                           .paces = paces,
                                            .reorder = reorder,
                                            .ack_delay_ms = ack_delay_ms};
     int err;

@@ -83,6 +83,24 @@ def test_who_connects_from_elsewhere_is_answered_as_the_machine_wants(world: Wor
     host.guest_answers(host.segment())
 
 
+@paces
+def test_what_a_route_has_chosen_for_a_peer_from_elsewhere_stands(world: World, family: int) -> None:
+    host = Host(world, family)
+    host.fd = lib.fake_peer_connect(host.listener, mapped16(PEER[family]), 55555)
+    host.socket.congestion = b"cubic"
+    world.settle()
+    assert congestion(host.socket) == "cubic"
+    host.guest_answers(host.segment())
+
+
+def test_a_port_that_an_earlier_worker_has_unpaced_gets_the_machines_choice_back(world: World, family: int) -> None:
+    """The default has changed meanwhile; control holds what listens from one worker to the next."""
+    listener = lib.fake_listen()
+    lib.fake_socket_at(listener).congestion = b"reno"
+    assert lib.script_listen(0, listener, 6, 8080, bytes(16)) == 0
+    assert congestion(lib.fake_socket_at(listener)) == MACHINES
+
+
 def test_where_nothing_is_paced_a_port_is_left_alone(world: World, family: int) -> None:
     host = Host(world, family)
     assert congestion(lib.fake_socket_at(host.listener)) == BY_DEFAULT

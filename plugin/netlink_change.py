@@ -50,7 +50,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST, _IFA_FLAGS = 1, 2, 4, 8
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
 _RTA_MULTIPATH, _RTA_VIA, _RTA_PREF = 9, 18, 20
-_RTAX_MTU, _RTAX_CC_ALGO = 2, 16
+_RTAX_MTU = 2
 _FRA_IIFNAME, _FRA_PRIORITY = 3, 6
 _PROHIBIT = 8  # FR_ACT_PROHIBIT
 
@@ -127,12 +127,10 @@ def address_delete_request(seq: int, index: int, one: netlink.Address) -> bytes:
     return _request(_RTM_DELADDR, 0, seq, _address(index, one))
 
 
-def route_add_request(
-    seq: int, index: int, one: netlink.Route, *, alone: bool = False, congestion: str = ""
-) -> bytes:
+def route_add_request(seq: int, index: int, one: netlink.Route, *, alone: bool = False) -> bytes:
     """`alone`: only if no other route has its prefix and metric."""
     flags = _NLM_F_CREATE | (_NLM_F_EXCL if alone else _NLM_F_APPEND)
-    return _request(_RTM_NEWROUTE, flags, seq, _route(index, one, congestion))
+    return _request(_RTM_NEWROUTE, flags, seq, _route(index, one))
 
 
 def route_delete_request(seq: int, index: int, one: netlink.Route) -> bytes:
@@ -201,9 +199,8 @@ class Changes:
     def delete_address(self, index: int, one: netlink.Address) -> None:
         self._ask(lambda seq: address_delete_request(seq, index, one), _GONE_ALREADY)
 
-    def add_route(self, index: int, one: netlink.Route, congestion: str = "") -> None:
-        """`congestion` is the name of TCP's congestion control for what goes there; empty: the default."""
-        self._ask(lambda seq: route_add_request(seq, index, one, congestion=congestion), _THERE_ALREADY)
+    def add_route(self, index: int, one: netlink.Route) -> None:
+        self._ask(lambda seq: route_add_request(seq, index, one), _THERE_ALREADY)
 
     def add_route_alone(self, index: int, one: netlink.Route) -> None:
         """FileExistsError: another route has its prefix and metric."""
@@ -212,9 +209,7 @@ class Changes:
     def delete_route(self, index: int, one: netlink.Route) -> None:
         self._ask(lambda seq: route_delete_request(seq, index, one), _GONE_ALREADY)
 
-    def add_routes(
-        self, index: int, routes: Sequence[netlink.Route], congestion: str = ""
-    ) -> list[tuple[netlink.Route, OSError]]:
+    def add_routes(self, index: int, routes: Sequence[netlink.Route]) -> list[tuple[netlink.Route, OSError]]:
         """In their order as far as possible: a route waits for those that lead to its gateway. Those that were
         refused to the end, and why."""
         refused: list[tuple[netlink.Route, OSError]] = []
@@ -223,7 +218,7 @@ class Changes:
             refused = []
             for one in left:
                 try:
-                    self.add_route(index, one, congestion)
+                    self.add_route(index, one)
                 except OSError as failure:
                     refused.append((one, failure))
             if len(refused) == len(left):
@@ -283,7 +278,7 @@ def _address(index: int, one: netlink.Address) -> bytes:
     return body + _attribute(_IFA_FLAGS, _NUMBER.pack(flags))
 
 
-def _route(index: int, one: netlink.Route, congestion: str = "") -> bytes:
+def _route(index: int, one: netlink.Route) -> bytes:
     """Without the preferred source, which may not be an address here."""
     single = one.hops[0].flags & netlink.HOP_ON_LINK if len(one.hops) == 1 else 0
     body = _ROUTE.pack(
@@ -293,11 +288,8 @@ def _route(index: int, one: netlink.Route, congestion: str = "") -> bytes:
         body += _attribute(_RTA_DST, _raw(one.family, one.destination))
     if one.priority:
         body += _attribute(_RTA_PRIORITY, _NUMBER.pack(one.priority))
-    metrics = _attribute(_RTAX_MTU, _NUMBER.pack(one.mtu)) if one.mtu else b""
-    if congestion and one.hops:
-        metrics += _attribute(_RTAX_CC_ALGO, congestion.encode() + b"\0")
-    if metrics:
-        body += _attribute(_RTA_METRICS, metrics)
+    if one.mtu:
+        body += _attribute(_RTA_METRICS, _attribute(_RTAX_MTU, _NUMBER.pack(one.mtu)))
     if one.preference:
         body += _attribute(_RTA_PREF, bytes((one.preference,)))
     if not one.hops:

@@ -47,9 +47,6 @@ _REQUEST = struct.Struct("=16sH22x")  # struct ifreq
 _CSUM, _TSO4, _TSO6, _USO4, _USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
 _OFFLOADS = (_CSUM | _TSO4 | _TSO6 | _USO4 | _USO6, _CSUM | _TSO4 | _TSO6, 0)
 
-_CONGESTION = "/proc/sys/net/ipv4/tcp_congestion_control"  # of the namespace of whoever opens it, and of both families
-_PACING, _UNPACED = b"bbr", "reno"  # bbr2 and bbr3, too; and what every kernel has
-
 _LOOPBACK_INDEX = 1  # in every namespace
 _SO_BINDTOIFINDEX = 62
 _NAME_MAX = 15
@@ -225,20 +222,6 @@ def _confine(process_name: str) -> None:
         raise agent_records.AgentError(f"The namespace agent cannot give up its rights: {os.strerror(-refused)}")
 
 
-def _congestion() -> str:
-    """Of what takes the routes that lead to the helper; empty: the default. BBR spaces out by timers what a connection
-    sends, to spare the network. These end at the helper, so that nothing is spared, and up to half of the rate is lost.
-    All others keep the default: a container may have tunnels and interfaces of its own."""
-    try:
-        fd = os.open(_CONGESTION, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ""  # there may be no /proc
-    try:
-        return _UNPACED if os.read(fd, len(_PACING)) == _PACING else ""
-    finally:
-        os.close(fd)
-
-
 def _open_tap(name: str) -> tuple[int, str, int]:
     """Of the namespace that we are in when the device is opened: descriptor, name, TUN_F_*."""
     try:
@@ -271,7 +254,6 @@ class _Life:
         self._changes = netlink_change.Changes()
         self._tap = -1
         self._index = 0
-        self._congestion = ""  # of TCP over the routes that we add; empty: the namespace's default
         self._applied = interface.plan
         change = self._changes.set_link
         self._change("bring up", "the loopback interface", lambda: change(_LOOPBACK_INDEX, up=True))
@@ -282,7 +264,6 @@ class _Life:
             if interface.mac:
                 self._change("set the MAC address of", name, lambda: change(self._index, mac=interface.mac))
             if interface.plan is not None:
-                self._congestion = _congestion()
                 link_local = self._bring_up(name, interface.plan)
                 note = self._configure(name, interface.plan, link_local != UNSET)
         self.ready = self._report(name, offloads, link_local, note)
@@ -344,7 +325,7 @@ class _Life:
             if has_ipv6 or one.family == _socket.AF_INET:
                 raise agent_records.AgentError(f"Couldn't give {name} {words}")
             notes.append(words)
-        refused = self._changes.add_routes(self._index, plan.routes, self._congestion)
+        refused = self._changes.add_routes(self._index, plan.routes)
         return "; ".join(notes + [_about_route(*one) for one in refused])
 
     def _report(self, name: str, offloads: int, link_local: bytes, note: str) -> agent_records.Ready:
@@ -396,8 +377,7 @@ class _Life:
             if refused is not None:
                 failures.append((_about_address(one, refused), refused))
         again = [one for record, one in new_routes.items() if record not in old_routes or one.family in shaken]
-        refusals = self._changes.add_routes(self._index, again, self._congestion)
-        failures += [(_about_route(*one), one[1]) for one in refusals]
+        failures += [(_about_route(*one), one[1]) for one in self._changes.add_routes(self._index, again)]
         return failures
 
     def _try_delete_route(self, route: netlink.Route, failures: list[tuple[str, OSError]]) -> None:

@@ -20,8 +20,6 @@ from host_namespace import Namespace
 from pasta_caller import ASK, BYTES, CLIENT, ECHO, SERVER, Pasta, digest, runs, serves
 from running import PATIENCE, name, tree
 
-CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
-
 
 @pytest.fixture(name="start")
 def starter(host: Namespace, tmp_path: Path) -> Iterator[list[Pasta]]:
@@ -46,15 +44,6 @@ def test_the_container_gets_what_the_host_has(pasta: Pasta, container: Namespace
     assert not container.does("ip -6 address show tentative"), "no address is of no use at first"
     link = container.does("ip -o link show cable; ip -o link show lo")
     assert "mtu 65520" in link and "lo: <LOOPBACK,UP" in link
-
-
-def test_a_container_is_not_paced_on_its_way_to_the_helper(pasta: Pasta, container: Namespace) -> None:
-    """BBR is for networks, and takes a timer for each 64 KB. For what leads elsewhere, as a tunnel of the
-    container's own does, the default stays."""
-    default = container.does(f"cat {CONGESTION}")
-    routes = container.does("ip -4 route show default; ip -6 route show default")
-    assert routes.count("default") == 2
-    assert routes.count("congctl reno") == (2 if default.startswith("bbr") else 0)
 
 
 def test_what_a_host_lacks_is_no_news_to_podman(

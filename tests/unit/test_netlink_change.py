@@ -119,10 +119,6 @@ def test_a_route_request_says_all_of_a_route_but_where_packets_come_from() -> No
     assert tuple(fields[name] for name in head) == (2, 0, 0, 8, 254, 16, 0, 1, 4)
     said = {"RTA_PRIORITY": 100, "RTA_METRICS": {"RTAX_MTU": 1400}, "RTA_OIF": INDEX, "RTA_GATEWAY": "192.0.2.1"}
     assert found == said
-    paced = netlink_change.route_add_request(SEQ, INDEX, default, congestion="reno")
-    assert struct.pack("=HH", 9, 16) + b"reno\0" in paced and len(paced) % 4 == 0
-    nowhere = netlink.Route(2, 254, 6, ip("10.0.0.0"), 8, 100, ())
-    assert b"reno" not in netlink_change.route_add_request(SEQ, INDEX, nowhere, congestion="reno")
 
     link = route("2001:db8::/64", (9, ""))
     link.scope, link.preference = 253, 3

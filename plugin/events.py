@@ -41,6 +41,7 @@ _EVENT_NAMES = {
     lib.LG_EVENT_FRAME_DROPPED: "frame.dropped",
     lib.LG_EVENT_NO_PING: "ping.refused",
     lib.LG_EVENT_FLOWS_FULL: "flows.full",
+    lib.LG_EVENT_FLOW_UNANSWERED: "flow.unanswered",
 }
 
 
@@ -92,6 +93,10 @@ def _worker_fields(record: Any) -> dict[str, object]:
     if kind == lib.LG_EVENT_NO_PING:
         return {"error": os.strerror(abs(record.error))}
     fields["flow"] = int(record.flow)
+    if kind == lib.LG_EVENT_FLOW_UNANSWERED:
+        fields["guest"] = endpoint_text(bytes(record.guest_addr), record.guest_port)
+        fields["peer"] = endpoint_text(bytes(record.remote_addr), record.remote_port)
+        return fields | {"error": os.strerror(abs(record.error)).lower()}
     if kind == lib.LG_EVENT_FLOW_OPEN:
         fields["protocol"] = _PROTOCOLS.get(record.protocol, str(record.protocol))
     if kind in (lib.LG_EVENT_FLOW_OPEN, lib.LG_EVENT_FLOW_CONNECT, lib.LG_EVENT_FLOW_CLOSE, lib.LG_EVENT_FLOW_REFUSED):

@@ -30,6 +30,11 @@ SENTENCES = {
         "The guest has {limit} connections at once, all that the limit on open files allows: new ones are refused "
         "(ulimit -n, or LimitNOFILE= of a systemd unit)",
     ),
+    # gvproxy's line for it, which people look for.
+    "flow.unanswered": (
+        "info",
+        'tcpproxy: for incoming conn {peer}, error dialing "{guest}": connect tcp {guest}: {error}',
+    ),
     "migration.saved": ("info", "The guest moves to another host with {flows} connections; {left} cannot move"),
     "migration.loaded": (
         "info",

@@ -398,6 +398,7 @@ struct lg_link_end {
 #define LG_EVENT_FRAME_DROPPED 9 /* reason: index of the counter that counted it */
 #define LG_EVENT_NO_PING 10      /* error: why the host gives no ping socket; told once */
 #define LG_EVENT_FLOWS_FULL 11   /* value: how many there are; told once a minute */
+#define LG_EVENT_FLOW_UNANSWERED 12 /* a guest took no connection of this peer's; error: why; told five times a second */
 
 struct lg_event {
     uint32_t kind;   /* LG_EVENT_* */

@@ -102,8 +102,9 @@ struct engine {
     struct datagram_arrivals arrivals;
     struct datagram_inbox relayed; /* empty between two steps: what is joined waits for nobody */
     bool no_ping_told;
-    uint64_t full_told_ms; /* when it was told that the table is full; 0 never */
-    uint32_t icmp_left;    /* errors of datagrams that may be told in the second that began at icmp_ms */
+    uint64_t full_told_ms;       /* when it was told that the table is full; 0 never */
+    uint64_t unanswered_told_ms; /* and that a guest took no connection */
+    uint32_t icmp_left;          /* errors of datagrams that may be told in the second that began at icmp_ms */
     uint64_t icmp_ms;
     bool reorder; /* keep segments that come ahead of a gap */
     uint32_t ack_delay_ms;
@@ -224,12 +225,16 @@ void flow_aged(struct engine *engine, struct flow *flow);                       
 void flow_emit_refused(struct engine *engine, const struct flow_key *key, int error); /* no flow could be made */
 void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,
                uint64_t value);
+/* A guest of a virtual network did not take this connection of its peer's. */
+void flow_emit_unanswered(struct engine *engine, const struct flow *flow, int error);
 
 /* neighbour.c: ARP, NS and echo to the gateway, answered from the view. True: the frame was for it. */
 void neighbour_arp(struct engine *engine, const struct guest_frame *frame);
 void neighbour_icmpv6(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, const struct packet *packet);
 
+/* Whether it is known where this guest is, or the only one. */
+bool neighbour_has_spoken(const struct engine *engine, const address *guest);
 /* Asks the guest for its MAC address, by one of its own addresses, unless it has spoken already; at most once a second. */
 void neighbour_seek(struct engine *engine, const address *guest);
 

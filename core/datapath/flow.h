@@ -28,6 +28,7 @@ enum flow_limits {
     FLOW_IDLE_EVICT_MS = 60000, /* a flow without a byte for so long may go when the table is full ... */
     FLOW_SHORT_EVICT_MS = 5000, /* ... and a question by datagram, answered or not, after so long */
     FLOWS_FULL_TELL_MS = 60000, /* that it is full is told so often */
+    FLOW_UNANSWERED_TELL_MS = 200, /* and so often at most that a guest did not take a connection */
 };
 
 /* What a flow's key has for its port. Of the last two, the guest is no machine behind a link but a namespace of this host,

@@ -6,7 +6,9 @@
 #include <string.h>
 
 #include "datagram.h"
+#include "host_address.h"
 #include "splice.h"
+#include "sys.h"
 #include "tcp.h"
 
 static bool is_tcp(const struct flow *flow)
@@ -145,6 +147,28 @@ void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, ui
     event.value = value;
     event.bytes_to_guest = flow->bytes_to_guest;
     event.bytes_from_guest = flow->bytes_from_guest;
+    engine->events->emit(engine->events, &event);
+}
+
+/* At any level of events: nothing else says why the peer met a reset. */
+void flow_emit_unanswered(struct engine *engine, const struct flow *flow, int error)
+{
+    struct lg_event event = event_of(&flow->key, LG_EVENT_FLOW_UNANSWERED, error);
+    struct sockaddr_storage peer;
+    socklen_t length = sizeof(peer);
+
+    if (!(engine->view.flags & LG_VIEW_VIRTUAL) ||
+        (engine->unanswered_told_ms && engine->now_ms - engine->unanswered_told_ms < FLOW_UNANSWERED_TELL_MS))
+        return;
+    engine->unanswered_told_ms = engine->now_ms;
+    event.flow = flow_handle(flow);
+    /* By its own address: the guest would have seen the gateway's. */
+    if (!sys_getpeername(flow->fd, (struct sockaddr *)&peer, &length)) {
+        const address from = address_from_host((const struct sockaddr *)&peer);
+        memcpy(event.remote_addr, from.byte, sizeof(event.remote_addr));
+        /* sin_port and sin6_port lie at the same place. */
+        event.remote_port = ntohs(((const struct sockaddr_in *)(const void *)&peer)->sin_port);
+    }
     engine->events->emit(engine->events, &event);
 }
 

@@ -36,6 +36,7 @@ ssize_t sys_discard(int fd, size_t length);
 ssize_t sys_read(int fd, void *bytes, size_t length);
 ssize_t sys_write(int fd, const void *bytes, size_t length);
 int sys_getsockname(int fd, struct sockaddr *addr, socklen_t *length);
+int sys_getpeername(int fd, struct sockaddr *addr, socklen_t *length);
 int sys_pipe(int fd[2], unsigned bytes); /* non-blocking and close-on-exec; as large as that if it may be */
 ssize_t sys_splice(int from, int to, size_t length);
 int sys_shutdown(int fd, int how);
@@ -156,6 +157,11 @@ static inline ssize_t sys_write(int fd, const void *bytes, size_t length)
 static inline int sys_getsockname(int fd, struct sockaddr *addr, socklen_t *length)
 {
     return getsockname(fd, addr, length) < 0 ? -errno : 0;
+}
+
+static inline int sys_getpeername(int fd, struct sockaddr *addr, socklen_t *length)
+{
+    return getpeername(fd, addr, length) < 0 ? -errno : 0;
 }
 
 static inline int sys_pipe(int fd[2], unsigned bytes)

@@ -46,6 +46,7 @@ void tcp_accept(struct engine *engine, const struct listener *listener);
 /* The guest is asked for a connection to whoever is behind a connected socket. 0, or a negative errno: the socket stays
  * the caller's. */
 int tcp_open_inbound(struct engine *engine, const struct flow_key *key, int fd);
+void tcp_unanswered(struct engine *engine, const struct flow *flow); /* tells why its peer will meet a reset */
 void tcp_take_syn_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment);
 
 /* tcp_from_guest.c */

@@ -18,6 +18,12 @@
 #include "sys.h"
 #include "tcp.h"
 
+enum {
+    PORT_FIRST = 32768, /* as Linux: net.ipv4.ip_local_port_range */
+    PORT_LAST = 60999,
+    PORT_TRIES = 64,
+};
+
 static void turn_away(struct engine *engine, int fd)
 {
     static const struct linger hard = {.l_onoff = 1, .l_linger = 0};
@@ -27,15 +33,28 @@ static void turn_away(struct engine *engine, int fd)
     sys_close(fd);
 }
 
-int tcp_open_inbound(struct engine *engine, const struct flow_key *key, int fd)
+/* Several peers may be shown by one address, and several ports of the host lead to one of the guest's: another port of the
+ * peer's, then, is less than no connection. */
+static bool choose_port(struct engine *engine, struct flow_key *key)
 {
+    for (unsigned tries = 0; flow_find(&engine->flows, key); tries++) {
+        if (tries == PORT_TRIES)
+            return false;
+        key->remote_port = key->remote_port < PORT_LAST ? key->remote_port + 1 : PORT_FIRST;
+    }
+    return true;
+}
+
+int tcp_open_inbound(struct engine *engine, const struct flow_key *wanted, int fd)
+{
+    struct flow_key key = *wanted;
     struct flow *flow;
 
     if (!(engine->view.flags & LG_VIEW_TCP))
         return -EPROTONOSUPPORT;
-    if (flow_find(&engine->flows, key))
+    if (!choose_port(engine, &key))
         return -EADDRINUSE;
-    flow = flow_make(engine, key);
+    flow = flow_make(engine, &key);
     if (!flow)
         return -ENFILE;
     flow->fd = fd;
@@ -86,6 +105,13 @@ void tcp_accept(struct engine *engine, const struct listener *listener)
     }
 }
 
+void tcp_unanswered(struct engine *engine, const struct flow *flow)
+{
+    bool asked = flow->tcp.snd_nxt != flow->tcp.iss && neighbour_has_spoken(engine, &flow->key.guest);
+
+    flow_emit_unanswered(engine, flow, asked ? ETIMEDOUT : EHOSTUNREACH);
+}
+
 /* The guest's answer to our SYN (RFC 9293, 3.10.7.3). */
 void tcp_take_syn_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
 {
@@ -96,6 +122,7 @@ void tcp_take_syn_ack(struct engine *engine, struct flow *flow, const struct tcp
         return; /* of another connection, or of the past: our SYN is repeated */
     if (segment->flags & TCP_RST) {
         count(engine, C_tcp_refused);
+        flow_emit_unanswered(engine, flow, ECONNREFUSED);
         tcp_reset_by_guest(engine, flow);
         return;
     }

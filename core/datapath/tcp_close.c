@@ -88,13 +88,14 @@ void tcp_abort(struct engine *engine, struct flow *flow, enum close_reason reaso
 {
     if (flow->done)
         return;
-    flow->tcp.reset_due = true;
+    flow->tcp.reset_due = !flow->tcp.inbound || flow->tcp.snd_nxt != flow->tcp.iss; /* else it has heard of nothing */
     close_hard(flow);
     tcp_close(engine, flow, reason, error);
 }
 
 void tcp_abandon(struct engine *engine, struct flow *flow)
 {
+    flow->tcp.reset_due = false; /* of one that has ended, but for its RST */
     close_hard(flow);
     tcp_close(engine, flow, CLOSE_evicted, 0);
 }

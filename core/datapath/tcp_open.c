@@ -221,5 +221,6 @@ void tcp_connected(struct engine *engine, struct flow *flow, uint32_t events)
     }
     tcp_move_to_host(flow, HALF_OPEN);
     flow->tcp.syn_ack_due = true;
+    flow->active_ms = engine->now_ms;
     flow_emit(engine, flow, LG_EVENT_FLOW_CONNECT, 0, 0, 0);
 }

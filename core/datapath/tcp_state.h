@@ -87,10 +87,13 @@ enum tcp_limits {
     TCP_RTO_FIRST_MS = 1000,
     TCP_RTO_MIN_MS = 200,
     TCP_RTO_MAX_MS = 60000,
-    TCP_RETRIES_MAX = 12,        /* about nine minutes with these: a guest that is stopped for a snapshot comes back */
-    TCP_EXACT_RETRIES = 2,       /* what was in vain that often is in no hurry: its timer fires when others do */
-    TCP_SYN_RETRIES_MAX = 6,     /* the guest asked for this connection: it is there, or it is gone */
-    TCP_SYN_RETRIES_VIRTUAL = 3, /* of a virtual network: nobody is further away than its own Ethernet. 15 s in all */
+    TCP_RETRIES_MAX = 12,  /* about nine minutes with these: a guest that is stopped for a snapshot comes back */
+    TCP_EXACT_RETRIES = 2, /* what was in vain that often is in no hurry: its timer fires when others do */
+
+    /* How long a guest is asked to take a connection, by our SYN or SYN-ACK: seven with the times above; or those who dial
+     * into a virtual network wait as long as with gvproxy. It counts whether or not there was a link for them. */
+    TCP_DIAL_MS = 123000,
+    TCP_DIAL_VIRTUAL_MS = 10000,
 
     /* RFC 9293, 3.8.4: after two hours without a byte the guest is asked whether it is still there (and its own questions
      * make the host ask the peer); the interval and number of the questions are Linux' defaults. */

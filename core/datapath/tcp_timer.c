@@ -117,6 +117,17 @@ static uint64_t resend_time(struct engine *engine, struct flow *flow)
     return expires;
 }
 
+/* The guest has to answer a SYN of ours, be it sent or waiting for the link. */
+static bool is_dialled(const struct tcp *tcp)
+{
+    return tcp->to_guest == HALF_SYN && (tcp->inbound || tcp->to_host != HALF_SYN);
+}
+
+static uint64_t dial_ends_ms(const struct engine *engine, const struct flow *flow)
+{
+    return flow->active_ms + (engine->view.flags & LG_VIEW_VIRTUAL ? TCP_DIAL_VIRTUAL_MS : TCP_DIAL_MS);
+}
+
 void tcp_timer_update(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
@@ -125,6 +136,8 @@ void tcp_timer_update(struct engine *engine, struct flow *flow)
 
     if (tcp->ack_due_ms && tcp->ack_due_ms < expires)
         expires = tcp->ack_due_ms;
+    if (is_dialled(tcp) && dial_ends_ms(engine, flow) < expires)
+        expires = dial_ends_ms(engine, flow);
     if (expires == UINT64_MAX)
         wheel_cancel(&engine->wheel, &flow->timer);
     else if (!timer_armed(&flow->timer) || flow->timer.expires_ms != expires)
@@ -164,9 +177,13 @@ static void ack_waited(struct flow *flow)
 void tcp_timer_fired(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
-    unsigned syns = engine->view.flags & LG_VIEW_VIRTUAL ? TCP_SYN_RETRIES_VIRTUAL : TCP_SYN_RETRIES_MAX;
-    unsigned max = tcp->to_guest == HALF_SYN ? syns : TCP_RETRIES_MAX;
 
+    if (is_dialled(tcp) && engine->now_ms >= dial_ends_ms(engine, flow)) {
+        if (tcp->inbound)
+            tcp_unanswered(engine, flow);
+        tcp_abort(engine, flow, CLOSE_timed_out, 0);
+        return;
+    }
     if (tcp->ack_due_ms && engine->now_ms >= tcp->ack_due_ms) {
         ack_waited(flow);
         flow_touch(engine, flow);
@@ -183,7 +200,7 @@ void tcp_timer_fired(struct engine *engine, struct flow *flow)
         return;
     }
     count(engine, C_tcp_timeouts);
-    if (tcp->unanswered == max) {
+    if (tcp->unanswered == TCP_RETRIES_MAX) {
         tcp_abort(engine, flow, CLOSE_timed_out, 0);
         return;
     }

@@ -9,14 +9,16 @@ import select
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import process_tree
 import pytest
+from free_ports import free_ports
 from gvproxy_guest import DEVICE, DEVICE_MAC, GVPROXY, Gvproxy, WireGuest, stream
 from running import PATIENCE
+from scapy.layers.inet import TCP
 
 
 @pytest.fixture(name="ends")
@@ -175,14 +177,53 @@ def test_a_second_monitor_does_not_disturb_the_first(ends: ExitStack, folder: Pa
     assert guest.resolves("host.docker.internal") and helper.process.poll() is None
 
 
-def test_the_ssh_port_takes_a_client_before_there_is_a_guest(ends: ExitStack, folder: Path) -> None:
-    """Podman gives it ten milliseconds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def with_ssh_port(ends: ExitStack, folder: Path) -> tuple[Gvproxy, Callable[[], socket.socket]]:
+    """And what connects to that port."""
+    port = free_ports(socket.SOCK_STREAM, 1)[0]
     helper = Gvproxy("-listen-qemu", f"unix://{folder}/link", ssh_port=port)
     ends.callback(helper.close)
-    ends.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+    return helper, lambda: ends.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
+
+
+def held(listening: int) -> int:
+    """Sockets that a process still has of connections to that port whose clients have gone (CLOSE-WAIT)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1].endswith(f":{listening:04X}") and row[3] == "08" for row in rows)
+
+
+def dial_failed(client: socket.socket, reason: str) -> str:
+    """The line about it, as in the log."""
+    host, port = client.getsockname()
+    guest = f"{DEVICE}:22"
+    return rf'tcpproxy: for incoming conn {host}:{port}, error dialing \"{guest}\": connect tcp {guest}: {reason}'
+
+
+def test_the_ssh_port_takes_a_client_before_there_is_a_guest_and_lets_it_go_when_none_comes(
+    ends: ExitStack, folder: Path
+) -> None:
+    """Podman gives it ten milliseconds to be taken. Cause: the guest was asked when it came, were it in a year, and of
+    those who had gone meanwhile each had kept a descriptor."""
+    helper, connect = with_ssh_port(ends, folder)
+    gone = [connect() for _ in range(20)]
+    port, line = gone[0].getpeername()[1], dial_failed(gone[0], "no route to host")
+    for client in gone:
+        client.close()
+    assert held(port) == 20
+    with pytest.raises(ConnectionResetError):
+        connect().recv(1)
+    helper.wait_for(line)
+    assert held(port) == 0
+
+
+def test_who_was_refused_by_the_guest_is_said(ends: ExitStack, folder: Path) -> None:
+    helper, connect = with_ssh_port(ends, folder)
+    guest = joined(ends, folder)
+    client = connect()
+    syn = guest.receives(lambda frame: TCP in frame and frame[TCP].flags == "S")[TCP]
+    guest.send(guest.to_gateway() / TCP(sport=22, dport=syn.sport, seq=0, ack=syn.seq + 1, flags="RA"))
+    helper.wait_for(dial_failed(client, "connection refused"))
+    with pytest.raises(ConnectionResetError):
+        client.recv(1)
 
 
 def test_podmans_descriptors_are_let_go_of(ends: ExitStack, folder: Path) -> None:

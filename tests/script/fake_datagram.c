@@ -127,6 +127,19 @@ int sys_getsockname(int fd, struct sockaddr *addr, socklen_t *length)
     return 0;
 }
 
+int sys_getpeername(int fd, struct sockaddr *addr, socklen_t *length)
+{
+    int err = fake_called(CALL_getpeername);
+    const struct fake_socket *socket = fake_socket_of(fd, "getpeername");
+
+    if (err || !socket)
+        return err ? err : -EBADF;
+    if (socket->state != FAKE_CONNECTED)
+        return -ENOTCONN;
+    fake_socket_shown(socket->address, socket->port, socket->family, addr, length);
+    return 0;
+}
+
 int sys_bind(int fd, const struct sockaddr *addr, socklen_t length)
 {
     int err = fake_called(CALL_bind);

@@ -198,6 +198,7 @@ enum {
     apply(sendmmsg)                                                                                                    \
     apply(discard)                                                                                                     \
     apply(getsockname)                                                                                                 \
+    apply(getpeername)                                                                                                 \
     apply(pipe)                                                                                                        \
     apply(splice)                                                                                                      \
     apply(write)                                                                                                       \

@@ -110,6 +110,29 @@ def test_a_flow_whose_reset_waits_for_room_can_be_evicted(talk: Talk, world: Wor
     world.inbox.clear()  # of the two that were there one has got its RST
 
 
+@pytest.mark.world(flow_limit=1)
+def test_a_flow_that_has_ended_but_for_its_reset_makes_room_like_any_other(talk: Talk, world: World) -> None:
+    """It was taken to be evicted and was not, again and again: the worker never came back from the next SYN."""
+    ended = talk()
+    ended("""
+        +0 link full
+        +0 < S 0:0(0) <mss 1460>
+        +0 peer refuses ECONNREFUSED
+    """)
+    world.advance(61)
+    third = talk()
+    third("""
+        +0 < S 0:0(0) <mss 1460>
+        +0 peer accepts
+    """)
+    assert world.flow_of(ended.ends) is None and world.counter("flows_evicted") == 1
+    third("""
+        +0 link gives 10
+        +0 > S. 0:0(0) ack 1
+        +0 < .  1:1(0) ack 1
+    """)
+
+
 @pytest.mark.world(flow_limit=512)
 def test_many_flows_come_and_go(talk: Talk, world: World) -> None:
     """Slots and handles are used again, and an event of a flow that has gone finds nobody."""

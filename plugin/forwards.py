@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _OPTIONS = {TCP: "--tcp-ports", UDP: "--udp-ports"}
 _OUTWARD_OPTIONS = {TCP: "--tcp-ns", UDP: "--udp-ns"}
 
-BACKLOG = 128
+BACKLOG = 4096  # as far as net.core.somaxconn allows
 BATCH_MAX = 64  # ports that are opened at once: whoever is asked for them has other things to do
 UNPRIVILEGED_FILE = "/proc/sys/net/ipv4/ip_unprivileged_port_start"  # of both families
 UNPRIVILEGED_DEFAULT = 1024

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "datagram.h"
+#include "host_address.h"
 #include "splice.h"
 #include "sys.h"
 
@@ -30,19 +31,44 @@ void datagram_note_peer(const struct engine *engine, struct flow *flow, const st
     peer->interface = from->interface;
 }
 
+/* sin_port and sin6_port lie at the same place. */
+static bool is_same(const struct sockaddr *a, const struct sockaddr *b)
+{
+    const address at = address_from_host(a), other = address_from_host(b);
+
+    return address_equal(&at, &other) && ((const struct sockaddr_in *)(const void *)a)->sin_port ==
+                                             ((const struct sockaddr_in *)(const void *)b)->sin_port;
+}
+
+/* Two peers that are shown by one address have two ports, and so has one that comes by two ports of ours: each answer has
+ * to leave by the port that was asked. A flow with a socket of its own is the guest's, to whoever has this address. */
+static bool is_anothers(const struct engine *engine, const struct flow *flow, const struct listener *listener,
+                        const struct datagram_sender *from)
+{
+    const struct datagram_peer *peer = &flow->datagram.peer;
+
+    return flow->fd < 0 && (flow->done || peer->slot != listener_slot(&engine->listeners, listener) ||
+                            !is_same((const struct sockaddr *)&peer->addr, (const struct sockaddr *)&from->address));
+}
+
 static struct flow *flow_of(struct engine *engine, const struct listener *listener, const struct datagram_sender *from)
 {
     struct flow_key key;
+    struct flow *flow;
 
     if (!(engine->view.flags & LG_VIEW_UDP) || from->length > sizeof(struct sockaddr_in6) ||
         !listener_key(engine, listener, &from->address, &key))
         return NULL;
-    struct flow *flow = flow_find(&engine->flows, &key);
-    /* To the guest it is all the same peer, whichever of several ports it came by: the last one counts. */
-    if (flow && flow->fd < 0 && !flow->done)
+    for (unsigned tries = 0; (flow = flow_find(&engine->flows, &key)) && is_anothers(engine, flow, listener, from);
+         tries++) {
+        if (tries == LISTENER_OTHER_PORTS)
+            return NULL;
+        listener_other_port(&key);
+    }
+    if (flow && flow->fd < 0) /* it may have asked another of our addresses before */
         datagram_note_peer(engine, flow, listener, from);
     if (flow)
-        return flow->done ? NULL : flow;
+        return flow;
     if (!(flow = flow_make(engine, &key)))
         return NULL;
     flow->active_ms = engine->now_ms;
@@ -82,7 +108,7 @@ static bool take_arrival(struct engine *engine, const struct listener *listener)
         address_is_ipv4(&from->to) == address_is_ipv4(&shown.guest))
         shown.guest = from->to;
     flow_touch(engine, flow);
-    neighbour_seek(engine, &flow->key.guest);
+    neighbour_seek(engine, &flow->key.guest, false);
     if (datagram_deliver(engine, &shown, inbox, &bytes)) {
         engine_full(engine);
         return false;

@@ -221,7 +221,9 @@ void flow_timer_fired(struct engine *engine, struct flow *flow);
 void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason);
 /* A new flow, in the place of one that was idle long enough if need be; NULL: the table is full, which is counted. */
 struct flow *flow_make(struct engine *engine, const struct flow_key *key);
-void flow_aged(struct engine *engine, struct flow *flow);                             /* a byte of it may have moved */
+void flow_aged(struct engine *engine, struct flow *flow); /* a byte of it may have moved */
+void flow_expendable(struct engine *engine,
+                     struct flow *flow); /* it has ended, and goes first of all in a full table */
 void flow_emit_refused(struct engine *engine, const struct flow_key *key, int error); /* no flow could be made */
 void flow_emit(struct engine *engine, const struct flow *flow, uint32_t kind, uint32_t reason, int error,
                uint64_t value);
@@ -235,8 +237,9 @@ void neighbour_icmpv4(struct engine *engine, const struct guest_frame *frame, co
 
 /* Whether it is known where this guest is, or the only one. */
 bool neighbour_has_spoken(const struct engine *engine, const address *guest);
-/* Asks the guest for its MAC address, by one of its own addresses, unless it has spoken already; at most once a second. */
-void neighbour_seek(struct engine *engine, const address *guest);
+/* Asks the guest for its MAC address, by one of its own addresses, at most once a second; of one that has spoken already
+ * only again, because it does not answer. */
+void neighbour_seek(struct engine *engine, const address *guest, bool again);
 
 /* Who has which MAC address from now on; 0, or -EINVAL for a table that could not be searched or has no such addresses. */
 int neighbour_replace(struct engine *engine, const struct lg_neighbours *table);

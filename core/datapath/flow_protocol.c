@@ -66,7 +66,7 @@ static uint64_t evict_after_ms(const struct flow *flow)
     return is_tcp(flow) || flow->datagram.stream ? FLOW_IDLE_EVICT_MS : FLOW_SHORT_EVICT_MS;
 }
 
-/* Makes room in a full table: the flow that was idle longest goes, if that was long enough. */
+/* Makes room in a full table: one that has ended goes, or the flow that was idle longest, if that was long enough. */
 static bool evict(struct engine *engine)
 {
     struct node *node = engine->flows.by_age.head.next;
@@ -74,7 +74,7 @@ static bool evict(struct engine *engine)
     if (node == &engine->flows.by_age.head)
         return false;
     struct flow *oldest = container_of(node, struct flow, age);
-    if (engine->now_ms - oldest->active_ms < evict_after_ms(oldest))
+    if (!oldest->done && engine->now_ms - oldest->active_ms < evict_after_ms(oldest))
         return false;
     count(engine, C_flows_evicted);
     /* A RST to the guest would have to wait for room: whoever still has the other end learns it from the next segment. */
@@ -119,6 +119,12 @@ void flow_aged(struct engine *engine, struct flow *flow)
         return;
     node_leave(&flow->age);
     list_append(&engine->flows.by_age, &flow->age);
+}
+
+void flow_expendable(struct engine *engine, struct flow *flow)
+{
+    node_leave(&flow->age);
+    list_prepend(&engine->flows.by_age, &flow->age);
 }
 
 /* ---- what a person may want to see ---- */

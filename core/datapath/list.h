@@ -41,6 +41,16 @@ static inline void list_append(struct list *list, struct node *node)
     list->head.previous = node;
 }
 
+static inline void list_prepend(struct list *list, struct node *node)
+{
+    if (node_listed(node))
+        return;
+    node->next = list->head.next;
+    node->previous = &list->head;
+    node->next->previous = node;
+    list->head.next = node;
+}
+
 static inline void node_leave(struct node *node)
 {
     if (!node_listed(node))

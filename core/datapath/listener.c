@@ -217,6 +217,16 @@ static address source_beyond(const struct engine *engine, const address *source,
     return address_is_ipv4(source) || !address_is_link_local(source) || address_is_unset(&mapped) ? *source : mapped;
 }
 
+void listener_other_port(struct flow_key *key)
+{
+    enum {
+        FIRST = 32768, /* as Linux: net.ipv4.ip_local_port_range */
+        LAST = 60999,
+    };
+
+    key->remote_port = key->remote_port < LAST ? key->remote_port + 1 : FIRST;
+}
+
 bool listener_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,
                   struct flow_key *ret_key)
 {

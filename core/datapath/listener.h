@@ -54,6 +54,13 @@ struct listener *listener_of(const struct listener_table *table, uint64_t data);
  * address. */
 struct flow_key;
 struct sockaddr_storage;
+/* Another port by which the same peer may be shown: to the guest, several peers may have one address, and one peer that
+ * comes by several ports of the host is always the same. So many are tried. */
+enum {
+    LISTENER_OTHER_PORTS = 64
+};
+void listener_other_port(struct flow_key *key);
+
 bool listener_key(const struct engine *engine, const struct listener *listener, const struct sockaddr_storage *peer,
                   struct flow_key *ret_key);
 

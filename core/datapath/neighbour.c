@@ -141,11 +141,11 @@ bool neighbour_has_spoken(const struct engine *engine, const address *guest)
     return engine->several ? guest_table_find(&engine->guests, guest) != NULL : !(engine->seen.mac[0] & MAC_GROUP);
 }
 
-void neighbour_seek(struct engine *engine, const address *guest)
+void neighbour_seek(struct engine *engine, const address *guest, bool again)
 {
     uint32_t needed = address_is_ipv4(guest) ? LG_VIEW_IPV4 : LG_VIEW_NDP;
 
-    if (neighbour_has_spoken(engine, guest) || !(engine->view.flags & needed) ||
+    if ((!again && neighbour_has_spoken(engine, guest)) || !(engine->view.flags & needed) ||
         (engine->sought_ms && engine->now_ms - engine->sought_ms < SEEK_MS))
         return;
     engine->sought_ms = engine->now_ms;

@@ -18,12 +18,6 @@
 #include "sys.h"
 #include "tcp.h"
 
-enum {
-    PORT_FIRST = 32768, /* as Linux: net.ipv4.ip_local_port_range */
-    PORT_LAST = 60999,
-    PORT_TRIES = 64,
-};
-
 static void turn_away(struct engine *engine, int fd)
 {
     static const struct linger hard = {.l_onoff = 1, .l_linger = 0};
@@ -33,18 +27,6 @@ static void turn_away(struct engine *engine, int fd)
     sys_close(fd);
 }
 
-/* Several peers may be shown by one address, and several ports of the host lead to one of the guest's: another port of the
- * peer's, then, is less than no connection. */
-static bool choose_port(struct engine *engine, struct flow_key *key)
-{
-    for (unsigned tries = 0; flow_find(&engine->flows, key); tries++) {
-        if (tries == PORT_TRIES)
-            return false;
-        key->remote_port = key->remote_port < PORT_LAST ? key->remote_port + 1 : PORT_FIRST;
-    }
-    return true;
-}
-
 int tcp_open_inbound(struct engine *engine, const struct flow_key *wanted, int fd)
 {
     struct flow_key key = *wanted;
@@ -52,8 +34,11 @@ int tcp_open_inbound(struct engine *engine, const struct flow_key *wanted, int f
 
     if (!(engine->view.flags & LG_VIEW_TCP))
         return -EPROTONOSUPPORT;
-    if (!choose_port(engine, &key))
-        return -EADDRINUSE;
+    for (unsigned tries = 0; flow_find(&engine->flows, &key); tries++) {
+        if (tries == LISTENER_OTHER_PORTS)
+            return -EADDRINUSE;
+        listener_other_port(&key);
+    }
     flow = flow_make(engine, &key);
     if (!flow)
         return -ENFILE;
@@ -107,19 +92,32 @@ void tcp_accept(struct engine *engine, const struct listener *listener)
 
 void tcp_unanswered(struct engine *engine, const struct flow *flow)
 {
-    bool asked = flow->tcp.snd_nxt != flow->tcp.iss && neighbour_has_spoken(engine, &flow->key.guest);
+    flow_emit_unanswered(engine, flow, neighbour_has_spoken(engine, &flow->key.guest) ? ETIMEDOUT : EHOSTUNREACH);
+}
 
-    flow_emit_unanswered(engine, flow, asked ? ETIMEDOUT : EHOSTUNREACH);
+/* An answer to a SYN that is not ours: of a connection that the guest still has, or of the past. It hears that this is gone,
+ * and is asked at once once more, which is what it waited for (RFC 9293, 3.10.7.3). Only once: one that always answers so
+ * is to have no more of our time than one that is silent. */
+static void disown(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
+{
+    if (segment->flags & TCP_RST || tcp_send_control(engine, flow, segment->ack, TCP_RST))
+        return;
+    count(engine, C_tcp_resets_sent);
+    flow->tcp.syn_ack_due |= !flow->tcp.disowned;
+    flow->tcp.disowned = true;
 }
 
 /* The guest's answer to our SYN (RFC 9293, 3.10.7.3). */
 void tcp_take_syn_ack(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
 {
     struct tcp *tcp = &flow->tcp;
-    bool answers = segment->flags & TCP_ACK && segment->ack == tcp->iss + 1 && tcp->snd_nxt != tcp->iss;
 
-    if (!answers)
-        return; /* of another connection, or of the past: our SYN is repeated */
+    if (!(segment->flags & TCP_ACK))
+        return; /* our SYN is repeated */
+    if (segment->ack != tcp->iss + 1 || tcp->snd_nxt == tcp->iss) {
+        disown(engine, flow, segment);
+        return;
+    }
     if (segment->flags & TCP_RST) {
         count(engine, C_tcp_refused);
         flow_emit_unanswered(engine, flow, ECONNREFUSED);

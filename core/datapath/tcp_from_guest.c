@@ -97,8 +97,9 @@ static bool tells_of_gap(const struct tcp *tcp, const struct tcp_segment *segmen
 /* The ACK of our SYN. False: it is none. */
 static bool take_handshake(struct engine *engine, struct flow *flow, const struct tcp_segment *segment)
 {
-    if (segment->ack != flow->tcp.iss + 1) {
-        flow->tcp.ack_due = true;
+    if (segment->ack != flow->tcp.iss + 1) { /* of a connection that we do not know (RFC 9293, 3.10.7.4, fifth) */
+        if (!tcp_send_control(engine, flow, segment->ack, TCP_RST))
+            count(engine, C_tcp_resets_sent);
         return false;
     }
     flow->tcp.snd_una = segment->ack;
@@ -127,12 +128,12 @@ static bool take_ack(struct engine *engine, struct flow *flow, const struct tcp_
     struct tcp *tcp = &flow->tcp;
     uint32_t window_before = tcp->snd_window;
 
+    if (tcp->to_guest == HALF_SYN)
+        return take_handshake(engine, flow, segment);
     if (seq_after(segment->ack, tcp->snd_nxt)) {
         challenge(engine, flow);
         return false;
     }
-    if (tcp->to_guest == HALF_SYN)
-        return take_handshake(engine, flow, segment);
     if (seq_before(segment->ack, tcp->snd_una))
         return true; /* old news; the data beside it may still be new */
     take_window(flow, segment);

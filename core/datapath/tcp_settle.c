@@ -36,8 +36,9 @@ static void send_syn(struct engine *engine, struct flow *flow)
     struct tcp *tcp = &flow->tcp;
 
     if (!tcp->syn_ack_due)
-        return;                               /* it is out */
-    neighbour_seek(engine, &flow->key.guest); /* a guest takes no SYN that was sent to all; but the next one */
+        return; /* it is out */
+    /* A guest takes no SYN that was sent to all, or to whom it was before; but the next one. */
+    neighbour_seek(engine, &flow->key.guest, tcp->retries);
     if (tcp_send_control(engine, flow, tcp->iss, TCP_SYN)) {
         engine_wait_room(engine, flow);
         return;
@@ -131,6 +132,7 @@ static void finish(struct engine *engine, struct flow *flow)
     if (flow->tcp.reset_due) {
         if (tcp_send_control(engine, flow, flow->tcp.snd_nxt, TCP_RST)) {
             engine_wait_room(engine, flow);
+            flow_expendable(engine, flow);
             return;
         }
         count(engine, C_tcp_resets_sent);

@@ -204,6 +204,7 @@ struct tcp {
     bool recovering : 1;
     bool bulk : 1; /* a long transfer to the guest: see TCP_BULK_WINDOW */
     bool syn_ack_due : 1;
+    bool disowned : 1;  /* the guest answered our SYN as if it were of another connection */
     bool keepalive : 1; /* the guest asks for life now and then: so does our socket */
     bool ack_due : 1;
     bool bulk_slow : 1;      /* an ACK of a long transfer waited in vain for as many bytes as others have */

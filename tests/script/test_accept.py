@@ -133,12 +133,42 @@ def test_a_guest_that_never_answers_costs_the_peer_a_reset_in_the_end(host: Host
 @pytest.mark.parametrize("ack", [0, 1, 0x7FFFFFFF])
 @pytest.mark.parametrize("flags", [SYN | ACK, RST | ACK, ACK])
 def test_an_answer_to_another_syn_is_not_believed(host: Host, flags: int, ack: int) -> None:
+    """Nor is silence kept about it: a guest that has had enough says so, any other hears that it is none of ours."""
     host.peer_connects()
     syn = host.segment()
-    host.guest_answers(syn, flags, (syn.seq + 2 + ack) & 0xFFFFFFFF)
-    assert not host.world.inbox and not host.socket.closed
+    wrong = (syn.seq + 2 + ack) & 0xFFFFFFFF
+    host.guest_answers(syn, flags, wrong)
+    got = [parse_segment(packet) for packet in host.world.inbox]
+    host.world.inbox.clear()
+    assert [(one.flags, one.seq) for one in got] == ([] if flags & RST else [(RST, wrong), (SYN, syn.seq)])
+    assert not host.socket.closed
     host.guest_answers(syn)
     assert host.segment().ack == 7001
+
+
+def test_a_guest_that_still_has_an_older_connection_is_asked_again_at_once(host: Host) -> None:
+    """It answers a SYN for it with an ACK of its own (RFC 5961, 4.2), loses it to our RST, and has time for the new
+    one. Cause: nothing was said, and the port of the peer's was dead until the guest gave the connection up."""
+    host.peer_connects()
+    syn = host.segment()
+    host.guest_answers(syn, ACK, 123456)
+    reset, again = (parse_segment(packet) for packet in host.world.inbox)
+    host.world.inbox.clear()
+    assert (reset.flags, reset.seq, reset.length) == (RST, 123456, 0)
+    assert (again.flags, again.seq, again.time_ms) == (SYN, syn.seq, syn.time_ms)
+    host.guest_answers(again)
+    assert host.segment().ack == 7001
+
+
+def test_a_guest_that_denies_every_syn_gets_no_more_of_them_than_a_silent_one(host: Host) -> None:
+    """But for one: each of its answers costs a RST, and no SYN that it could deny again."""
+    host.peer_connects()
+    syn = host.segment()
+    for number in range(10):
+        host.guest_answers(syn, ACK, 1000 + number)
+    flags = [parse_segment(packet).flags for packet in host.world.inbox]
+    host.world.inbox.clear()
+    assert flags.count(RST) == 10 and flags.count(SYN) == 1
 
 
 def test_a_peer_that_gives_up_early_is_forgotten(host: Host) -> None:

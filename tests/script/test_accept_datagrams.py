@@ -88,17 +88,28 @@ def test_a_peers_datagram_and_the_guests_answer(port: Port) -> None:
     assert lib.fake_sockets_open() == 1
 
 
-def test_an_answer_leaves_by_the_port_and_from_the_address_that_were_asked_last(world: World, family: int) -> None:
-    """Two ports of the host lead to one of the guest's, to which it is the same peer."""
-    ports, other, peer = [Port(world, family, slot) for slot in range(2)], MAPPED[family], mapped16(PEER[family])
-    for port, here in ((ports[0], HERE[family]), (ports[1], HERE[family]), (ports[1], other)):
+def test_an_answer_leaves_from_the_address_that_was_asked_last(port: Port) -> None:
+    for here in (HERE[port.family], MAPPED[port.family]):
         port.peer_sends(b"question", here=here)
         port.guest_sends(b"answer")
-        assert port.sent() == [(peer, PEER_PORT, mapped16(here), b"answer")]
-    assert len(world.flows()) == 1
+        assert port.sent() == [(mapped16(PEER[port.family]), PEER_PORT, mapped16(here), b"answer")]
+    assert len(port.world.flows()) == 1
+
+
+def test_an_answer_leaves_by_the_port_that_was_asked(world: World, family: int) -> None:
+    """Two ports of the host lead to one of the guest's, which tells the two apart by the peer's port. Cause: the
+    answer to the first left by the second, once that had been asked, too."""
+    ports, peer = [Port(world, family, slot) for slot in range(2)], mapped16(PEER[family])
+    for port in ports:
+        port.peer_sends(b"question")
+    assert [shown for _, shown, _, _ in ports[0].guest_gets()] == [PEER_PORT, PEER_PORT + 1]
+    for number, port in enumerate(ports):
+        port.guest_sends(b"answer", port=PEER_PORT + number)
+        assert port.sent() == [(peer, PEER_PORT, mapped16(HERE[family]), b"answer")]
+    assert len(world.flows()) == 2
     lib.script_listen_close(1, 1)
     world.settle()
-    assert not world.flows()
+    assert [flow.remote_port for flow in world.flows()] == [PEER_PORT]
 
 
 def test_a_guest_that_speaks_first_does_so_from_the_port_that_leads_to_it(port: Port) -> None:

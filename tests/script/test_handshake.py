@@ -216,13 +216,14 @@ def test_another_syn_on_an_open_connection_is_challenged(conversation: Conversat
 
 
 def test_an_ack_of_what_we_never_sent_does_not_open_the_connection(conversation: Conversation) -> None:
-    """The third segment of the handshake has to acknowledge our SYN."""
+    """The third segment of the handshake has to acknowledge our SYN; another is reset, and leaves this one as it is
+    (RFC 9293, 3.10.7.4, fifth)."""
     conversation("""
         +0 < S  0:0(0) <mss 1460>
         +0 peer accepts
         +0 > S. 0:0(0) ack 1
         +0 < .  1:1(0) ack 500
-        +0 > .  1:1(0) ack 1
+        +0 > R. 500:500(0) ack 1
         +0 flow SYN OPEN
         +0 < .  1:1(0) ack 1
         +0 flow OPEN OPEN

@@ -111,15 +111,15 @@ def test_a_flow_whose_reset_waits_for_room_can_be_evicted(talk: Talk, world: Wor
 
 
 @pytest.mark.world(flow_limit=1)
-def test_a_flow_that_has_ended_but_for_its_reset_makes_room_like_any_other(talk: Talk, world: World) -> None:
-    """It was taken to be evicted and was not, again and again: the worker never came back from the next SYN."""
+def test_a_flow_that_has_ended_but_for_its_reset_makes_room_at_once(talk: Talk, world: World) -> None:
+    """Cause: it was taken to be evicted after a minute and was not, again and again, so that the worker never came back
+    from the next SYN."""
     ended = talk()
     ended("""
         +0 link full
         +0 < S 0:0(0) <mss 1460>
         +0 peer refuses ECONNREFUSED
     """)
-    world.advance(61)
     third = talk()
     third("""
         +0 < S 0:0(0) <mss 1460>
@@ -131,6 +131,22 @@ def test_a_flow_that_has_ended_but_for_its_reset_makes_room_like_any_other(talk:
         +0 > S. 0:0(0) ack 1
         +0 < .  1:1(0) ack 1
     """)
+
+
+@pytest.mark.world(flow_limit=2)
+def test_what_has_ended_goes_before_what_is_idle(talk: Talk, world: World) -> None:
+    """However long that may have been idle."""
+    idle = talk().opened()
+    world.advance(100)
+    ended = talk()
+    ended("""
+        +0 link full
+        +0 < S 0:0(0) <mss 1460>
+        +0 peer refuses ECONNREFUSED
+    """)
+    third = talk()
+    third("+0 < S 0:0(0) <mss 1460>")
+    assert world.flow_of(ended.ends) is None and world.flow_of(idle.ends) is not None
 
 
 @pytest.mark.world(flow_limit=512)

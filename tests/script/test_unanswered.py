@@ -7,16 +7,18 @@ Adversary: whoever reaches a port of the host, before there is a guest and after
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Callable
 
 import pytest
 from conversation import Conversation
 from fake_core import ffi, lib
-from segments import ACK, RST, SYN, Ends, Options, Segment, address, parse_segment
+from segments import ACK, RST, SYN, Ends, Options, Segment, address, ip_packet, parse_segment
 from world import START_MS, World, mapped16
 
 Talk = Callable[..., Conversation]
 
+UDP = 17
 VIRTUAL = 32768
 GUEST, GATEWAY, PEER = address("192.168.127.2"), address("192.168.127.1"), address("198.51.100.7")
 SSH, PEER_PORT = 22, 50000
@@ -216,3 +218,34 @@ def test_a_peer_may_come_by_two_ports_from_one_of_its_own(net: World) -> None:
     for syn in (first, second):
         guest_says(net, syn, SYN | ACK)
     assert [one.flags for one in sent(net)] == [ACK, ACK] and len(net.flows()) == 2
+
+
+def test_two_who_are_shown_as_the_gateway_are_answered_apart(net: World) -> None:
+    """Datagrams from one port of two addresses of the loopback. Cause: the answer to the first went to the second."""
+    fd = lib.sys_socket(10, 2 | 0o4000 | 0o2000000, 0)
+    assert lib.script_listen(0, fd, UDP, SSH, mapped16(GUEST)) == 0
+    hosts = [mapped16(address(f"127.0.0.{number}")) for number in (1, 5)]
+    for host in hosts:
+        assert lib.fake_datagram_arrive_from(fd, host, PEER_PORT, host, host, b"question", 8, 0) == 0
+        net.settle()
+    shown = [struct.unpack("!H", packet.payload[:2])[0] for packet in net.inbox]
+    assert shown == [PEER_PORT, PEER_PORT + 1] and {packet.source for packet in net.inbox} == {GATEWAY}
+    net.inbox.clear()
+    buffer = ffi.new("uint8_t[]", 16)
+    for host, port in zip(hosts, shown, strict=True):
+        net.send(ip_packet(GUEST, GATEWAY, UDP, struct.pack("!HHHH", SSH, port, 8 + 6, 0) + b"answer"))
+        net.settle()
+        assert lib.fake_datagram_sent(fd, buffer, 16) == 6
+        assert bytes(ffi.buffer(lib.fake_datagram_sent_to(), 16)) == host
+        assert lib.fake_datagram_sent_port() == PEER_PORT
+
+
+def test_a_guest_that_does_not_answer_is_looked_for_again(net: World) -> None:
+    """Another machine may have its address by now, and wait to be spoken to."""
+    net.send(Ends(GUEST, 40000, GATEWAY, 9).tcp_head(RST, 0, 0, 0))  # it has a MAC address from now on
+    net.settle()
+    Port(net).peer_connects()
+    assert not net.questions
+    net.advance(8)
+    assert len(net.questions) == 3, "with each SYN but the first"
+    net.inbox.clear()

@@ -102,6 +102,8 @@ struct engine {
     struct datagram_arrivals arrivals;
     struct datagram_inbox relayed; /* empty between two steps: what is joined waits for nobody */
     bool no_ping_told;
+    bool accept_owed; /* a peer found no descriptor, while there were so many sockets of flows */
+    uint32_t accept_sockets;
     uint64_t full_told_ms;       /* when it was told that the table is full; 0 never */
     uint64_t unanswered_told_ms; /* and that a guest took no connection */
     uint32_t icmp_left;          /* errors of datagrams that may be told in the second that began at icmp_ms */

@@ -43,6 +43,8 @@ void tcp_socket_options(const struct engine *engine, int fd);
 
 /* tcp_accept.c */
 void tcp_accept(struct engine *engine, const struct listener *listener);
+/* After a step: those for whom there was no descriptor, if there may be one by now. */
+void tcp_accept_again(struct engine *engine);
 /* The guest is asked for a connection to whoever is behind a connected socket. 0, or a negative errno: the socket stays
  * the caller's. */
 int tcp_open_inbound(struct engine *engine, const struct flow_key *key, int fd);

@@ -71,6 +71,14 @@ static void take_connection(struct engine *engine, const struct listener *listen
         turn_away(engine, fd);
 }
 
+/* None is left: the backlog keeps who is there for the next edge, or until a flow has given one back. */
+static void await_descriptor(struct engine *engine)
+{
+    count(engine, C_tcp_accept_failed);
+    engine->accept_owed = true;
+    engine->accept_sockets = engine->flows.sockets;
+}
+
 void tcp_accept(struct engine *engine, const struct listener *listener)
 {
     for (unsigned i = 0; i < ACCEPTS_PER_TURN; i++) {
@@ -82,11 +90,22 @@ void tcp_accept(struct engine *engine, const struct listener *listener)
             continue;
         if (fd < 0) {
             if (fd != -EAGAIN)
-                count(engine,
-                      C_tcp_accept_failed); /* no descriptor is left: the backlog keeps them for the next edge */
+                await_descriptor(engine);
             return;
         }
         take_connection(engine, listener, fd, &peer);
+    }
+}
+
+void tcp_accept_again(struct engine *engine)
+{
+    if (!engine->accept_owed || engine->flows.sockets >= engine->accept_sockets)
+        return;
+    engine->accept_owed = false;
+    for (uint32_t slot = 0; slot < engine->listeners.used; slot++) {
+        const struct listener *listener = listener_at(&engine->listeners, slot);
+        if (listener && listener->protocol == IPPROTO_TCP)
+            tcp_accept(engine, listener);
     }
 }
 

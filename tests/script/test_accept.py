@@ -299,6 +299,19 @@ def test_only_the_ports_that_are_named_are_closed(world: World) -> None:
     assert all(lib.fake_socket_at(fd).closed for fd in fds)
 
 
+def test_who_found_no_descriptor_is_let_in_once_a_flow_has_given_one_back(host: Host) -> None:
+    """Without another peer that would have to come first: the edge that told of this one has gone."""
+    host.peer_connects()
+    syn, first = host.segment(), host.fd
+    host.world.fail_next("accept", errno.EMFILE)
+    waiting = lib.fake_peer_connect(host.listener, mapped16(PEER[host.family]), PEER_PORT + 1)
+    host.world.settle()
+    assert host.world.counter("tcp_accept_failed") == 1 and not host.world.inbox
+    host.guest_answers(syn, RST | ACK, seq=0)
+    assert lib.fake_socket_at(first).closed and host.segment().source_port == PEER_PORT + 1
+    assert not lib.fake_socket_at(waiting).closed
+
+
 def test_many_peers_at_once_are_all_served(host: Host) -> None:
     for port in range(8):
         assert lib.fake_peer_connect(host.listener, mapped16(PEER[host.family]), 1000 + port) >= 0

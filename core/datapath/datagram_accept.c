@@ -47,29 +47,48 @@ static bool is_anothers(const struct engine *engine, const struct flow *flow, co
 {
     const struct datagram_peer *peer = &flow->datagram.peer;
 
-    return flow->fd < 0 && (flow->done || peer->slot != listener_slot(&engine->listeners, listener) ||
+    return flow->fd < 0 && (peer->slot != listener_slot(&engine->listeners, listener) ||
                             !is_same((const struct sockaddr *)&peer->addr, (const struct sockaddr *)&from->address));
+}
+
+/* The flow of this peer; NULL, and the key by which a new one may be shown: its own, unless another has it. One that was
+ * shown by another key stays there when its own is free again; NULL and a protocol of 0: all of them are others'. */
+static struct flow *find_or_choose(struct engine *engine, const struct listener *listener,
+                                   const struct datagram_sender *from, struct flow_key *key)
+{
+    enum {
+        NEAR = 8 /* of a new peer so many keys are looked at, and of others' all */
+    };
+    struct flow_key next = *key;
+    bool chosen = false;
+
+    key->protocol = 0;
+    for (unsigned tries = 0; tries < (chosen ? NEAR : LISTENER_OTHER_PORTS); tries++, listener_other_port(&next)) {
+        struct flow *flow = flow_find(&engine->flows, &next);
+
+        if (flow && (flow->done || !is_anothers(engine, flow, listener, from)))
+            return flow;
+        if (!flow && !chosen) {
+            *key = next;
+            chosen = true;
+        }
+    }
+    return NULL;
 }
 
 static struct flow *flow_of(struct engine *engine, const struct listener *listener, const struct datagram_sender *from)
 {
     struct flow_key key;
-    struct flow *flow;
 
     if (!(engine->view.flags & LG_VIEW_UDP) || from->length > sizeof(struct sockaddr_in6) ||
         !listener_key(engine, listener, &from->address, &key))
         return NULL;
-    for (unsigned tries = 0; (flow = flow_find(&engine->flows, &key)) && is_anothers(engine, flow, listener, from);
-         tries++) {
-        if (tries == LISTENER_OTHER_PORTS)
-            return NULL;
-        listener_other_port(&key);
-    }
-    if (flow && flow->fd < 0) /* it may have asked another of our addresses before */
+    struct flow *flow = find_or_choose(engine, listener, from, &key);
+    if (flow && flow->fd < 0 && !flow->done) /* it may have asked another of our addresses before */
         datagram_note_peer(engine, flow, listener, from);
     if (flow)
-        return flow;
-    if (!(flow = flow_make(engine, &key)))
+        return flow->done ? NULL : flow;
+    if (!key.protocol || !(flow = flow_make(engine, &key)))
         return NULL;
     flow->active_ms = engine->now_ms;
     datagram_note_peer(engine, flow, listener, from);

@@ -240,6 +240,26 @@ def test_two_who_are_shown_as_the_gateway_are_answered_apart(net: World) -> None
         assert lib.fake_datagram_sent_port() == PEER_PORT
 
 
+def test_a_port_by_which_somebody_is_shown_stays_the_same_when_the_one_before_is_free_again(net: World) -> None:
+    """A conversation that goes on is the same one to the guest."""
+    fd = lib.sys_socket(10, 2 | 0o4000 | 0o2000000, 0)
+    assert lib.script_listen(0, fd, UDP, SSH, mapped16(GUEST)) == 0
+    gone, stays = (mapped16(address(f"127.0.0.{number}")) for number in (1, 5))
+
+    def shown(host: bytes) -> int:
+        assert lib.fake_datagram_arrive_from(fd, host, PEER_PORT, host, host, b"hello", 5, 0) == 0
+        net.settle()
+        (packet,) = net.inbox
+        net.inbox.clear()
+        return int.from_bytes(packet.payload[:2], "big")
+
+    assert (shown(gone), shown(stays)) == (PEER_PORT, PEER_PORT + 1)
+    for _ in range(3):
+        net.advance(20)
+        assert shown(stays) == PEER_PORT + 1
+    assert len(net.flows()) == 1 and shown(gone) == PEER_PORT
+
+
 def test_a_guest_that_does_not_answer_is_looked_for_again(net: World) -> None:
     """Another machine may have its address by now, and wait to be spoken to."""
     net.send(Ends(GUEST, 40000, GATEWAY, 9).tcp_head(RST, 0, 0, 0))  # it has a MAC address from now on

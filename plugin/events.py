@@ -11,6 +11,7 @@ an event never changes what the helper does.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -96,7 +97,7 @@ def _worker_fields(record: Any) -> dict[str, object]:
     if kind == lib.LG_EVENT_FLOW_UNANSWERED:
         fields["guest"] = endpoint_text(bytes(record.guest_addr), record.guest_port)
         fields["peer"] = endpoint_text(bytes(record.remote_addr), record.remote_port)
-        return fields | {"error": os.strerror(abs(record.error)).lower()}
+        return fields | {"error": _dial_error(fields["guest"], abs(record.error))}
     if kind == lib.LG_EVENT_FLOW_OPEN:
         fields["protocol"] = _PROTOCOLS.get(record.protocol, str(record.protocol))
     if kind in (lib.LG_EVENT_FLOW_OPEN, lib.LG_EVENT_FLOW_CONNECT, lib.LG_EVENT_FLOW_CLOSE, lib.LG_EVENT_FLOW_REFUSED):
@@ -113,6 +114,14 @@ def _worker_fields(record: Any) -> dict[str, object]:
     if record.error:
         fields["error"] = os.strerror(abs(record.error))
     return fields
+
+
+def _dial_error(guest: object, error: int) -> str:
+    """As gvproxy says it."""
+    if error == errno.ETIMEDOUT:
+        return "context deadline exceeded"
+    words = {errno.ECONNREFUSED: "connection was refused", errno.EHOSTUNREACH: "no route to host"}
+    return f"connect tcp {guest}: {words.get(error) or os.strerror(error)}"
 
 
 def _name(text: Any, number: int) -> str:

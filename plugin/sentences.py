@@ -33,7 +33,7 @@ SENTENCES = {
     # gvproxy's line for it, which people look for.
     "flow.unanswered": (
         "info",
-        'tcpproxy: for incoming conn {peer}, error dialing "{guest}": connect tcp {guest}: {error}',
+        'tcpproxy: for incoming conn {peer}, error dialing "{guest}": {error}',
     ),
     "migration.saved": ("info", "The guest moves to another host with {flows} connections; {left} cannot move"),
     "migration.loaded": (

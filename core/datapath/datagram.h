@@ -72,6 +72,11 @@ int datagram_deliver(struct engine *engine, const struct flow_key *key, struct d
                      uint32_t *ret_bytes);
 
 /* datagram_accept.c */
+/* The flow of this peer of a port of the host; NULL, and in *key by which a new one may be shown: what it was, unless
+ * another has it. One that was shown by another key stays there when its own is free again. NULL and a protocol of 0: all
+ * keys are others'. */
+struct flow *datagram_of_peer(struct engine *engine, const struct listener *listener,
+                              const struct sockaddr_storage *from, struct flow_key *key);
 /* Answers of this flow leave by the port, and from the address, that this sender asked. */
 void datagram_note_peer(const struct engine *engine, struct flow *flow, const struct listener *listener,
                         const struct datagram_sender *from);

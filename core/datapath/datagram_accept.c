@@ -41,20 +41,24 @@ static bool is_same(const struct sockaddr *a, const struct sockaddr *b)
 }
 
 /* Two peers that are shown by one address have two ports, and so has one that comes by two ports of ours: each answer has
- * to leave by the port that was asked. A flow with a socket of its own is the guest's, to whoever has this address. */
+ * to leave by the port that was asked. What the guest itself began is of whoever it leads to. */
 static bool is_anothers(const struct engine *engine, const struct flow *flow, const struct listener *listener,
-                        const struct datagram_sender *from)
+                        const struct sockaddr_storage *from)
 {
     const struct datagram_peer *peer = &flow->datagram.peer;
+    struct sockaddr_storage to;
 
-    return flow->fd < 0 && (peer->slot != listener_slot(&engine->listeners, listener) ||
-                            !is_same((const struct sockaddr *)&peer->addr, (const struct sockaddr *)&from->address));
+    if (flow->datagram.group)
+        return false;
+    if (flow->fd < 0)
+        return peer->slot != listener_slot(&engine->listeners, listener) ||
+               !is_same((const struct sockaddr *)&peer->addr, (const struct sockaddr *)from);
+    host_address(&engine->view, &flow->key.remote, flow->key.remote_port, &to);
+    return !is_same((const struct sockaddr *)&to, (const struct sockaddr *)from);
 }
 
-/* The flow of this peer; NULL, and the key by which a new one may be shown: its own, unless another has it. One that was
- * shown by another key stays there when its own is free again; NULL and a protocol of 0: all of them are others'. */
-static struct flow *find_or_choose(struct engine *engine, const struct listener *listener,
-                                   const struct datagram_sender *from, struct flow_key *key)
+struct flow *datagram_of_peer(struct engine *engine, const struct listener *listener,
+                              const struct sockaddr_storage *from, struct flow_key *key)
 {
     enum {
         NEAR = 8 /* of a new peer so many keys are looked at, and of others' all */
@@ -83,7 +87,7 @@ static struct flow *flow_of(struct engine *engine, const struct listener *listen
     if (!(engine->view.flags & LG_VIEW_UDP) || from->length > sizeof(struct sockaddr_in6) ||
         !listener_key(engine, listener, &from->address, &key))
         return NULL;
-    struct flow *flow = find_or_choose(engine, listener, from, &key);
+    struct flow *flow = datagram_of_peer(engine, listener, &from->address, &key);
     if (flow && flow->fd < 0 && !flow->done) /* it may have asked another of our addresses before */
         datagram_note_peer(engine, flow, listener, from);
     if (flow)
@@ -91,6 +95,7 @@ static struct flow *flow_of(struct engine *engine, const struct listener *listen
     if (!key.protocol || !(flow = flow_make(engine, &key)))
         return NULL;
     flow->active_ms = engine->now_ms;
+    flow->datagram.inbound = true;
     datagram_note_peer(engine, flow, listener, from);
     count(engine, C_datagram_opened);
     flow_emit(engine, flow, LG_EVENT_FLOW_OPEN, 0, 0, 0);
@@ -134,7 +139,7 @@ static bool take_arrival(struct engine *engine, const struct listener *listener)
     }
     flow->bytes_to_guest += bytes;
     flow->datagram.stream |= flow->datagram.answered;
-    flow->datagram.answered = true;
+    flow->datagram.answered |= !flow->datagram.inbound;
     flow->active_ms = engine->now_ms;
     return true;
 }

@@ -112,7 +112,7 @@ void datagram_take_listener_errors(struct engine *engine, const struct listener 
     for (unsigned i = 0; i < DATAGRAM_ERRORS_PER_TURN && read_error(listener->fd, &error); i++) {
         if (!listener_key(engine, listener, &error.peer, &key))
             continue;
-        const struct flow *flow = flow_find(&engine->flows, &key);
+        const struct flow *flow = datagram_of_peer(engine, listener, &error.peer, &key);
         if (flow && !flow->done)
             tell(engine, flow, &error);
     }

@@ -251,6 +251,7 @@ void datagram_take(struct engine *engine, struct flow *flow, const struct guest_
 
     batch_append(engine, &datagram->batch_first, &datagram->batch_last, frame, offset, length, each);
     datagram->stream |= datagram->answered;
+    datagram->answered |= datagram->inbound;
     flow_touch(engine, flow);
 }
 

@@ -89,7 +89,12 @@ static int take_port(struct engine *engine, struct flow *flow, const struct sock
 
 void datagram_port_led_to(struct engine *engine, const struct listener *listener)
 {
-    if (listener->protocol == IPPROTO_UDP && !listener->outward)
+    if (listener->protocol != IPPROTO_UDP || listener->outward)
+        return;
+    /* Of several, the one with the guest's own number: by that it would be known without us, too. */
+    uint32_t before = engine->ports[listener->port].way_in;
+    const struct listener *known = before ? listener_at(&engine->listeners, before - 1) : NULL;
+    if (!known || known->own_port != known->port || listener->own_port == listener->port)
         engine->ports[listener->port].way_in = engine->ports[PORTS + listener->port].way_in =
             listener_slot(&engine->listeners, listener) + 1;
 }

@@ -60,7 +60,8 @@ struct datagram {
     uint8_t hops;                     /* TTL or hop limit that the socket sends with */
     bool readable : 1;                /* an edge told of datagrams that have not been read up to EAGAIN */
     bool errors : 1;                  /* the error queue has something */
-    bool answered : 1;                /* the peer has sent something */
+    bool inbound : 1;                 /* the peer began it */
+    bool answered : 1;                /* the other of the two has sent something */
     bool stream : 1;                  /* and more than a question and its answer went: it lives longer */
     bool no_segments : 1;             /* UDP_SEGMENT was refused on its path */
     bool group : 1;                   /* whoever hears the guest there may answer */

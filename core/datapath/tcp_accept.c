@@ -143,8 +143,10 @@ void tcp_take_syn_ack(struct engine *engine, struct flow *flow, const struct tcp
         tcp_reset_by_guest(engine, flow);
         return;
     }
-    if (!(segment->flags & TCP_SYN))
+    if (!(segment->flags & TCP_SYN)) { /* the same number by chance, as in a TIME-WAIT, which our SYN has just missed */
+        disown(engine, flow, segment);
         return;
+    }
     uint32_t offered = tcp->rcv_edge - tcp->rcv_nxt;
     tcp->rcv_nxt = tcp->rcv_taken = tcp->rcv_acked = segment->seq + 1;
     tcp->rcv_edge = tcp->rcv_nxt + (offered < UINT16_MAX ? offered : UINT16_MAX);

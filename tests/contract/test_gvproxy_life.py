@@ -221,7 +221,7 @@ def test_who_was_refused_by_the_guest_is_said(ends: ExitStack, folder: Path) -> 
     client = connect()
     syn = guest.receives(lambda frame: TCP in frame and frame[TCP].flags == "S")[TCP]
     guest.send(guest.to_gateway() / TCP(sport=22, dport=syn.sport, seq=0, ack=syn.seq + 1, flags="RA"))
-    helper.wait_for(dial_failed(client, "connection refused"))
+    helper.wait_for(dial_failed(client, "connection was refused"))
     with pytest.raises(ConnectionResetError):
         client.recv(1)
 

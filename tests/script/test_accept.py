@@ -160,6 +160,18 @@ def test_a_guest_that_still_has_an_older_connection_is_asked_again_at_once(host:
     assert host.segment().ack == 7001
 
 
+def test_an_old_connection_that_would_go_on_with_our_number_is_reset_as_well(host: Host) -> None:
+    """Its last byte was numbered as our SYN is, by chance: its ACK looks like one of ours, but for the missing SYN."""
+    host.peer_connects()
+    syn = host.segment()
+    host.guest_answers(syn, ACK)
+    reset, again = (parse_segment(packet) for packet in host.world.inbox)
+    host.world.inbox.clear()
+    assert (reset.flags, reset.seq, again.flags, again.seq) == (RST, syn.seq + 1, SYN, syn.seq)
+    host.guest_answers(again)
+    assert host.segment().ack == 7001
+
+
 def test_a_guest_that_denies_every_syn_gets_no_more_of_them_than_a_silent_one(host: Host) -> None:
     """But for one: each of its answers costs a RST, and no SYN that it could deny again."""
     host.peer_connects()

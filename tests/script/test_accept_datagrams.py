@@ -112,6 +112,35 @@ def test_an_answer_leaves_by_the_port_that_was_asked(world: World, family: int) 
     assert [flow.remote_port for flow in world.flows()] == [PEER_PORT]
 
 
+def test_a_question_and_its_answer_are_remembered_for_less_time_than_a_conversation(port: Port) -> None:
+    port.peer_sends(b"question")
+    port.guest_sends(b"answer")
+    port.world.advance(31)
+    assert not port.world.flows()
+    for _ in range(2):
+        port.peer_sends(b"question")
+        port.guest_sends(b"answer")
+    port.world.advance(119)
+    assert len(port.world.flows()) == 1
+    port.world.advance(2)
+    assert not port.world.flows()
+    port.world.inbox.clear()
+    port.sent()
+
+
+def test_of_several_ports_the_guest_speaks_from_the_one_with_its_own_number(world: World, family: int) -> None:
+    """Whichever was opened last."""
+    fds = []
+    for slot, number in enumerate((PORT, 6363)):
+        fds.append(lib.sys_socket(10, 2 | 0o4000 | 0o2000000, 0))
+        assert lib.fake_bind(fds[slot], number) == 0
+        assert lib.script_listen(slot, fds[slot], UDP, PORT, ANY) == 0
+    header = struct.pack("!HHHH", PORT, 9, 8 + 2, 0)
+    world.send(ip_packet(GUEST[family], PEER[family], UDP, header + b"hi"))
+    world.settle()
+    assert [lib.fake_socket_at(fd).out_count for fd in fds] == [1, 0]
+
+
 def test_a_guest_that_speaks_first_does_so_from_the_port_that_leads_to_it(port: Port) -> None:
     """To whom it speaks there is to know it by one port, and whoever hears of that reaches it."""
     assert lib.fake_bind(port.fd, PORT) == 0

@@ -52,6 +52,22 @@ def test_the_end_of_a_flow_is_told_with_what_it_moved() -> None:
     assert told[1]["error"] == "Connection reset by peer"
 
 
+def test_a_connection_that_no_guest_took_is_told_as_gvproxy_does() -> None:
+    ends = {"guest_addr": IPV4, "remote_addr": IPV4, "guest_port": 22, "remote_port": 50000}
+    told = []
+    for error in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ETIMEDOUT, errno.EACCES):
+        name, fields = events.from_worker(record(lib.LG_EVENT_FLOW_UNANSWERED, error=error, **ends)) or ("", {})
+        assert (name, fields["peer"], fields["guest"]) == ("flow.unanswered", "192.0.2.1:50000", "192.0.2.1:22")
+        told.append(fields["error"])
+    dial = "connect tcp 192.0.2.1:22: "
+    assert told == [
+        f"{dial}connection was refused",
+        f"{dial}no route to host",
+        "context deadline exceeded",
+        f"{dial}Permission denied",
+    ]
+
+
 def test_every_kind_of_event_has_a_name() -> None:
     """All that datapath.h defines, none of them twice."""
     kinds = {getattr(lib, name) for name in dir(lib) if name.startswith("LG_EVENT_")}

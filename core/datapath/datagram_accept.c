@@ -31,13 +31,11 @@ void datagram_note_peer(const struct engine *engine, struct flow *flow, const st
     peer->interface = from->interface;
 }
 
-/* sin_port and sin6_port lie at the same place. */
 static bool is_same(const struct sockaddr *a, const struct sockaddr *b)
 {
     const address at = address_from_host(a), other = address_from_host(b);
 
-    return address_equal(&at, &other) && ((const struct sockaddr_in *)(const void *)a)->sin_port ==
-                                             ((const struct sockaddr_in *)(const void *)b)->sin_port;
+    return address_equal(&at, &other) && port_from_host(a) == port_from_host(b);
 }
 
 /* Two peers that are shown by one address have two ports, and so has one that comes by two ports of ours: each answer has

@@ -172,8 +172,7 @@ void flow_emit_unanswered(struct engine *engine, const struct flow *flow, int er
     if (!sys_getpeername(flow->fd, (struct sockaddr *)&peer, &length)) {
         const address from = address_from_host((const struct sockaddr *)&peer);
         memcpy(event.remote_addr, from.byte, sizeof(event.remote_addr));
-        /* sin_port and sin6_port lie at the same place. */
-        event.remote_port = ntohs(((const struct sockaddr_in *)(const void *)&peer)->sin_port);
+        event.remote_port = port_from_host((const struct sockaddr *)&peer);
     }
     engine->events->emit(engine->events, &event);
 }

@@ -108,3 +108,8 @@ address address_from_host(const struct sockaddr *addr)
         return address_from((const uint8_t *)&((const struct sockaddr_in6 *)addr)->sin6_addr);
     return none;
 }
+
+uint16_t port_from_host(const struct sockaddr *addr)
+{
+    return ntohs(((const struct sockaddr_in *)(const void *)addr)->sin_port); /* sin6_port lies at the same place */
+}

@@ -31,5 +31,6 @@ socklen_t address_to_host(const address *a, uint16_t port, uint32_t scope_id, st
 
 /* A socket's address as the guest may see it: IPv4 mapped; unset for other families. */
 address address_from_host(const struct sockaddr *addr);
+uint16_t port_from_host(const struct sockaddr *addr); /* of IPv4 or IPv6 */
 
 #endif

@@ -47,7 +47,7 @@ static void learn_own(struct listener *listener)
     socklen_t length = sizeof(own), interface_length = sizeof(interface), only_length = sizeof(only);
 
     sys_getsockname(fd, (struct sockaddr *)&own, &length);
-    listener->own_port = ntohs(((const struct sockaddr_in *)(const void *)&own)->sin_port); /* as sin6_port */
+    listener->own_port = port_from_host((const struct sockaddr *)&own);
     address at = address_from_host((const struct sockaddr *)&own);
     bool ipv4 = address_is_ipv4(&at), any = ipv4 ? !at.byte[12] : address_is_unset(&at);
 
@@ -233,8 +233,7 @@ bool listener_key(const struct engine *engine, const struct listener *listener, 
     address source = address_from_host((const struct sockaddr *)peer);
 
     source = shown_source(engine, &source);
-    /* sin_port and sin6_port lie at the same place. */
-    uint16_t port = ntohs(((const struct sockaddr_in *)(const void *)peer)->sin_port);
+    uint16_t port = port_from_host((const struct sockaddr *)peer);
     address guest = listener->target;
     if (address_is_unset(&guest))
         guest = guest_address(engine, &source);

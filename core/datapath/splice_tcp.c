@@ -213,11 +213,10 @@ static int key_of(const struct listener *listener, int fd, const struct sockaddr
     socklen_t length = sizeof(local);
     int err = sys_getsockname(fd, (struct sockaddr *)&local, &length);
 
-    /* sin_port and sin6_port lie at the same place. */
     *ret_key = (struct flow_key){.guest = address_from_host((const struct sockaddr *)&local),
                                  .remote = address_from_host((const struct sockaddr *)peer),
-                                 .guest_port = ntohs(((const struct sockaddr_in *)(const void *)&local)->sin_port),
-                                 .remote_port = ntohs(((const struct sockaddr_in *)(const void *)peer)->sin_port),
+                                 .guest_port = port_from_host((const struct sockaddr *)&local),
+                                 .remote_port = port_from_host((const struct sockaddr *)peer),
                                  .port = listener->outward ? PORT_OUTWARD : PORT_INWARD,
                                  .protocol = IPPROTO_TCP};
     return err;

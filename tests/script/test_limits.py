@@ -110,16 +110,22 @@ def test_a_flow_whose_reset_waits_for_room_can_be_evicted(talk: Talk, world: Wor
     world.inbox.clear()  # of the two that were there one has got its RST
 
 
-@pytest.mark.world(flow_limit=1)
-def test_a_flow_that_has_ended_but_for_its_reset_makes_room_at_once(talk: Talk, world: World) -> None:
-    """Cause: it was taken to be evicted after a minute and was not, again and again, so that the worker never came back
-    from the next SYN."""
-    ended = talk()
-    ended("""
+def ended_but_for_its_reset(talk: Talk) -> Conversation:
+    """Which the link has no room for."""
+    refused = talk()
+    refused("""
         +0 link full
         +0 < S 0:0(0) <mss 1460>
         +0 peer refuses ECONNREFUSED
     """)
+    return refused
+
+
+@pytest.mark.world(flow_limit=1)
+def test_a_flow_that_has_ended_but_for_its_reset_makes_room_at_once(talk: Talk, world: World) -> None:
+    """Cause: it was taken to be evicted after a minute and was not, again and again, so that the worker never came back
+    from the next SYN."""
+    ended = ended_but_for_its_reset(talk)
     third = talk()
     third("""
         +0 < S 0:0(0) <mss 1460>
@@ -138,12 +144,7 @@ def test_what_has_ended_goes_before_what_is_idle(talk: Talk, world: World) -> No
     """However long that may have been idle."""
     idle = talk().opened()
     world.advance(100)
-    ended = talk()
-    ended("""
-        +0 link full
-        +0 < S 0:0(0) <mss 1460>
-        +0 peer refuses ECONNREFUSED
-    """)
+    ended = ended_but_for_its_reset(talk)
     third = talk()
     third("+0 < S 0:0(0) <mss 1460>")
     assert world.flow_of(ended.ends) is None and world.flow_of(idle.ends) is not None

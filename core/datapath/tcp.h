@@ -65,6 +65,7 @@ bool tcp_room_grown(const struct engine *engine, const struct flow *flow);
 void tcp_room_ask(const struct engine *engine, struct flow *flow);
 
 /* tcp_to_guest.c */
+bool tcp_held_up(const struct tcp *tcp); /* a long transfer, by a guest that reads more slowly than the peer sends */
 void tcp_discard_acked(struct engine *engine, struct flow *flow);
 void tcp_send_to_guest(struct engine *engine, struct flow *flow); /* what was lost, then what is new */
 

@@ -91,7 +91,7 @@ static void send_owed(struct engine *engine, struct flow *flow)
  * half of this one, most of those ACKs. */
 static uint32_t discard_step(const struct tcp *tcp)
 {
-    return tcp->bulk && tcp->stall == STALL_window ? TCP_DISCARD_STEP_HELD : TCP_DISCARD_STEP;
+    return tcp_held_up(tcp) ? TCP_DISCARD_STEP_HELD : TCP_DISCARD_STEP;
 }
 
 static void progress(struct engine *engine, struct flow *flow)

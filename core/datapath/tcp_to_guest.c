@@ -7,6 +7,8 @@
  * is reserved first, one recvmsg() fills their payload, then the headers are written before each.
  */
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include "sys.h"
@@ -31,12 +33,32 @@ static void widen(struct flow *flow)
     sys_setsockopt(flow->fd, SOL_SOCKET, SO_RCVLOWAT, &any, sizeof(any));
 }
 
+/* The kernel answers the first segments after each pause at once, for the sake of a peer whose window grows; one that the
+ * guest holds up has no use for that. It does harm where the peer is on this machine and spaces what it sends by what such
+ * answers seem to tell of the line (BBR), which is then microseconds: each of its segments costs a timer that expires
+ * within our discard. Told at leisure (RFC 9293, 3.8.6.3), they expire later, and elsewhere: sixteen downloads at 20 MB/s
+ * take a fifth less of our time, and no more of the machine's. The kernel takes it back at the next sign of a loss
+ * (tcp(7), TCP_QUICKACK), hence with each step. */
+static void answer_at_leisure(const struct flow *flow)
+{
+    static const int quick = 0;
+
+    sys_setsockopt(flow->fd, IPPROTO_TCP, TCP_QUICKACK, &quick, sizeof(quick));
+}
+
+bool tcp_held_up(const struct tcp *tcp)
+{
+    return tcp->bulk && tcp->stall == STALL_window;
+}
+
 void tcp_discard_acked(struct engine *engine, struct flow *flow)
 {
     struct tcp *tcp = &flow->tcp;
 
     if (!tcp->bulk && engine->peek_off && flow->bytes_to_guest >= TCP_BULK_WINDOW)
         widen(flow);
+    if (tcp_held_up(tcp))
+        answer_at_leisure(flow);
     while (tcp->acked) {
         ssize_t n = sys_discard(flow->fd, tcp->acked);
         if (n <= 0) {

@@ -73,6 +73,7 @@ struct fake_socket {
     bool no_space; /* a send came short: OUT is due when a third is free */
     bool fin_acked;
     bool nodelay, oob_inline, linger_hard, keepalive;
+    bool quick_ack;          /* TCP_QUICKACK: what comes is answered at once */
     char congestion[16];     /* TCP_CONGESTION, as set by the core; empty: left alone */
     bool congestion_late;    /* it was set when connect() had been called already */
     int hops, traffic_class; /* as set by the core; 0: left alone */

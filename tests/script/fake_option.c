@@ -25,6 +25,7 @@ struct number_option {
 
 static const struct number_option options[] = {
     {0, IPPROTO_TCP, TCP_NODELAY, KEPT(nodelay)},
+    {0, IPPROTO_TCP, TCP_QUICKACK, KEPT(quick_ack)},
     {0, SOL_SOCKET, SO_OOBINLINE, KEPT(oob_inline)},
     {0, SOL_SOCKET, SO_KEEPALIVE, KEPT(keepalive)},
     {0, SOL_SOCKET, SO_RCVLOWAT, KEPT(low_water)},

@@ -55,6 +55,7 @@ void fake_socket_init(struct fake_socket *socket, int fd)
         .stream_in = 2u * (unsigned)fd,
         .stream_out = 2u * (unsigned)fd + 1,
         .peek_offset = -1,
+        .quick_ack = true,
         .all_groups = true,
         .receive_limit = defaults.receive_limit,
         .send_limit = defaults.send_limit,

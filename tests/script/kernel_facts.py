@@ -70,6 +70,14 @@ class Kernel(ABC):
     def receive_limit(self) -> int:
         """What the queue may hold: a word of SO_MEMINFO."""
 
+    @abstractmethod
+    def answer_at_leisure(self) -> None:
+        """TCP_QUICKACK 0."""
+
+    @abstractmethod
+    def peer_waits_for_ack(self) -> bool:
+        """Whether, of some bytes that the peer sends one by one, any is there but not acknowledged."""
+
     # a pipe of ours; splice() between it and our socket
     @abstractmethod
     def pipe(self, length: int) -> None: ...
@@ -315,6 +323,13 @@ def _(kernel: Kernel) -> None:
     kernel.watch(DATA_OR_END)
     kernel.peer_sends(1)
     assert kernel.woken() == IN
+
+
+@fact("after TCP_QUICKACK 0 what comes is not answered at once")
+def _(kernel: Kernel) -> None:
+    kernel.open()
+    kernel.answer_at_leisure()
+    assert kernel.peer_waits_for_ack()
 
 
 # ---- FIN ----

@@ -150,6 +150,18 @@ class RealKernel(Kernel):
     def receive_limit(self) -> int:
         return self._memory()[RCVBUF]
 
+    def answer_at_leisure(self) -> None:
+        self.ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+
+    def peer_waits_for_ack(self) -> bool:
+        unanswered = array.array("i", [0])
+        for _ in range(20):  # who is kept from the processor for as long as an ACK waits would see none
+            self.peer_sends(1)
+            fcntl.ioctl(self.peer, termios.TIOCOUTQ, unanswered)
+            if unanswered[0]:
+                return True
+        return False
+
     def peer_sends(self, length: int, urgent: bool = False) -> None:
         before = self._queued_in()
         assert self.peer.send(bytes(length), socket.MSG_OOB if urgent else 0) == length
@@ -301,6 +313,13 @@ class FakeKernel(Kernel):
 
     def receive_limit(self) -> int:
         return self._memory()[RCVBUF]
+
+    def answer_at_leisure(self) -> None:
+        value = ffi.new("int *", 0)
+        assert lib.sys_setsockopt(self.fd, socket.IPPROTO_TCP, socket.TCP_QUICKACK, value, 4) == 0
+
+    def peer_waits_for_ack(self) -> bool:
+        return not lib.fake_socket_at(self.fd).quick_ack
 
     def peer_sends(self, length: int, urgent: bool = False) -> None:
         send = lib.fake_peer_send_urgent if urgent else lib.fake_peer_send

@@ -34,7 +34,7 @@ static void hold_segment(struct engine *engine, struct flow *flow, const struct 
 
     if (!tcp->hold)
         tcp->hold = hold_take(&engine->holds);
-    if (!tcp->hold || !hold_put(tcp->hold, tcp->rcv_nxt, seq, iov, pieces))
+    if (!tcp->hold || !hold_put(&engine->holds, tcp->hold, tcp->rcv_nxt, seq, iov, pieces))
         count(engine, C_tcp_hold_full);
 }
 

@@ -569,6 +569,7 @@ const char *script_left(void)
     add(!list_empty(&engine->flows.by_age), "list of flows by age");
     add(timers_armed(&engine->wheel), "timer slots");
     add((unsigned)__builtin_popcountll(engine->holds.used), "holds");
+    add((unsigned)__builtin_popcountll(engine->holds.used_large), "large holds");
     add(!list_empty(&engine->ready), "list of ready flows");
     add(!list_empty(&engine->waiting), "list of waiting flows");
     add(link->reserved_end - link->reserved_first, "reservations");

@@ -9,9 +9,9 @@ from core_pieces import EXAMPLES, ffi, iovec_array, lib
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-ROOM = lib.HOLD_BYTES
-bases = st.sampled_from([0, ROOM - 20, 2**31 - 20, 2**32 - 20, 2**32 - ROOM])
-offsets = st.one_of(st.integers(0, 60), st.integers(ROOM - 30, ROOM + 30))
+ROOM, LARGE = lib.HOLD_BYTES, lib.HOLD_BYTES_LARGE
+bases = st.sampled_from([0, ROOM - 20, LARGE - 20, 2**31 - 20, 2**32 - 20, 2**32 - ROOM])
+offsets = st.one_of(st.integers(0, 60), st.integers(ROOM - 30, ROOM + 30), st.integers(LARGE - 30, LARGE + 30))
 puts = st.tuples(offsets, st.lists(st.binary(max_size=9), max_size=4))
 moves = st.tuples(st.none(), st.integers(0, 40))
 
@@ -28,13 +28,27 @@ def run_at(hold: Any, seq: int) -> bytes:
     return b"".join(bytes(ffi.buffer(iov[at].iov_base, iov[at].iov_len)) for at in range(count))
 
 
+def grown(pool: Any, byte: bytes) -> Any:
+    """A hold that has become large for this byte."""
+    hold = lib.hold_take(pool)
+    array, _ = iovec_array([byte])
+    assert lib.hold_put(pool, hold, 0, ROOM, array, 1)
+    return hold
+
+
 @settings(max_examples=5 * EXAMPLES)
-@given(bases, st.lists(st.one_of(puts, puts, moves), max_size=12))
-@example(2**32 - 20, [(10, [b"behind"]), (0, [b"0123456789"])])
-@example(0, [(ROOM - 3, [b"cut off"])])
-def test_what_was_put_is_there_up_to_the_first_gap(base: int, steps: list[tuple[Any, Any]]) -> None:
-    """Segments in any order, overlapping, around both ends; a None moves on, as the kernel takes bytes."""
+@given(st.booleans(), bases, st.lists(st.one_of(puts, puts, moves), max_size=12))
+@example(True, 2**32 - 20, [(10, [b"behind"]), (0, [b"0123456789"])])
+@example(False, 0, [(ROOM - 3, [b"cut off"])])
+@example(True, ROOM - 20, [(10, [b"around the end"]), (ROOM - 3, [b"not cut off"])])
+@example(True, 0, [(LARGE - 3, [b"cut off"])])
+def test_what_was_put_is_there_up_to_the_first_gap(grows: bool, base: int, steps: list[tuple[Any, Any]]) -> None:
+    """Segments in any order, overlapping, around all ends; a None moves on, as the kernel takes bytes."""
     pool = new_pool()
+    if not grows:
+        for _ in range(lib.HOLDS_LARGE):
+            grown(pool, b"x")
+    room = LARGE if grows else ROOM
     hold = lib.hold_take(pool)
     model: dict[int, int] = {}
     taken = 0  # bytes that the kernel has, from base on
@@ -46,12 +60,12 @@ def test_what_was_put_is_there_up_to_the_first_gap(base: int, steps: list[tuple[
             continue
         data = b"".join(what)
         start = taken + offset
-        fits = data[: max(0, taken + ROOM - start)]
+        fits = data[: max(0, taken + room - start)]
         array, kept = iovec_array(what)
         before = dict(model)
         model.update({start + at: byte for at, byte in enumerate(fits)})
-        got = lib.hold_put(hold, (base + taken) % 2**32, (base + start) % 2**32, array, len(kept))
-        assert got == (start <= taken + ROOM and len(fits) == len(data)) or len(before) > lib.RANGES_MAX
+        got = lib.hold_put(pool, hold, (base + taken) % 2**32, (base + start) % 2**32, array, len(kept))
+        assert got == (start <= taken + room and len(fits) == len(data)) or len(before) > lib.RANGES_MAX
         for probe in {taken, start, *list(model)[:3]}:
             expected = bytearray()
             while probe + len(expected) in model:
@@ -65,9 +79,9 @@ def test_a_segment_that_finds_no_range_is_refused() -> None:
     hold = lib.hold_take(pool)
     array, _ = iovec_array([b"x"])
     for at in range(lib.RANGES_MAX):
-        assert lib.hold_put(hold, 0, 10 + 2 * at, array, 1)
+        assert lib.hold_put(pool, hold, 0, 10 + 2 * at, array, 1)
     recent = hold.recent
-    assert not lib.hold_put(hold, 0, 1000, array, 1)
+    assert not lib.hold_put(pool, hold, 0, 1000, array, 1)
     assert run_at(hold, 1000) == b""
     assert hold.recent == recent, "SACK's first block must be one that exists (RFC 2018, 4)"
 
@@ -79,7 +93,7 @@ def test_each_hold_has_its_own_bytes_and_the_pool_ends() -> None:
     assert lib.hold_take(pool) == ffi.NULL
     for at, hold in enumerate(holds):
         array, _ = iovec_array([bytes([at]) * 100])
-        assert lib.hold_put(hold, ROOM - 50, ROOM - 50, array, 1)
+        assert lib.hold_put(pool, hold, ROOM - 50, ROOM - 50, array, 1)
     assert [run_at(hold, ROOM - 50) for hold in holds] == [bytes([at]) * 100 for at in range(lib.HOLDS)]
     lib.hold_give(pool, holds[7])
     again = lib.hold_take(pool)
@@ -87,3 +101,21 @@ def test_each_hold_has_its_own_bytes_and_the_pool_ends() -> None:
     for hold in holds:
         lib.hold_give(pool, hold)
     assert pool.used == 0
+
+
+def test_few_holds_are_large_at_once() -> None:
+    """Each has bytes of its own, and one that finds none stays as it is until another is given back."""
+    pool = new_pool()
+    holds = [grown(pool, bytes([at])) for at in range(lib.HOLDS_LARGE)]
+    assert [run_at(hold, ROOM) for hold in holds] == [bytes([at]) for at in range(lib.HOLDS_LARGE)]
+    late = lib.hold_take(pool)
+    array, _ = iovec_array([b"late"])
+    assert not lib.hold_put(pool, late, 0, ROOM - 2, array, 1)
+    assert run_at(late, ROOM - 2) == b"la"
+    lib.hold_give(pool, holds.pop(3))
+    assert lib.hold_put(pool, late, 0, ROOM - 2, array, 1)
+    assert run_at(late, ROOM - 2) == b"late"
+    assert [run_at(hold, ROOM) for hold in holds] == [bytes([at]) for at in range(lib.HOLDS_LARGE) if at != 3]
+    for hold in [*holds, late]:
+        lib.hold_give(pool, hold)
+    assert pool.used == pool.used_large == 0

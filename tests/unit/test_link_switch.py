@@ -290,8 +290,8 @@ def test_a_question_of_one_guest_to_another_ends_the_sleeps_of_a_third_ones_stre
         net.counters[COUNTERS.index("tcp_bytes_from_guest")] += 8000
         return int(lib.gather_after_step(gather, net.counters, now))
 
-    assert lib.GATHER_NS in [step_of_upload() for _ in range(2 * lib.GATHER_STEPS)]
-    for _ in range(2 * lib.GATHER_STEPS):
+    assert lib.GATHER_NS in [step_of_upload() for _ in range(3 * lib.GATHER_STEPS)]
+    for _ in range(3 * lib.GATHER_STEPS):
         net.says(0, frame(MACS[1], MACS[0], b"question"))
         net.says(1, frame(MACS[0], MACS[1], b"answer"))
         assert step_of_upload() == 0

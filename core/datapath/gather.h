@@ -22,7 +22,7 @@
 
 enum gather_limits {
     GATHER_NS = 100000,        /* one sleep at most; the kernel's timer slack adds up to half as much */
-    GATHER_BYTES = 192 << 10,  /* ... or until so much may have come, in three large frames */
+    GATHER_BYTES = 64 << 10,   /* ... or until as much as a large frame may have come: a fast guest waits for us then */
     GATHER_STEPS = 32,         /* that took data: so many are looked at together */
     GATHER_PLAIN_NS = 250000,  /* between two of them on average, without sleeps: rarer ones would gather nothing */
     GATHER_PAUSE_NS = 4000000, /* without data ends a stream */

@@ -495,7 +495,7 @@ void engine_settle(struct engine *engine)
     engine->link->operations->flush(engine->link, engine->now_ms);
     drop_surplus(engine);
     tcp_accept_again(engine);
-    engine->gather_ns = gather_after_step(&engine->gather, engine->counters, engine->now_ns);
+    engine->gather_ns = gather_after_step(&engine->gather, engine->counters, engine->link->copies, engine->now_ns);
 }
 
 uint64_t engine_next_ms(const struct engine *engine)

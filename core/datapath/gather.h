@@ -13,16 +13,21 @@
  * that still grows must not be kept from it. So only a stream that has found its rate is slept on, and one that loses an
  * eighth of it is left alone, each time for twice as long.
  *
+ * A fast stream gathers only where the guest has its memory back at once. Its kernel lets a flow have no more than so much
+ * under way (TCP small queues), and where frames lie in a ring until we have looked, that is what sleeping would measure.
+ *
  * Called by engine.c after each step. Adversary: the guest, which can make its own frames wait for GATHER_NS, and no more.
  */
 #ifndef LOCKGATE_GATHER_H
 #define LOCKGATE_GATHER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum gather_limits {
     GATHER_NS = 100000,        /* one sleep at most; the kernel's timer slack adds up to half as much */
-    GATHER_BYTES = 64 << 10,   /* ... or until as much as a large frame may have come: a fast guest waits for us then */
+    GATHER_BYTES = 64 << 10,   /* ... or until as much as a large frame may have come */
+    GATHER_LENT = 16 << 10,    /* come during the longest sleep at most, where frames lie in the guest's memory */
     GATHER_STEPS = 32,         /* that took data: so many are looked at together */
     GATHER_PLAIN_NS = 250000,  /* between two of them on average, without sleeps: rarer ones would gather nothing */
     GATHER_PAUSE_NS = 4000000, /* without data ends a stream */
@@ -46,7 +51,7 @@ struct gather {
     uint64_t plain_ns, plain_bytes;    /* the same of the last look in GATHER_plain; 0: there was none */
 };
 
-/* After each step: for how many nanoseconds the worker is to sleep before the next; 0 not at all. */
-uint64_t gather_after_step(struct gather *gather, const uint64_t *counters, uint64_t now_ns);
+/* After each step: for how many nanoseconds the worker is to sleep before the next; 0 not at all. `copies`: see link.h. */
+uint64_t gather_after_step(struct gather *gather, const uint64_t *counters, bool copies, uint64_t now_ns);
 
 #endif

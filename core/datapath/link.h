@@ -91,6 +91,7 @@ struct link {
     unsigned
         answers; /* of the frames committed since the last flush(), those that the guest answers one by one, at once */
     unsigned expected; /* frames of the guest's that are on their way, and that nobody waits for */
+    bool copies;       /* the guest has the memory of its frames back before we look at them, as a tap device's has */
     bool large;        /* the guest takes frames beyond its MTU */
     bool csum;         /* the guest takes partial checksums (GUEST_CSUM) */
     bool tso4;         /* and TCP super-segments (GUEST_TSO4) */

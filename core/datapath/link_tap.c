@@ -175,7 +175,7 @@ int link_tap_attach(struct link_tap *tap, int fd, bool uso)
     tap->unread = true;
     tap->ended = false;
     frame_batch_rollback(&tap->out);
-    tap->link.large = tap->link.csum = tap->link.tso4 = tap->link.tso6 = true;
+    tap->link.copies = tap->link.large = tap->link.csum = tap->link.tso4 = tap->link.tso6 = true;
     tap->link.uso4 = tap->link.uso6 = uso;
     return 0;
 }

@@ -49,6 +49,7 @@ static void prepare_link(unsigned choice)
         .piece_bytes = choice & 1 ? 65550 : 7,
         .batch_max = choice & 2 ? 64 : 1,
         .buffer_bytes = buffers[choice >> 2 & 3],
+        .copies = choice & 1,
         .merge = choice & 16,
         .connected = true,
         .csum = choice & 32,

@@ -469,6 +469,7 @@ static void prepare(struct input *input)
         .piece_bytes = how & 1 ? 65550 : 100,
         .batch_max = 64,
         .buffer_bytes = buffers[how >> 1 & 3],
+        .copies = how & 1,
         .merge = how & 8,
         .connected = true,
         .csum = how & 16,

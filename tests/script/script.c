@@ -277,6 +277,7 @@ void script_set_link(const struct script_link *settings)
     link->batch_max = settings->batch_max;
     link->buffer_bytes = settings->buffer_bytes;
     link->merge = settings->merge;
+    link->link.copies = settings->copies;
     link->link.large = settings->merge || settings->tso4 || settings->tso6 || settings->uso4 || settings->uso6;
     link->connected = settings->connected;
     link->link.csum = settings->csum;
@@ -295,6 +296,7 @@ void script_get_link(struct script_link *ret_settings)
         .batch_max = link->batch_max,
         .buffer_bytes = link->buffer_bytes,
         .merge = link->merge,
+        .copies = link->link.copies,
         .connected = link->connected,
         .csum = link->link.csum,
         .tso4 = link->link.tso4,

@@ -54,7 +54,7 @@ struct script_link {
     size_t piece_bytes; /* in which the guest's frames lie */
     unsigned batch_max;
     size_t buffer_bytes; /* the guest's receive buffers */
-    bool merge, connected, csum, tso4, tso6, uso4, uso6;
+    bool copies, merge, connected, csum, tso4, tso6, uso4, uso6;
 };
 void script_set_link(const struct script_link *settings);
 void script_get_link(struct script_link *ret_settings);

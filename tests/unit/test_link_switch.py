@@ -288,7 +288,7 @@ def test_a_question_of_one_guest_to_another_ends_the_sleeps_of_a_third_ones_stre
         nonlocal now
         now += 130_000
         net.counters[COUNTERS.index("tcp_bytes_from_guest")] += 8000
-        return int(lib.gather_after_step(gather, net.counters, now))
+        return int(lib.gather_after_step(gather, net.counters, False, now))
 
     assert lib.GATHER_NS in [step_of_upload() for _ in range(3 * lib.GATHER_STEPS)]
     for _ in range(3 * lib.GATHER_STEPS):

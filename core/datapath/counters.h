@@ -16,7 +16,7 @@
     apply(wakeup_events)          /* events that they carried */                                                       \
     apply(wakeups_idle)           /* flow events that moved no byte and changed no state */                            \
     apply(timers_fired)                                                                                                \
-    apply(gathers)                /* sleeps in which a slow guest's stream gathered */                                 \
+    apply(gathers)                /* sleeps in which a stream of the guest's gathered */                               \
     /* the link */                                                                                                     \
     apply(frames_from_guest)                                                                                           \
     apply(bytes_from_guest)                                                                                            \

@@ -125,7 +125,8 @@ bool hold_put(struct hold_pool *pool, struct hold *hold, uint32_t base, uint32_t
     }
     if (seq == start)
         return all;
-    if (!ranges_add(&hold->ranges, start, seq))
+    /* One range is kept for what comes next: had all been taken by what came ahead, nothing could end the gap before. */
+    if (!ranges_add(&hold->ranges, start, seq, start == base ? RANGES_MAX : RANGES_MAX - 1))
         return false;
     hold->recent = start;
     return all;

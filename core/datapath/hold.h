@@ -47,7 +47,7 @@ struct hold *hold_take(struct hold_pool *pool); /* NULL: all are in use */
 void hold_give(struct hold_pool *pool, struct hold *hold);
 
 /* Stores what of the bytes at `seq` fits behind `base`, the first number that the kernel lacks; the hold grows for it where
- * one may. False: not all did. */
+ * one may. False: not all did, or nothing, where there are too many gaps; but what lies at `base` always does. */
 bool hold_put(struct hold_pool *pool, struct hold *hold, uint32_t base, uint32_t seq, const struct iovec *iov,
               unsigned count);
 

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-bool ranges_add(struct ranges *ranges, uint32_t start, uint32_t end)
+bool ranges_add(struct ranges *ranges, uint32_t start, uint32_t end, unsigned most)
 {
     struct range *range = ranges->range;
     unsigned first = 0, last;
@@ -21,7 +21,7 @@ bool ranges_add(struct ranges *ranges, uint32_t start, uint32_t end)
             end = range[last].end;
     }
     if (first == last) {
-        if (ranges->count == RANGES_MAX)
+        if (ranges->count >= most)
             return false;
         memmove(&range[first + 1], &range[first], (ranges->count - first) * sizeof(*range));
         ranges->count++;

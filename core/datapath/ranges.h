@@ -36,8 +36,8 @@ static inline bool seq_after(uint32_t a, uint32_t b)
     return (int32_t)(a - b) > 0;
 }
 
-/* Adds start <= x < end, joined with what it touches. False: the list is full, and nothing was added. */
-bool ranges_add(struct ranges *ranges, uint32_t start, uint32_t end);
+/* Adds start <= x < end, joined with what it touches. False: it would be more than `most` ranges, and nothing was added. */
+bool ranges_add(struct ranges *ranges, uint32_t start, uint32_t end, unsigned most);
 
 /* Forgets all before seq. */
 void ranges_drop_before(struct ranges *ranges, uint32_t seq);

@@ -19,7 +19,7 @@ void tcp_recovery_sacked(struct engine *engine, struct flow *flow, const struct 
         if (!seq_before(block.start, block.end) || seq_before(block.start, tcp->snd_una) ||
             seq_after(block.end, tcp->snd_nxt))
             continue; /* a duplicate report (RFC 2883), or nonsense */
-        ranges_add(&tcp->sacked, block.start, block.end);
+        ranges_add(&tcp->sacked, block.start, block.end, RANGES_MAX);
     }
     if (!tcp->sacked.count)
         return;

@@ -456,6 +456,24 @@ def test_nothing_counts_behind_the_guests_fin(conversation: Conversation) -> Non
     """)
 
 
+def test_what_comes_next_is_taken_however_many_gaps_lie_behind(conversation: Conversation) -> None:
+    """Cause: sixteen ranges that came ahead left no place for a segment that touched none, each time it came."""
+    conversation.opened("mss ours,sackOK,wscale 7")
+    for start in range(2001, 2001 + 20 * 200, 200):
+        conversation(f"""
+            +0 < .  {start}:{start + 100}(100) ack 1
+            +0 > .  1:1(0) ack 1
+        """)
+    conversation("""
+        +0 < .  1:1001(1000) ack 1
+        +0 > .  1:1(0) ack 1001
+        +0 peer got 1000
+        +0 < .  1001:2001(1000) ack 1
+        +0 > .  1:1(0) ack 2101
+        +0 peer got 2100
+    """)
+
+
 def test_overlapping_segments_behind_a_gap_are_kept_once(conversation: Conversation) -> None:
     """Whatever pieces a retransmission comes in, each byte goes on once."""
     conversation.opened("mss ours,sackOK,wscale 7")

@@ -35,7 +35,7 @@ class Ranges:
         return (self.base + number) % 2**32
 
     def add(self, start: int, end: int) -> bool:
-        return bool(lib.ranges_add(self.ranges, self.seq(start), self.seq(end)))
+        return bool(lib.ranges_add(self.ranges, self.seq(start), self.seq(end), lib.RANGES_MAX))
 
     def content(self) -> list[tuple[int, int]]:
         found = [self.ranges.range[at] for at in range(self.ranges.count)]

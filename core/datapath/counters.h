@@ -97,6 +97,8 @@
     apply(splice_closed)                                                                                               \
     apply(splice_refused)         /* the far end did not accept, or no socket was to be had */                         \
     apply(splice_asked)           /* the namespace's agent, for sockets */                                             \
+    apply(splice_streams)         /* what came from a side became one: see splice_stream.c */                          \
+    apply(splice_pauses)          /* and ended, or ended for a while */                                                \
     apply(splice_datagrams)       /* that the other side's queue took */                                               \
     apply(splice_bytes_to_guest)                                                                                       \
     apply(splice_bytes_from_guest)                                                                                     \

@@ -45,10 +45,12 @@ void flow_event(struct engine *engine, struct flow *flow, bool far, uint32_t eve
 
 void flow_timer_fired(struct engine *engine, struct flow *flow)
 {
-    if (is_tcp(flow)) /* joined, it has none */
-        tcp_timer_fired(engine, flow);
-    else
+    if (!is_tcp(flow))
         datagram_timer_fired(engine, flow);
+    else if (is_joined(flow))
+        splice_stream_fired(engine, flow);
+    else
+        tcp_timer_fired(engine, flow);
 }
 
 void flow_close(struct engine *engine, struct flow *flow, enum close_reason reason)

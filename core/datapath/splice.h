@@ -6,6 +6,7 @@
  *
  *   splice_tcp.c   the life of such a connection: the second socket, halves, resets
  *   splice_move.c  bytes from one socket to the other, by splice(2)
+ *   splice_stream.c  those of a stream, in large pieces
  *   splice_udp.c   datagrams, in batches
  *   splice_pool.c  sockets made in the guest's namespace, and pipes
  *   agent.c        the channel by which those sockets are asked for
@@ -43,6 +44,12 @@ void splice_udp_settle(struct engine *engine, struct flow *flow);
 /* splice_move.c */
 /* What one side has for the other, up to a turn's budget; true: something moved. A flow that has more is touched. */
 bool splice_move(struct engine *engine, struct flow *flow, unsigned from);
+
+/* splice_stream.c */
+/* After bytes of this side's have moved to the other. */
+void splice_stream_moved(struct engine *engine, struct splice_side *side, uint64_t bytes);
+void splice_stream_timer(struct engine *engine, struct flow *flow); /* as it has to stand, last of all in a step */
+void splice_stream_fired(struct engine *engine, struct flow *flow);
 
 /* splice_pool.c */
 void splice_pool_init(struct splice_pool *pool);

@@ -137,8 +137,10 @@ bool splice_move(struct engine *engine, struct flow *flow, unsigned from)
         give_up(engine, in);
     *(to_guest ? &flow->bytes_to_guest : &flow->bytes_from_guest) += moved;
     engine->counters[to_guest ? C_splice_bytes_to_guest : C_splice_bytes_from_guest] += moved;
-    if (moved)
+    if (moved) {
         flow->active_ms = engine->now_ms;
+        splice_stream_moved(engine, in, moved);
+    }
     if (moved >= SPLICE_TURN_BYTES)
         flow_touch(engine, flow);
     return moved || filled;

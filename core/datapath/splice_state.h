@@ -20,6 +20,13 @@ enum splice_limits {
     SPLICE_PIPES_KEPT = 8, /* empty ones; a connection has one only while the other side does not take what is in it */
     SPLICE_TURN_BYTES = 4 << 20, /* then other flows have theirs */
 
+    SPLICE_STREAM_BYTES = 4 << 20,    /* without a pause make a stream, at first */
+    SPLICE_STREAM_DOUBLED = 8,        /* times at most: a gigabyte */
+    SPLICE_STREAM_LASTING = 64 << 20, /* is not held to have been tried in vain, whenever it ends */
+    SPLICE_STREAM_LEAST = 128 << 10,  /* in a millisecond: of a slower one, that is what comes at a time anyway */
+    SPLICE_STREAM_MOST = SPLICE_PIPE_BYTES,
+    SPLICE_STREAM_PAUSE_MS = 3, /* a sender waits for the processor so long now and then, and goes on */
+
     SPLICE_SOCKETS_ASKED = 32, /* at once: they cost their maker 5 us each, and as many connections come in a burst */
     SPLICE_SOCKETS_LOW = 16,   /* so many left: more are asked for */
     SPLICE_SOCKETS_MAX = 64,
@@ -57,12 +64,21 @@ enum splice_side_name {
     SPLICE_SIDES
 }; /* that was accepted; that we opened */
 
+/* What comes from a side, see splice_stream.c. */
+struct splice_stream {
+    uint64_t bytes, since_ns; /* without a pause; since then, or since it became a stream */
+    uint64_t moved_ms;        /* the last of them */
+    uint32_t low_water;       /* what the socket was told, SO_RCVLOWAT; 0: it is no stream, and each byte is told */
+    uint8_t doubled;          /* see SPLICE_STREAM_DOUBLED */
+};
+
 /* One of the two sockets, and what came from it. */
 struct splice_side {
     int fd;                  /* -1: not yet, or no more */
     uint32_t interest;       /* what epoll was last told */
     struct splice_pipe pipe; /* while something is in it */
     uint32_t held;           /* bytes in the pipe: read here, and not taken by the other side */
+    struct splice_stream stream;
     int error;     /* of a reset, or what a write met, positive; 0 none. What it has said before is passed on */
     bool readable; /* an edge told of bytes that have not been read up to EAGAIN */
     bool writable; /* nothing was refused since an edge told of room */

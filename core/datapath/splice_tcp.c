@@ -251,6 +251,7 @@ void splice_close(struct engine *engine, struct flow *flow, enum close_reason re
         return;
     flow->done = true;
     node_leave(&flow->waiting);
+    wheel_cancel(&engine->wheel, &flow->timer);
     for (unsigned i = 0; i < SPLICE_SIDES; i++) {
         struct splice_side *side = &flow->splice.side[i];
         if (side->held) {
@@ -390,5 +391,6 @@ void splice_settle(struct engine *engine, struct flow *flow)
     }
     for (unsigned side = 0; side < SPLICE_SIDES; side++)
         apply_interest(engine, flow, side);
+    splice_stream_timer(engine, flow);
     flow_aged(engine, flow);
 }

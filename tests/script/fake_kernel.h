@@ -240,7 +240,9 @@ uint32_t fake_socket_poll(struct fake_socket *socket);
 void fake_socket_closed(struct fake_socket *socket); /* the last descriptor has gone */
 void fake_socket_shown(const uint8_t address[16], uint16_t port, int family, struct sockaddr *addr, socklen_t *length);
 ssize_t fake_socket_nothing(struct fake_socket *socket); /* what reading says where there is nothing to be read */
-void fake_socket_take(struct fake_socket *socket, uint64_t length); /* so much is read */
+void fake_socket_take(struct fake_socket *socket, uint64_t length);     /* so much is read */
+void fake_socket_wake(const struct fake_socket *socket, uint32_t mask); /* whoever watches it; 0: for any event */
+bool fake_socket_readable(const struct fake_socket *socket);
 bool fake_socket_writable(const struct fake_socket *socket);
 void fake_socket_fin(struct fake_socket *socket);       /* its FIN is acknowledged when all before it is */
 int fake_socket_send_error(struct fake_socket *socket); /* negative, or 0: it is open to bytes */

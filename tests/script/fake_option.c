@@ -51,6 +51,15 @@ static const struct number_option options[] = {
     {AF_INET6, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 0, 0},
 };
 
+/* [tcp_set_rcvlowat] */
+static void low_water_set(struct fake_socket *socket)
+{
+    if (fake_socket_readable(socket))
+        fake_socket_wake(socket, EPOLLIN | EPOLLPRI);
+    if (socket->receive_limit < socket->low_water)
+        socket->receive_limit = socket->low_water; /* and stays so */
+}
+
 /* False: not modelled. */
 static bool set_number(struct fake_socket *socket, int level, int name, int value)
 {
@@ -65,8 +74,8 @@ static bool set_number(struct fake_socket *socket, int level, int name, int valu
             *(bool *)member = value;
         else if (option->bytes)
             memcpy(member, &value, sizeof(value));
-        if (socket->receive_limit < socket->low_water)
-            socket->receive_limit = socket->low_water; /* and stays so */
+        if (option->offset == offsetof(struct fake_socket, low_water))
+            low_water_set(socket);
         return true;
     }
     return false;

@@ -10,11 +10,6 @@
 #include "fake_kernel.h"
 #include "sys.h"
 
-static void wake(const struct fake_socket *socket, uint32_t mask)
-{
-    fake_wake((int)(socket->stream_in / 2), mask);
-}
-
 /* NULL when the core has closed its end: that peer's acts concern nobody any more. */
 static struct fake_socket *peer_of(int fd)
 {
@@ -30,7 +25,7 @@ int fake_peer_accept(int fd)
     if (!socket || socket->state != FAKE_CONNECTING)
         return -EINVAL;
     socket->state = FAKE_CONNECTED;
-    wake(socket, 0);
+    fake_socket_wake(socket, 0);
     return 0;
 }
 
@@ -79,8 +74,8 @@ static void end(struct fake_socket *socket, int error)
     socket->error = error;
     socket->read_shut = socket->write_shut = true;
     socket->drained = socket->sent; /* nobody will take it any more */
-    wake(socket, 0);
-    wake(socket, EPOLLERR);
+    fake_socket_wake(socket, 0);
+    fake_socket_wake(socket, EPOLLERR);
 }
 
 int fake_peer_refuse(int fd, int error)
@@ -105,7 +100,8 @@ int64_t fake_peer_send(int fd, uint64_t length)
     if (!length)
         return 0;
     socket->arrived += length;
-    wake(socket, EPOLLIN | EPOLLPRI);
+    if (fake_socket_readable(socket))
+        fake_socket_wake(socket, EPOLLIN | EPOLLPRI);
     return (int64_t)length;
 }
 
@@ -117,6 +113,7 @@ int64_t fake_peer_send_urgent(int fd, uint64_t length)
     if (sent > 0) {
         socket->has_urgent = true;
         socket->urgent = socket->arrived - 1;
+        fake_socket_wake(socket, EPOLLIN | EPOLLPRI); /* [tcp_urg] */
     }
     return sent;
 }
@@ -128,7 +125,7 @@ int fake_peer_fin(int fd)
     if (!socket || socket->state != FAKE_CONNECTED || socket->read_shut)
         return -EPIPE;
     socket->fin_received = socket->read_shut = true;
-    wake(socket, 0);
+    fake_socket_wake(socket, 0);
     return 0;
 }
 
@@ -154,7 +151,7 @@ int64_t fake_peer_take(int fd, uint64_t length)
     socket->drained += length;
     if (socket->no_space && fake_socket_writable(socket)) {
         socket->no_space = false;
-        wake(socket, EPOLLOUT);
+        fake_socket_wake(socket, EPOLLOUT);
     }
     fake_socket_fin(socket);
     return (int64_t)length;

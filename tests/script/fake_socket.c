@@ -91,6 +91,14 @@ bool fake_socket_writable(const struct fake_socket *socket)
     return used <= socket->send_limit && socket->send_limit - used >= used / 2;
 }
 
+/* [tcp_epollin_ready] */
+bool fake_socket_readable(const struct fake_socket *socket)
+{
+    uint64_t there = socket->arrived - socket->taken;
+
+    return there && there >= socket->low_water;
+}
+
 /* [tcp_poll] */
 uint32_t fake_socket_poll(struct fake_socket *socket)
 {
@@ -106,7 +114,7 @@ uint32_t fake_socket_poll(struct fake_socket *socket)
         mask |= EPOLLHUP;
     if (socket->read_shut)
         mask |= EPOLLIN | EPOLLRDHUP;
-    if (socket->arrived > socket->taken)
+    if (fake_socket_readable(socket))
         mask |= EPOLLIN;
     if (socket->has_urgent)
         mask |= EPOLLPRI;
@@ -123,7 +131,7 @@ static int descriptor(const struct fake_socket *socket)
     return (int)(socket->stream_in / 2);
 }
 
-static void wake(const struct fake_socket *socket, uint32_t mask)
+void fake_socket_wake(const struct fake_socket *socket, uint32_t mask)
 {
     fake_wake(descriptor(socket), mask);
 }
@@ -134,7 +142,7 @@ void fake_socket_fin(struct fake_socket *socket)
     if (!socket->write_shut || socket->fin_acked || socket->drained < socket->sent || socket->state != FAKE_CONNECTED)
         return;
     socket->fin_acked = true;
-    wake(socket, 0);
+    fake_socket_wake(socket, 0);
 }
 
 /* ---- the core's calls ---- */
@@ -454,7 +462,7 @@ int sys_shutdown(int fd, int how)
     if (how != SHUT_WR)
         fake_violate("shutdown(): %d is not modelled", how);
     socket->write_shut = true;
-    wake(socket, 0);
+    fake_socket_wake(socket, 0);
     fake_socket_fin(socket);
     return 0;
 }

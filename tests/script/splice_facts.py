@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 
-from kernel_facts import ERR, ET, HUP, IN, LOOKS, OUT, PRI, Kernel, fact
+from kernel_facts import DATA_OR_END, ERR, ET, HUP, IN, LOOKS, OUT, PRI, Kernel, fact
 
 BOTH = IN | OUT | ET
 ONE_SLOT = 4096  # bytes of a pipe with room for one piece of memory, whatever its size
@@ -216,6 +216,47 @@ def _(kernel: Kernel) -> None:
     assert kernel.woken() == 0
     kernel.peer_resets()
     assert [kernel.woken() for _ in range(2)] == [ERR | HUP, 0]
+
+
+# ---- a low-water mark ----
+
+
+@fact("less than SO_RCVLOWAT is not told, as much and more is")
+def _(kernel: Kernel) -> None:
+    kernel.open()
+    kernel.watch(DATA_OR_END)
+    kernel.low_water(1000)
+    told = []
+    for length in (999, 1, 1):
+        kernel.peer_sends(length)
+        told.append([kernel.woken() for _ in range(2)])
+    assert told == [[0, 0], [IN, 0], [IN, 0]]
+
+
+@fact("to take SO_RCVLOWAT back tells of what waited, once; if nothing did, it tells nothing")
+def _(kernel: Kernel) -> None:
+    kernel.open()
+    kernel.watch(DATA_OR_END)
+    kernel.low_water(1000)
+    kernel.low_water(1)
+    assert kernel.woken() == 0
+    kernel.low_water(1000)
+    kernel.peer_sends(10)
+    kernel.low_water(1)
+    assert [kernel.woken() for _ in range(2)] == [IN, 0]
+
+
+@fact("under SO_RCVLOWAT a FIN is told, whatever waits before it, and so is an urgent byte")
+def _(kernel: Kernel) -> None:
+    kernel.open()
+    kernel.watch(DATA_OR_END | PRI)
+    kernel.low_water(1000)
+    kernel.peer_sends(10)
+    assert kernel.woken() == 0
+    kernel.peer_sends(10, urgent=True)
+    assert kernel.woken() == PRI
+    kernel.peer_closes()
+    assert kernel.woken() & IN
 
 
 # ---- connect() ----

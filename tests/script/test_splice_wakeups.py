@@ -44,9 +44,10 @@ TRAFFIC = [
     act("takes", SIDES, SIZES),
     act("queue", SIDES, st.sampled_from([100, 5000, 100_000, 4 << 20])),
     act("urgent", SIDES, SIZES),
+    act("streams", SIDES, SIZES),
     act("pipes", st.sampled_from([0, 1, 1, 2, 1000])),
     act("interrupted"),
-    act("time", st.sampled_from([1, 1000, 61000])),
+    act("time", st.sampled_from([1, 3, 1000, 61000])),
     act("gives", st.integers(1, 3)),
     act("gives_other", st.integers(1, 3)),
     act("accepts"),
@@ -78,6 +79,14 @@ class Flow:
 
     def urgent(self, side: int, size: int) -> None:
         lib.fake_peer_send_urgent(self.fd(side), size)
+
+    def streams(self, side: int, size: int) -> None:
+        """So much at full speed that it is told in pieces from now on, and a rest."""
+        self.queue(1 - side, 64 << 20)
+        for length in [1 << 20] * 9 + [size]:
+            self.says(side, length)
+            self.takes(1 - side, ALL)
+            self.world.settle()
 
     def takes(self, side: int, size: int) -> None:
         lib.fake_peer_take(self.fd(side), size)

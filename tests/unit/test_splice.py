@@ -167,6 +167,29 @@ def test_ten_megabytes_arrive_both_ways_at_once(worker: Worker) -> None:
 
 
 @pytest.mark.usefixtures("agent")
+def test_answers_at_full_speed_each_arrive_to_their_last_byte(worker: Worker) -> None:
+    """While nobody closes: where they came as a stream, the last of them is less than the kernel was to tell of."""
+    sizes = [(5 << 20) + 1, (9 << 20) + 1, 100, (30 << 20) + 7] * 3
+    with server_at(GUEST) as server:
+        client, guest = joined(worker, server)
+
+        def answer() -> None:
+            for size in sizes:
+                assert guest.recv(100) == b"question"
+                guest.sendall(bytes(size))
+
+        answerer = threading.Thread(target=answer)
+        answerer.start()
+        for size in sizes:
+            client.sendall(b"question")
+            while size > 0:
+                size -= len(client.recv(min(size, 1 << 20)))
+        answerer.join()
+        client.close()
+        guest.close()
+
+
+@pytest.mark.usefixtures("agent")
 def test_each_half_is_closed_by_itself(worker: Worker) -> None:
     with server_at(GUEST) as server:
         client, guest = joined(worker, server)

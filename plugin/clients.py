@@ -12,7 +12,12 @@ import errno
 import select
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 ACCEPT_RETRY_SECONDS = 1.0  # with no descriptor left, the listener stays readable: look again later, do not spin
 ACCEPT_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

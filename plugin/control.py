@@ -18,20 +18,17 @@ import os
 import socket
 import time
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 from lockgate.core import channel
 from lockgate.core._datapath import lib
 from lockgate.plugin import keeper as keeper_records
-from lockgate.plugin import ports
+from lockgate.plugin import lean_asyncio, ports
 from lockgate.plugin.address import UNSET, to_text
+from lockgate.plugin.control_start import Start, owned
 from lockgate.plugin.events import Events, from_worker
 from lockgate.plugin.forward_table import ForwardTable
 from lockgate.plugin.host_watch import HostWatch, Outage
 from lockgate.plugin.hostnet import REACH_NOTHING, InterfaceError
-from lockgate.plugin.migration import stream as migration_stream
-from lockgate.plugin.migration.move import Mover
-from lockgate.plugin.migration.repair import RepairHelper
 from lockgate.plugin.namespace.agent_records import AgentError
 from lockgate.plugin.neighbours import Mirror, Neighbours
 from lockgate.plugin.sentences import SENTENCES, LineLimit
@@ -39,25 +36,23 @@ from lockgate.plugin.services import dhcp, dhcpv6, neighbour, ra
 from lockgate.plugin.services.frame import PROTOCOL_UDP, Ignored, mac_text
 from lockgate.plugin.stream import StreamServer
 from lockgate.plugin.tap import TapServer
-from lockgate.plugin.vhost_user.server import VhostUserServer
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
 from lockgate.plugin.worker_channels import WorkerChannels
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
+    from typing import Any
 
     from lockgate.plugin.forward_follow import Follower
     from lockgate.plugin.forward_rule import ForwardRule
-    from lockgate.plugin.forwards import Listener
     from lockgate.plugin.gateway.gateway import Gateway
-    from lockgate.plugin.gateway.links.link_virtual import GatewayStart
     from lockgate.plugin.keeper import Ends
-    from lockgate.plugin.log import Log
-    from lockgate.plugin.namespace.inside import Inside
     from lockgate.plugin.netview import Assignments
     from lockgate.plugin.port_clients import PortClients
-    from lockgate.plugin.ports import Rights
     from lockgate.plugin.services.frame import Answer
+    from lockgate.plugin.vhost_user.movable_guest import MovableGuest
+    from lockgate.plugin.vhost_user.server import VhostUserServer
 
 EVENTS, EVENTS_AND_FRAMES = 1, 2  # of LG_CMD_EVENTS
 
@@ -65,86 +60,6 @@ _ETHERTYPE = slice(12, 14)
 _IPV4 = b"\x08\x00"
 _NEXT_HEADER = slice(20, 21)  # of IPv6
 _UDP = bytes((PROTOCOL_UDP,))
-
-
-class Start:
-    """What control is started with; frozen by convention."""
-
-    __slots__ = (
-        "log",
-        "view",
-        "link",
-        "inside",
-        "vhost_user",
-        "one_off",
-        "trace",
-        "capture_fd",
-        "stats_seconds",
-        "forwards",
-        "reassign",
-        "reach",
-        "repair",
-        "migrate_exit",
-        "migrate_linger",
-        "rules",
-        "conf",
-        "port_rights",
-        "room",
-        "told",
-        "meetings",
-        "gateway",
-    )
-
-    def __init__(
-        self,
-        log: Log,
-        view: Assignments,
-        link_fd: int,
-        vhost_user: bool,
-        one_off: bool,
-        trace: bool,
-        capture_fd: int,
-        stats_seconds: int = 0,
-        forwards: Sequence[Listener] = (),
-        reassign: Callable[[Assignments], tuple[Assignments, int]] | None = None,
-        reach: int = 0,
-        repair_fd: int = -1,
-        migrate_exit: bool = False,
-        migrate_linger: bool = True,
-        rules: Sequence[ForwardRule] = (),
-        conf_fd: int = -1,
-        port_rights: Rights | None = None,
-        inside: Inside | None = None,
-        room: int = lib.LG_LISTEN_SLOTS,
-        told: bool = False,
-        meetings: Sequence[Any] = (),
-        gateway: GatewayStart | None = None,
-    ) -> None:
-        self.log = log
-        self.view = view  # as assigned at the start
-        # Looks at the host again, with what was assigned before; and whom it reaches now. None: it is not followed.
-        self.reassign = reassign
-        self.reach = reach  # at the start, one of hostnet.REACH_*
-        # Listening, or connected to the one front end; -1 and None: there is a namespace.
-        self.link = None if link_fd < 0 else socket.socket(fileno=link_fd)
-        self.vhost_user = vhost_user  # else a stream of frames
-        self.inside = inside
-        self.one_off = one_off
-        self.trace = trace
-        self.capture_fd = capture_fd  # the file; -1: none
-        self.stats_seconds = stats_seconds  # how often counters are printed; 0: never
-        self.forwards = forwards  # each worker gets a copy of their sockets
-        self.repair = None if repair_fd < 0 else socket.socket(fileno=repair_fd)  # listening, for the repair helper
-        self.migrate_exit = migrate_exit  # when the guest has moved away, and its monitor has gone
-        self.migrate_linger = migrate_linger  # connections that have moved away keep their sockets
-        self.rules = rules  # what these were bound for
-        self.conf = None if conf_fd < 0 else socket.socket(fileno=conf_fd)  # where others are asked for
-        self.port_rights = port_rights  # what may be asked for there
-        self.room = room  # sockets that listen, at once
-        self.told = told  # whether the first worker has been told all, by first_words.py
-        # Where those come who bring containers into a namespace that they share, and ask for their ports.
-        self.meetings = [_owned(one) for one in meetings]
-        self.gateway = gateway  # of a virtual network; None: there is no such
 
 
 def run(control: Control) -> int:
@@ -172,8 +87,8 @@ class Control:
         if start.reassign is not None:
             self._open_watches()
         self._pages = ends.pages
-        self._keeper = _owned(ends.keeper)
-        self._first = (_owned(ends.cmd), _owned(ends.up))
+        self._keeper = owned(ends.keeper)
+        self._first = (owned(ends.cmd), owned(ends.up))
         self._events = Events(start.log)
         self._lines = LineLimit()
         self._attached = False
@@ -190,6 +105,13 @@ class Control:
             from lockgate.plugin.gateway.gateway import Gateway
 
             self._gateway = Gateway(start.gateway, self._view, self._forwards, ends, start.log.debug)
+        self._guest_type: type[MovableGuest] | None = None
+        if start.vhost_user:
+            lean_asyncio.load_dataclasses()
+            from lockgate.plugin.vhost_user.movable_guest import MovableGuest
+
+            self._guest_type = MovableGuest
+        self._guest: MovableGuest | None = None
         self._follower: Follower | None = None
         if start.inside is not None and start.inside.tables is not None:
             from lockgate.plugin.forward_follow import Follower
@@ -226,9 +148,8 @@ class Control:
         loop.set_exception_handler(self._on_fault)
         self._ended: asyncio.Future[None] = loop.create_future()
         self._worker = WorkerChannels(*self._first, self._on_up)
-        repair = RepairHelper(self._start.repair, self.emit)
-        linger = self._start.migrate_linger
-        self._mover = Mover(self._worker, repair, self.emit, self._start.view.scope_id, linger)
+        if self._guest_type is not None:
+            self._guest = self._guest_type(self._start, self._worker, self.emit)
         if self._gateway is not None:
             self._gateway.begin(lambda: self._worker, self.emit, self._tell_keeper)
         self._server = self._make_server()
@@ -247,7 +168,8 @@ class Control:
         await (self._take_over(self._worker) if self._start.told else self._adopt(self._worker))
         if self._watch is not None:
             self._watch.start(self._look_at_host)
-        self._spawn(_until_shut_down(repair.serve()))
+        if self._guest is not None:
+            self._spawn(_until_shut_down(self._guest.repair.serve()))
         for place in self._port_clients.serve() if self._port_clients is not None else ():
             self._spawn(_until_shut_down(place))
         if self._follower is not None:
@@ -276,8 +198,8 @@ class Control:
             return TapServer(self._worker, self.emit, self._start.inside.device)
         if self._gateway is not None:
             return self._gateway.make_server(self._worker)
-        if self._start.vhost_user:
-            return VhostUserServer(self._worker, self.emit, self._mover)
+        if self._guest is not None:
+            return self._guest.server
         return StreamServer(self._worker, self.emit)
 
     def _serving(self) -> Awaitable[None]:
@@ -290,7 +212,7 @@ class Control:
         """Until the one front end has gone, with --one-off or --fd; else for ever. A guest that has moved away leaves
         us here all the same: an end would close sockets whose peers go on with another host."""
         shut_down = await _until_shut_down(self._serving())
-        if shut_down or (self._mover.has_left and not self._start.migrate_exit):
+        if shut_down or (self._guest is not None and self._guest.has_left and not self._start.migrate_exit):
             await self._ended
 
     def emit(self, event: str, /, **fields: object) -> None:
@@ -356,7 +278,7 @@ class Control:
             self._log.warning(f"{fault}: nothing reaches the namespace from the host's loopback")
             return
         if end is not None:
-            with _owned(end) as channel_end:
+            with owned(end) as channel_end:
                 await worker.splice_agent(channel_end.fileno())
 
     async def _ask_ports(self, kind: bytes, rule: ForwardRule, first: int, count: int) -> tuple[list[int], list[int]]:
@@ -390,7 +312,8 @@ class Control:
         if record in (keeper_records.NEW_WORKER, keeper_records.NEW_WORKER_MEMORY_LOST) and len(fds) == 2:
             self._worker.close()
             self._worker = WorkerChannels(socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1]), self._on_up)
-            self._mover.worker = self._worker
+            if self._guest is not None:
+                self._guest.has_other_worker(self._worker)
             self._spawn(self._adopt(self._worker, record == keeper_records.NEW_WORKER_MEMORY_LOST))
         elif not record:
             asyncio.get_running_loop().remove_reader(self._keeper)
@@ -418,7 +341,8 @@ class Control:
         self._seen = payload
         if self._gateway is not None:
             self._gateway.seen(seen.mac, seen.addr4)
-        self._mover.seen = migration_stream.Seen(seen.addr6, seen.link_local, seen.addr4, seen.mac)
+        if self._guest is not None:
+            self._guest.has_shown(seen)
         addresses = {"ipv4": seen.addr4, "ipv6": seen.addr6, "link_local": seen.link_local}
         told = {name: to_text(address) for name, address in addresses.items() if address != UNSET}
         self._events.emit("guest.seen", mac=mac_text(seen.mac), **told)
@@ -586,8 +510,3 @@ def _shown(value: object) -> object:
     if isinstance(value, bytes):
         return "none" if value == UNSET else to_text(value) if len(value) == len(UNSET) else mac_text(value)
     return value
-
-
-def _owned(raw: Any) -> socket.socket:
-    """The same descriptor as an object of the socket module, which the keeper does not import."""
-    return socket.socket(fileno=raw.detach())

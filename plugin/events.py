@@ -15,14 +15,15 @@ import errno
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING, Any
 
 from lockgate.core import channel
 from lockgate.core._datapath import ffi, lib
 from lockgate.plugin.address import UNSET, to_text
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from lockgate.plugin.log import Log
 

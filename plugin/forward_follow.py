@@ -13,11 +13,11 @@ as long as they are wanted).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from lockgate.plugin import forwards, ports
 from lockgate.plugin.port_scan import others
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Set
 

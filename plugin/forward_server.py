@@ -15,12 +15,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING
 
 from lockgate.plugin import forwards
 from lockgate.plugin.clients import Emit, accept
 from lockgate.plugin.contracts.pesto import Message, ProtocolError, greeting
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

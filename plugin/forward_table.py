@@ -21,13 +21,18 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import groupby
-from typing import Protocol
 
 from lockgate.core._datapath import lib
 from lockgate.plugin import ports
 from lockgate.plugin.forward_rule import TCP, UDP, ForwardRule
 from lockgate.plugin.forwards import BACKLOG, Failure, Listener, runs
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 _SLICE = 1024  # ports between two turns of the loop: a millisecond or so, here and in the worker that closes them
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from typing import TYPE_CHECKING
 
 from lockgate.core._datapath import lib
 from lockgate.plugin import hostnet
 from lockgate.plugin.netlink_watch import NetlinkWatch, Pace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

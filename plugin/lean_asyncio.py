@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imports asyncio and dataclasses without three modules that they ask for and control has no use for: 6 MB less.
+"""Imports asyncio and dataclasses without modules that they ask for and control has no use for: 8 MB less.
 
-Called by start.py in the child that becomes control, before control.py is imported; gateway/names/lean_dnspython.py
-does the same for another library. A process that has the modules already keeps them: this changes nothing under a test
-runner.
+Called by start.py in the child that becomes control, before control.py is imported, and by those modules of control's
+that need dataclasses; gateway/names/lean_dnspython.py does the same for another library. A process that has the modules
+already keeps them: this changes nothing under a test runner.
 Adversary: nobody.
 
 `ssl` (4 MB) is for servers that we are not; asyncio does without it where it is missing. `subprocess` (0.4 MB) is for
 children, which a locked-up control cannot have. `inspect` (1 MB: it brings `ast` and `dis`) names the source line of a
-callback that raised; the few functions that asyncio calls for that are here, in short. Nothing can be imported once
-control is locked up, which is why that one is not simply put off.
+callback that raised; the few functions that asyncio calls for that are here, in short. `logging`, `traceback` and
+`concurrent.futures` (0.7 MB) are for asyncio's debug mode and for threads; what asyncio would log, it tells the loop's
+exception handler as well. `typing` (0.8 MB, with `re`) is for two annotations. Nothing can be imported once control is
+locked up, which is why these are not simply put off.
+
+For the same reason a module that control has in any case imports `typing` for mypy alone, and has no dataclass.
 """
 
 from __future__ import annotations
@@ -45,6 +49,14 @@ def _signature(made: object) -> str:
     return "(...)"
 
 
+class _Silent:
+    """A logger, to which asyncio says nothing but in its debug mode that the loop's exception handler does not hear."""
+
+    def debug(self, *_: object, **__: object) -> None: ...
+
+    log = info = warning = error = exception = debug
+
+
 _INSPECT = {
     "isfunction": _isfunction,
     "unwrap": _unwrap,
@@ -52,6 +64,17 @@ _INSPECT = {
     "signature": _signature,
 }
 _SUBPROCESS = {"PIPE": -1, "STDOUT": -2, "DEVNULL": -3}  # copied by asyncio.subprocess as it is imported
+_FUTURES = {name: name for name in ("FIRST_COMPLETED", "FIRST_EXCEPTION", "ALL_COMPLETED")}  # and by asyncio.tasks
+_OTHERS: dict[str, dict[str, Any]] = {
+    "subprocess": _SUBPROCESS,
+    "logging": {"getLogger": lambda _: _Silent(), "DEBUG": 10},
+    "traceback": {"extract_stack": lambda *_: []},
+    "linecache": {},
+    "typing": {"final": lambda cls: cls, "Optional": list, "Type": type},  # for a subscript, any generic does
+    "asyncio.sslproto": {},
+    "asyncio.base_subprocess": {"BaseSubprocessTransport": object},
+    "asyncio.staggered": {},
+}
 
 
 def stand_in(name: str, has: dict[str, Any]) -> ModuleType:
@@ -59,6 +82,8 @@ def stand_in(name: str, has: dict[str, Any]) -> ModuleType:
     module = ModuleType(name)
 
     def others(wanted: str) -> Any:
+        if wanted == "__path__":  # `from ... import` looks whether it is a package
+            raise AttributeError(wanted)
         if sys.modules.get(name) is module:
             del sys.modules[name]
         __import__(name)
@@ -70,13 +95,21 @@ def stand_in(name: str, has: dict[str, Any]) -> ModuleType:
 
 def load() -> None:
     """After this, `import asyncio` finds it."""
+    futures = stand_in("concurrent.futures", _FUTURES)
     modules: dict[str, ModuleType | None] = {
         "ssl": None,
         "inspect": stand_in("inspect", _INSPECT),
-        "subprocess": stand_in("subprocess", _SUBPROCESS),
+        "concurrent": stand_in("concurrent", {"futures": futures}),
+        "concurrent.futures": futures,
+        **{name: stand_in(name, has) for name, has in _OTHERS.items()},
         **dict.fromkeys(_OF_OTHER_PYTHONS),
     }
-    import_with(modules, "asyncio", "dataclasses")
+    import_with(modules, "asyncio")
+
+
+def load_dataclasses() -> None:
+    """The same for them."""
+    import_with({"inspect": stand_in("inspect", _INSPECT), **dict.fromkeys(_OF_OTHER_PYTHONS)}, "dataclasses")
 
 
 def import_with(modules: dict[str, ModuleType | None], *names: str) -> None:

@@ -166,7 +166,7 @@ class NamespaceLink:
         return [self._tap, self._running.channel.fileno(), *files, *(one.fd for one in self.outward), *meetings]
 
     def settings(self) -> dict[str, Any]:
-        """For control.Start, in control's process."""
+        """For control_start.Start, in control's process."""
         from lockgate.core import channel
 
         device = None

@@ -138,7 +138,7 @@ class SocketLink:
         """The host's network has changed: the guest is told of it over the link."""
 
     def settings(self) -> dict[str, Any]:
-        """For control.Start, in control's process."""
+        """For control_start.Start, in control's process."""
         return {
             "link_fd": self._link.detach(),
             "vhost_user": self._spec.link == vocabulary.VHOST_USER,

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import _socket
 import struct
-from typing import TYPE_CHECKING
 
 from lockgate.plugin import address, netlink
 from lockgate.plugin.netlink_watch import NetlinkWatch, Pace
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 

@@ -310,9 +310,9 @@ class Start:
         from lockgate.plugin import lean_asyncio
 
         lean_asyncio.load()
-        from lockgate.plugin import control
+        from lockgate.plugin import control, control_start
 
-        start = control.Start(
+        start = control_start.Start(
             log=self.log,
             view=self.view,
             **settings,

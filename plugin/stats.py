@@ -12,10 +12,10 @@ import json
 import mmap
 import struct
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from lockgate.core._datapath import ffi, lib
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

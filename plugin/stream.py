@@ -16,11 +16,16 @@ import asyncio
 import errno
 import os
 import socket
-from typing import Protocol
 
 from lockgate.core import channel
 from lockgate.plugin.clients import Clients, Emit
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 
 class Worker(Protocol):

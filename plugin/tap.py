@@ -10,12 +10,17 @@ Adversary: the namespace, which may delete the device at any moment; then there 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
 from lockgate.core import channel
 from lockgate.plugin.clients import Emit
 from lockgate.plugin.namespace.inside import Device
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 
 class Worker(Protocol):

@@ -18,13 +18,17 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from lockgate.core import channel, flow_records
+from lockgate.core import channel
 from lockgate.core._datapath import lib
 from lockgate.plugin.neighbours import Mirror
-from lockgate.plugin.vhost_user.memory import SharedRegion
-from lockgate.plugin.vhost_user.messages import Region
-from lockgate.plugin.vhost_user.vring import VringStart
 from lockgate.plugin.vhost_user.worker import WorkerError, WorkerGone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from lockgate.core import flow_records
+    from lockgate.plugin.vhost_user.memory import SharedRegion
+    from lockgate.plugin.vhost_user.messages import Region
+    from lockgate.plugin.vhost_user.vring import VringStart
 
 _RECORDS_A_TURN = 64  # of one channel, before other work of the loop gets its turn
 
@@ -224,13 +228,15 @@ class WorkerChannels:
         """Of `count` slots, those that have a socket."""
         await self.request(channel.value(lib.LG_CMD_LISTEN_CLOSE, first | count << 32))
 
-    # ---- what a migration asks ----
+    # ---- what a migration asks, which has imported flow_records by then ----
 
     async def seen(self, seen: bytes) -> None:
         await self.request(channel.seen(seen))
 
     async def freeze(self, cursor: int) -> tuple[list[tuple[flow_records.TcpFlow, int]], int]:
         """A page of flows that are frozen from now on, each with a copy of its socket; and the next cursor, or 0."""
+        from lockgate.core import flow_records
+
         reply = await self.request(channel.value(lib.LG_CMD_FLOWS_FREEZE, cursor))
         flows = flow_records.parse_frozen(reply.record, len(reply.fds))
         if flows is None:
@@ -248,6 +254,8 @@ class WorkerChannels:
 
     async def adopt(self, flow: flow_records.TcpFlow, fd: int) -> None:
         """A flow from elsewhere, and its socket, of which the worker gets a copy."""
+        from lockgate.core import flow_records
+
         await self.request(flow_records.flow_adopt(flow), [fd])
 
     # ---- what the vhost-user session asks: plugin.vhost_user.worker.Worker ----

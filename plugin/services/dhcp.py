@@ -35,8 +35,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lockgate.plugin import address
 from lockgate.plugin.services import domain_name
@@ -54,6 +52,7 @@ from lockgate.plugin.services.frame import (
     udp_parse,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -123,17 +122,28 @@ class _Verdict(enum.Enum):
     BOOTP = (None, "dhcp.bootp")
 
 
-@dataclass(frozen=True, slots=True)
 class Message:
     """What a client has sent, parsed."""
 
-    hardware: tuple[int, int]  # htype, hlen
-    xid: int
-    flags: int
-    client: bytes  # ciaddr
-    relay: bytes  # giaddr
-    chaddr: bytes
-    options: dict[int, bytes]
+    __slots__ = ("hardware", "xid", "flags", "client", "relay", "chaddr", "options")
+
+    def __init__(
+        self,
+        hardware: tuple[int, int],
+        xid: int,
+        flags: int,
+        client: bytes,
+        relay: bytes,
+        chaddr: bytes,
+        options: dict[int, bytes],
+    ) -> None:
+        self.hardware = hardware  # htype, hlen
+        self.xid = xid
+        self.flags = flags
+        self.client = client  # ciaddr
+        self.relay = relay  # giaddr
+        self.chaddr = chaddr
+        self.options = options
 
 
 def answer(frame: bytes, view: Assignments) -> Answer | Ignored:

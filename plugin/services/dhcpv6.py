@@ -29,8 +29,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from lockgate.plugin import address
 from lockgate.plugin.services import domain_name
@@ -47,6 +45,7 @@ from lockgate.plugin.services.frame import (
     udp_parse,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from lockgate.plugin.netview import Assignments
 
@@ -123,23 +122,33 @@ _EVENTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class _Association:
     """An IA of any kind, and the addresses that an IA_NA names."""
 
-    kind: int  # _IA_NA, _IA_TA or _IA_PD
-    iaid: bytes
-    addresses: tuple[bytes, ...]
+    __slots__ = ("kind", "iaid", "addresses")
+
+    def __init__(self, kind: int, iaid: bytes, addresses: tuple[bytes, ...]) -> None:
+        self.kind = kind  # _IA_NA, _IA_TA or _IA_PD
+        self.iaid = iaid
+        self.addresses = addresses
 
 
-@dataclass(frozen=True, slots=True)
 class _Message:
     """What a client has sent, parsed."""
 
-    kind: _Type
-    transaction: bytes
-    options: dict[int, bytes]  # of each the first; without IAs
-    associations: tuple[_Association, ...]
+    __slots__ = ("kind", "transaction", "options", "associations")
+
+    def __init__(
+        self,
+        kind: _Type,
+        transaction: bytes,
+        options: dict[int, bytes],
+        associations: tuple[_Association, ...],
+    ) -> None:
+        self.kind = kind
+        self.transaction = transaction
+        self.options = options  # of each the first; without IAs
+        self.associations = associations
 
     @property
     def asks_for_address(self) -> bool:

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass, field
-from typing import Any
 
 from lockgate.plugin.address import IPV4_MAPPED, is_ipv4
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 ETHERTYPE_IPV4 = 0x0800
 ETHERTYPE_IPV6 = 0x86DD
@@ -61,13 +63,15 @@ class Ignored(enum.Enum):
     FROM_AFAR = "from_afar"  # a router forwarded it: hop limit below 255
 
 
-@dataclass(frozen=True, slots=True)
 class Answer:
     """A frame for the guest, and what to tell about it under --debug."""
 
-    frame: bytes
-    event: str
-    fields: dict[str, str] = field(default_factory=dict)
+    __slots__ = ("frame", "event", "fields")
+
+    def __init__(self, frame: bytes, event: str, fields: dict[str, str]) -> None:
+        self.frame = frame
+        self.event = event
+        self.fields = fields
 
 
 class Truncated(Exception):
@@ -97,35 +101,43 @@ class Cursor:
         return layout.unpack(self.take(layout.size))
 
 
-@dataclass(frozen=True, slots=True)
 class Packet:
     """An IP packet and where it came from. `payload` is cut to the length that IP states: Ethernet padding is gone."""
 
-    eth_source: bytes
-    source: bytes
-    destination: bytes
-    protocol: int
-    hop_limit: int
-    payload: bytes
+    __slots__ = ("eth_source", "source", "destination", "protocol", "hop_limit", "payload")
+
+    def __init__(
+        self, eth_source: bytes, source: bytes, destination: bytes, protocol: int, hop_limit: int, payload: bytes
+    ) -> None:
+        self.eth_source = eth_source
+        self.source = source
+        self.destination = destination
+        self.protocol = protocol
+        self.hop_limit = hop_limit
+        self.payload = payload
 
 
-@dataclass(frozen=True, slots=True)
 class Datagram:
     """A UDP datagram, its ports in host order."""
 
-    source_port: int
-    destination_port: int
-    payload: bytes
+    __slots__ = ("source_port", "destination_port", "payload")
+
+    def __init__(self, source_port: int, destination_port: int, payload: bytes) -> None:
+        self.source_port = source_port
+        self.destination_port = destination_port
+        self.payload = payload
 
 
-@dataclass(frozen=True, slots=True)
 class Ends:
     """From whom to whom a built frame goes. Source and destination are of one family, which selects the IP header."""
 
-    eth_source: bytes
-    eth_destination: bytes
-    source: bytes
-    destination: bytes
+    __slots__ = ("eth_source", "eth_destination", "source", "destination")
+
+    def __init__(self, eth_source: bytes, eth_destination: bytes, source: bytes, destination: bytes) -> None:
+        self.eth_source = eth_source
+        self.eth_destination = eth_destination
+        self.source = source
+        self.destination = destination
 
 
 def ip_parse(frame: bytes) -> Packet | Ignored:

@@ -12,12 +12,12 @@ the guest's is read here. Pure.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from lockgate.plugin import address
 from lockgate.plugin.netview import VIEW_IPV4, VIEW_NDP
 from lockgate.plugin.services.frame import Ends, icmp6_build
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

@@ -16,7 +16,6 @@ is left out, since a host must ignore it (RFC 4861 §6.3.4).
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from lockgate.plugin import address
 from lockgate.plugin.netview import PREFIX6_BYTES
@@ -34,6 +33,7 @@ from lockgate.plugin.services.frame import (
     mac_text,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

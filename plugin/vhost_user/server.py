@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import os
 import socket
-from typing import TYPE_CHECKING
 
 from lockgate.plugin.clients import Clients, Emit, has_left, readable
 from lockgate.plugin.vhost_user.dispatch import Message, Plan, Refused, Verdict, answer
@@ -34,6 +33,7 @@ from lockgate.plugin.vhost_user.messages import (
 from lockgate.plugin.vhost_user.session import Session
 from lockgate.plugin.vhost_user.worker import StateTransfer, Worker, WorkerError, WorkerGone
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 

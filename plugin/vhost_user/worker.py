@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from typing import Protocol
 
-from lockgate.plugin.vhost_user.memory import SharedRegion
-from lockgate.plugin.vhost_user.messages import Region
-from lockgate.plugin.vhost_user.vring import VringStart
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    from lockgate.plugin.vhost_user.memory import SharedRegion
+    from lockgate.plugin.vhost_user.messages import Region
+    from lockgate.plugin.vhost_user.vring import VringStart
+else:
+    Protocol = object
 
 
 class WorkerError(Exception):

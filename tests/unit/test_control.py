@@ -26,6 +26,7 @@ from lockgate.core._datapath import ffi, lib
 from lockgate.plugin import (
     address,
     control,
+    control_start,
     forward_rule,
     forwards,
     hostnet,
@@ -84,7 +85,7 @@ class Scene:
         lines = log.Log("passt", options.pop("level", log.WARNING), json=False)
         settings = {"log": lines, "view": VIEW, "one_off": False, "trace": False, "capture_fd": -1, **options}
         settings.setdefault("vhost_user", True)
-        start = control.Start(link_fd=os.dup(self.listener.fileno()), **settings)
+        start = control_start.Start(link_fd=os.dup(self.listener.fileno()), **settings)
         self.control = control.Control(start, keeper.Ends(own, channels.cmd, channels.up, pages))
 
     async def play(self, part: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
@@ -410,13 +411,15 @@ def test_lines_of_a_kind_are_limited_each_second() -> None:
 
 
 def test_control_carries_no_more_than_it_needs() -> None:
-    """Neither ssl nor inspect, yaml, h11, structlog or json is in memory for a network that nobody looks at."""
+    """Neither ssl nor inspect, yaml, h11, structlog or json is in memory for a network that nobody looks at; nor what
+    serves another kind of link."""
     program = """
 import sys
 from lockgate.plugin import lean_asyncio
 lean_asyncio.load()
 from lockgate.plugin import control
-heavy = "ssl inspect ast subprocess yaml h11 structlog json rich random ipaddress argparse"
+heavy = "ssl inspect ast subprocess yaml h11 structlog json rich random ipaddress argparse typing re dataclasses"
+heavy += " logging traceback concurrent.futures lockgate.plugin.vhost_user.session lockgate.plugin.migration.move"
 print(sorted(set(sys.modules) & set(heavy.split())))
 """
     result = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, timeout=60)
@@ -450,7 +453,7 @@ def test_whoever_asks_for_more_of_inspect_gets_the_real_one() -> None:
     program = """
 import sys
 from lockgate.plugin import lean_asyncio
-lean_asyncio.load()
+lean_asyncio.load_dataclasses()
 import dataclasses
 @dataclasses.dataclass
 class Pair:

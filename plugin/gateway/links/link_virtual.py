@@ -115,7 +115,7 @@ class VirtualLink:
         """The network is made up: nothing of it changes with the host's."""
 
     def settings(self) -> dict[str, Any]:
-        """For control.Start, in control's process."""
+        """For control_start.Start, in control's process."""
         link, streams = self._awaited.link, self._awaited.streams
         return {
             "link_fd": -1 if link is None else link.detach(),

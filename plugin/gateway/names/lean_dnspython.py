@@ -16,5 +16,6 @@ _MODULES = "dns.wire", "dns.rdatatype", "dns.rdataclass", "dns.rcode", "dns.opco
 
 def load() -> None:
     """After this, `import dns.wire` finds it."""
+    lean_asyncio.load_dataclasses()
     unused = {name: lean_asyncio.stand_in(name, {}) for name in ("importlib.metadata", "encodings.idna")}
     lean_asyncio.import_with({**unused, "idna": None}, *_MODULES)

@@ -37,7 +37,7 @@ def find(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str =
     folder, uid = _holder(protocol, port, matters, proc)
     if folder:
         return f"{_name(folder)} (process {os.path.basename(folder).decode()})"
-    return "" if uid is None else f"a process of user {uid}, into which we may not look"
+    return "" if uid is None else f"a process of {_user(uid, proc)}, into which we may not look"
 
 
 def is_leaving(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> bool | None:
@@ -68,6 +68,20 @@ def _holder(protocol: int, port: int, matters: Callable[[bytes], bool], proc: st
     for _, inode, uid in sorted(found):
         return process_with(b"socket:[" + inode + b"]", proc), uid
     return b"", None
+
+
+def _user(uid: int, proc: str) -> str:
+    """As the host knows it: in a user namespace, Podman's for one, the kernel shows 0 for the user that made it, and
+    65534 for all that it has not mapped."""
+    try:
+        with open(f"{proc}/self/uid_map", "rb") as file:
+            rows = [tuple(map(int, line.split())) for line in file]
+    except OSError:
+        return f"user {uid}"
+    for inside, outside, count in rows:
+        if inside <= uid < inside + count:
+            return f"user {outside + uid - inside}"
+    return "another user"
 
 
 def _namespace_of(folder: bytes) -> bytes:

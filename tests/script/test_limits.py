@@ -87,29 +87,6 @@ def test_an_evicted_flow_takes_what_it_held_with_it(talk: Talk, world: World) ->
     world.inbox.clear()
 
 
-@pytest.mark.world(flow_limit=2)
-def test_a_flow_whose_reset_waits_for_room_can_be_evicted(talk: Talk, world: World) -> None:
-    """It has ended already; its slot is worth more than its RST."""
-    first, second = talk().opened(), talk().opened()
-    first("""
-        +0 link full
-        +0 peer resets
-    """)
-    world.advance(61)
-    third = talk()
-    third("""
-        +0 < S 0:0(0) <mss 1460>
-        +0 peer accepts
-    """)
-    assert world.flow_of(first.ends) is None or world.flow_of(second.ends) is None
-    third("""
-        +0 link gives 10
-        +0 > S. 0:0(0) ack 1
-        +0 < .  1:1(0) ack 1
-    """)
-    world.inbox.clear()  # of the two that were there one has got its RST
-
-
 def ended_but_for_its_reset(talk: Talk) -> Conversation:
     """Which the link has no room for."""
     refused = talk()

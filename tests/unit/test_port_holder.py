@@ -108,6 +108,17 @@ def test_a_process_that_is_hidden_is_told_by_its_user(proc: Path) -> None:
     assert port_holder.find(TCP, 80, anything, str(proc)) == "a process of user 33, into which we may not look"
 
 
+@pytest.mark.parametrize(
+    ("uid", "told"), [(0, "user 1000"), (1, "user 100000"), (65535, "user 165534"), (65536, "another user")]
+)
+def test_in_a_user_namespace_its_user_is_told_as_the_host_knows_it(proc: Path, uid: int, told: str) -> None:
+    """Cause: in Podman's, what the user's own desktop held was said to be a process of user 0."""
+    (proc / "self" / "uid_map").write_text("         0       1000          1\n         1     100000      65535\n")
+    (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80, uid=uid, inode=5))
+    found = port_holder.find(TCP, 80, anything, str(proc))
+    assert found == f"a process of {told}, into which we may not look"
+
+
 def test_a_process_that_has_ended_is_still_told(proc: Path) -> None:
     (proc / "12" / "comm").unlink()
     (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80))

@@ -9,7 +9,7 @@
  *   splice_stream.c  those of a stream, in large pieces
  *   splice_udp.c   datagrams, in batches
  *   splice_pool.c  sockets made in the guest's namespace, and pipes
- *   agent.c        the channel by which those sockets are asked for
+ *   agent_channel.c  the channel by which those sockets are asked for
  *
  * Flows of this kind lie in the flow table like others, under the addresses of the socket that was accepted.
  */

@@ -75,7 +75,8 @@ def run(control: Control) -> int:
 
 
 class Control:
-    """Made while modules can still be imported: whatever is needed later is imported by then."""
+    """Made before rights are given up: whatever is needed later is imported by then, but for who tells whose a port is
+    that is taken (forwards.explain)."""
 
     def __init__(self, start: Start, ends: Ends) -> None:
         self._start = start

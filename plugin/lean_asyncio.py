@@ -10,10 +10,10 @@ Adversary: nobody.
 children, which a locked-up control cannot have. `inspect` (1 MB: it brings `ast` and `dis`) names the source line of a
 callback that raised; the few functions that asyncio calls for that are here, in short. `logging`, `traceback` and
 `concurrent.futures` (0.7 MB) are for asyncio's debug mode and for threads; what asyncio would log, it tells the loop's
-exception handler as well. `typing` (0.8 MB, with `re`) is for two annotations. Nothing can be imported once control is
-locked up, which is why these are not simply put off.
+exception handler as well. `typing` (0.8 MB, with `re`) is for two annotations. These are not simply put off, since a
+control that runs should need no file: it has other rights by then, and an upgrade may have put other files there.
 
-For the same reason a module that control has in any case imports `typing` for mypy alone, and has no dataclass.
+To save the same memory, a module that control has in any case imports `typing` for mypy alone, and has no dataclass.
 """
 
 from __future__ import annotations
@@ -57,7 +57,14 @@ class _Silent:
     log = info = warning = error = exception = debug
 
 
+def _get_annotations(cls: type) -> dict[str, Any]:
+    """Its own; as dataclasses ask for them since Python 3.12."""
+    annotations: dict[str, Any] = cls.__dict__.get("__annotations__", {})
+    return annotations
+
+
 _INSPECT = {
+    "get_annotations": _get_annotations,
     "isfunction": _isfunction,
     "unwrap": _unwrap,
     "iscoroutinefunction": _iscoroutinefunction,

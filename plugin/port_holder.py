@@ -27,6 +27,7 @@ _LOCAL, _STATE, _UID, _INODE = 1, 3, 7, 9
 _LISTENING = b"0A"
 
 _HELPERS = ("pasta", "passt")
+_ALL_USERS = [(0, 0, (1 << 32) - 1)]  # user_namespaces(7): the map of the first namespace
 
 
 def find(protocol: int, port: int, matters: Callable[[bytes], bool], proc: str = "/proc") -> str:
@@ -71,13 +72,18 @@ def _holder(protocol: int, port: int, matters: Callable[[bytes], bool], proc: st
 
 
 def _user(uid: int, proc: str) -> str:
-    """As the host knows it: in a user namespace, Podman's for one, the kernel shows 0 for the user that made it, and
-    65534 for all that it has not mapped."""
+    """As it is known outside of our user namespace: in Podman's, the kernel shows 0 for the user that made it, and one
+    number, which may be mapped as well, for all who are not mapped. (Of namespaces in one another it tells the next
+    only.)"""
     try:
         with open(f"{proc}/self/uid_map", "rb") as file:
             rows = [tuple(map(int, line.split())) for line in file]
+        with open(f"{proc}/sys/kernel/overflowuid", "rb") as file:
+            nobody = int(file.read())
     except OSError:
         return f"user {uid}"
+    if uid == nobody and rows != _ALL_USERS:
+        return "another user"
     for inside, outside, count in rows:
         if inside <= uid < inside + count:
             return f"user {outside + uid - inside}"

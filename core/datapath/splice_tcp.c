@@ -288,7 +288,7 @@ void splice_event(struct engine *engine, struct flow *flow, unsigned which, uint
 {
     struct splice_side *side = &flow->splice.side[which];
 
-    if (events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
+    if (events & (EPOLLIN | EPOLLPRI | EPOLLERR | EPOLLHUP)) {
         side->readable = true;
         side->muted = is_stuck(flow, which);
     }

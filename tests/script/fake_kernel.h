@@ -61,6 +61,7 @@ struct fake_socket {
     uint64_t urgent;                   /* position of the urgent byte; valid with has_urgent */
     int64_t peek_offset;               /* SO_PEEK_OFF, -1 off */
     uint32_t receive_limit, low_water; /* the latter as set by the core, SO_RCVLOWAT; 0: left alone */
+    uint32_t low_water_limit;          /* what it may be set to: half of the last number of tcp_rmem */
 
     uint64_t sent;    /* bytes that the core handed over */
     uint64_t drained; /* of them, acknowledged by the peer */

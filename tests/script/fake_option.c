@@ -54,6 +54,8 @@ static const struct number_option options[] = {
 /* [tcp_set_rcvlowat] */
 static void low_water_set(struct fake_socket *socket)
 {
+    if (socket->low_water > socket->low_water_limit)
+        socket->low_water = socket->low_water_limit;
     if (fake_socket_readable(socket))
         fake_socket_wake(socket, EPOLLIN | EPOLLPRI);
     if (socket->receive_limit < socket->low_water)

@@ -58,6 +58,7 @@ void fake_socket_init(struct fake_socket *socket, int fd)
         .quick_ack = true,
         .all_groups = true,
         .receive_limit = defaults.receive_limit,
+        .low_water_limit = 3 << 20,
         .send_limit = defaults.send_limit,
     };
 }
@@ -270,25 +271,33 @@ static int meminfo(const struct fake_socket *socket, uint32_t *value, socklen_t 
     return 0;
 }
 
+/* Those of one number. False: not modelled. */
+static bool get_number(struct fake_socket *socket, int level, int name, int *value)
+{
+    if (level == SOL_SOCKET && name == SO_ERROR) {
+        *value = socket->error;
+        socket->error = 0;
+    } else if (level == SOL_SOCKET && name == SO_RCVLOWAT) {
+        *value = socket->low_water ? (int)socket->low_water : 1;
+    } else if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY) {
+        *value = socket->ipv6_only;
+    } else {
+        return false;
+    }
+    return true;
+}
+
 /* False: not modelled. */
 static bool get_option(struct fake_socket *socket, int level, int name, void *value, socklen_t *length)
 {
-    if (level == SOL_SOCKET && name == SO_ERROR && *length >= sizeof(int)) {
-        memcpy(value, &socket->error, sizeof(int));
-        *length = sizeof(int);
-        socket->error = 0;
+    if (*length == sizeof(int) && get_number(socket, level, name, value))
         return true;
-    }
     if (level == IPPROTO_TCP && name == TCP_CONGESTION && *length >= sizeof(FAKE_CONGESTION)) {
         strncpy(value, *socket->congestion ? socket->congestion : FAKE_CONGESTION, *length);
         return true;
     }
     if (level == SOL_SOCKET && name == SO_BINDTODEVICE) { /* to none */
         *length = 0;
-        return true;
-    }
-    if (level == IPPROTO_IPV6 && name == IPV6_V6ONLY && *length >= sizeof(int)) {
-        memcpy(value, &(int){socket->ipv6_only}, sizeof(int));
         return true;
     }
     return false;

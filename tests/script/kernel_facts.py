@@ -67,6 +67,9 @@ class Kernel(ABC):
         """SO_RCVLOWAT."""
 
     @abstractmethod
+    def low_water_taken(self) -> int: ...
+
+    @abstractmethod
     def receive_limit(self) -> int:
         """What the queue may hold: a word of SO_MEMINFO."""
 

@@ -246,6 +246,17 @@ def _(kernel: Kernel) -> None:
     assert [kernel.woken() for _ in range(2)] == [IN, 0]
 
 
+@fact("of what SO_RCVLOWAT asks for as much is taken as the queue may hold, and the option tells how much")
+def _(kernel: Kernel) -> None:
+    kernel.open()
+    taken = []
+    for length in (1000, 1 << 30):
+        kernel.low_water(length)
+        taken.append(kernel.low_water_taken())
+    assert taken[0] == 1000 and 1000 < taken[1] < 1 << 30
+    assert kernel.receive_limit() >= taken[1]
+
+
 @fact("under SO_RCVLOWAT a FIN is told, whatever waits before it, and so is an urgent byte")
 def _(kernel: Kernel) -> None:
     kernel.open()

@@ -147,6 +147,9 @@ class RealKernel(Kernel):
     def low_water(self, length: int) -> None:
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, length)
 
+    def low_water_taken(self) -> int:
+        return self.ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
     def receive_limit(self) -> int:
         return self._memory()[RCVBUF]
 
@@ -310,6 +313,12 @@ class FakeKernel(Kernel):
     def low_water(self, length: int) -> None:
         value = ffi.new("int *", length)
         assert lib.sys_setsockopt(self.fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, value, 4) == 0
+
+    def low_water_taken(self) -> int:
+        value = ffi.new("int *")
+        length = ffi.new("uint32_t *", 4)
+        assert lib.sys_getsockopt(self.fd, socket.SOL_SOCKET, socket.SO_RCVLOWAT, value, length) == 0
+        return int(value[0])
 
     def receive_limit(self) -> int:
         return self._memory()[RCVBUF]

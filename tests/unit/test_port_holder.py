@@ -37,6 +37,9 @@ def stat(pid: int, name: str, state: str = "S", parent: int = 1) -> str:
     return f"{pid} ({name}) {state} {parent}{' 0' * 48}\n"
 
 
+PODMAN = "         0       1000          1\n         1     100000      65536"
+
+
 def anything(_: bytes) -> bool:
     return True
 
@@ -109,11 +112,25 @@ def test_a_process_that_is_hidden_is_told_by_its_user(proc: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uid", "told"), [(0, "user 1000"), (1, "user 100000"), (65535, "user 165534"), (65536, "another user")]
+    ("uid", "mapped", "told"),
+    [
+        (0, PODMAN, "user 1000"),
+        (1, PODMAN, "user 100000"),
+        (65535, PODMAN, "user 165534"),
+        (65534, PODMAN, "another user"),
+        (65534, "0 1000 1", "another user"),
+        (65534, "0 0 4294967295", "user 65534"),
+        (33, "0 0 4294967295", "user 33"),
+    ],
 )
-def test_in_a_user_namespace_its_user_is_told_as_the_host_knows_it(proc: Path, uid: int, told: str) -> None:
-    """Cause: in Podman's, what the user's own desktop held was said to be a process of user 0."""
-    (proc / "self" / "uid_map").write_text("         0       1000          1\n         1     100000      65535\n")
+def test_in_a_user_namespace_its_user_is_told_as_the_host_knows_it(
+    proc: Path, uid: int, mapped: str, told: str
+) -> None:
+    """Cause: in Podman's, what the user's own desktop held was said to be a process of user 0, and what the system held
+    one of user 165533, whom the number that the kernel shows for others would belong to."""
+    (proc / "self" / "uid_map").write_text(f"{mapped}\n")
+    (proc / "sys" / "kernel").mkdir(parents=True)
+    (proc / "sys" / "kernel" / "overflowuid").write_text("65534\n")
     (proc / "net" / "tcp").write_text(HEAD + row(ANY4, 80, uid=uid, inode=5))
     found = port_holder.find(TCP, 80, anything, str(proc))
     assert found == f"a process of {told}, into which we may not look"

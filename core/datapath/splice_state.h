@@ -24,7 +24,7 @@ enum splice_limits {
     SPLICE_STREAM_DOUBLED = 8,        /* times at most: a gigabyte */
     SPLICE_STREAM_LASTING = 64 << 20, /* is not held to have been tried in vain, whenever it ends */
     SPLICE_STREAM_LEAST = 128 << 10,  /* in a millisecond: of a slower one, that is what comes at a time anyway */
-    SPLICE_STREAM_MOST = SPLICE_PIPE_BYTES / 2, /* twice as much gains nothing more, and others wait for it */
+    SPLICE_STREAM_MOST = SPLICE_PIPE_BYTES / 2, /* twice as much saves one alone a sixth, and makes others wait */
     SPLICE_STREAM_PAUSE_MS = 3,                 /* a sender waits for the processor so long now and then, and goes on */
 
     SPLICE_SOCKETS_ASKED = 32, /* at once: they cost their maker 5 us each, and as many connections come in a burst */

@@ -9,8 +9,8 @@ Adversary: nobody.
 `ssl` (4 MB) is for servers that we are not; asyncio does without it where it is missing. `subprocess` (0.4 MB) is for
 children, which a locked-up control cannot have. `inspect` (1 MB: it brings `ast` and `dis`) names the source line of a
 callback that raised; the few functions that asyncio calls for that are here, in short. `logging`, `traceback` and
-`concurrent.futures` (0.7 MB) are for asyncio's debug mode and for threads; what asyncio would log, it tells the loop's
-exception handler as well. `typing` (0.8 MB, with `re`) is for two annotations. These are not simply put off, since a
+`concurrent.futures` (0.7 MB) are for asyncio's debug mode and for threads; what matters, asyncio tells the loop's
+exception handler. `typing` (0.8 MB, with `re`) is for two annotations. These are not simply put off, since a
 control that runs should need no file: it has other rights by then, and an upgrade may have put other files there.
 
 To save the same memory, a module that control has in any case imports `typing` for mypy alone, and has no dataclass.
@@ -50,7 +50,7 @@ def _signature(made: object) -> str:
 
 
 class _Silent:
-    """A logger, to which asyncio says nothing but in its debug mode that the loop's exception handler does not hear."""
+    """A logger. Without the debug mode, asyncio tells it alone of writes to connections that have gone."""
 
     def debug(self, *_: object, **__: object) -> None: ...
 

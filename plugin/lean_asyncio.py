@@ -50,7 +50,7 @@ def _signature(made: object) -> str:
 
 
 class _Silent:
-    """A logger. Without the debug mode, asyncio tells it alone of writes to connections that have gone."""
+    """A logger. What somebody has to know, asyncio tells the loop's exception handler."""
 
     def debug(self, *_: object, **__: object) -> None: ...
 

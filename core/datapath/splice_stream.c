@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * splice_stream.c: one side's bytes, where they come as a stream at full speed, are heard of about once a millisecond
- * (SO_RCVLOWAT) instead of with each block that the sender writes. A block of 128 KB is two segments and a tail of 106 bytes,
- * and each of them costs as much on its way out as a full one; a megabyte is sixteen segments. Eight streams that were
- * carried block by block cost 0.147 s/GB at 30 Gbit/s, and so 0.084 at 42. (Sleeping between two steps, as for frames
- * (gather.h), gained nothing: the other seven fill the step, not the pipe.)
+ * splice_stream.c: one side's bytes, where they come as a stream at full speed, are heard of in pieces (SO_RCVLOWAT), of as
+ * much as comes in a millisecond and half a megabyte at most, instead of with each block that the sender writes. A block of
+ * 128 KB is two segments and a tail of 106 bytes, and each of them costs as much on its way out as a full one; half a megabyte
+ * is eight segments. Eight streams that were carried block by block cost 0.147 s/GB at 30 Gbit/s, and so 0.084 at 42. (Sleeping
+ * between two steps, as for frames (gather.h), gained nothing: the other seven fill the step, not the pipe.)
  *
  * The kernel has no time at which it would tell of less than asked for: whoever pauses may have asked something, and must not
  * wait. So after SPLICE_STREAM_PAUSE_MS without a byte the side is as all others again, by which the kernel tells of what

@@ -3,7 +3,9 @@
 root, and a socket that it leads to.
 
 Called by test_ssh_forwards.py. Adversary: nobody. Invariants: an sshd is started for each connection and serves that
-alone, so that the port is ours from first to last, whether there is an sshd or not.
+alone, so that the port is ours from first to last, whether there is an sshd or not. Each is a process group, which a
+signal reaches whole: sshd forks once more after it has let ssh in, and a child that was forked as its parent was
+looked up and killed would keep the connection.
 """
 
 from __future__ import annotations
@@ -16,8 +18,6 @@ import struct
 import subprocess
 import threading
 from pathlib import Path
-
-from running import kill_all, tree
 
 PROGRAM = "/usr/sbin/sshd"
 OTHER = "daemon"  # as whom root runs it; `nobody` may not log in where systemd speaks for that account
@@ -50,6 +50,7 @@ class GuestSshd:
         (folder / "identity.pub").rename(folder / "authorized_keys")
         (folder / "sshd_config").write_text(_CONFIGURATION.format(folder))
         self._running = False
+        self._starting = threading.Lock()  # held from the look at _running until the new one is among _processes
         self._processes: list[subprocess.Popen[bytes]] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -61,18 +62,18 @@ class GuestSshd:
 
     def stop(self) -> None:
         """Nobody answers for a while; connections stay."""
-        for process in self._processes:
-            for pid in tree(process.pid):
-                os.kill(pid, signal.SIGSTOP)
+        with self._starting:
+            for process in self._processes:
+                os.killpg(process.pid, signal.SIGSTOP)
 
     def end(self) -> None:
         """As a guest that is reset; connections break."""
-        self._running = False
-        for process in self._processes:
-            if process.poll() is None:
-                kill_all(tree(process.pid))
-            process.wait()
-        self._processes.clear()
+        with self._starting:
+            self._running = False
+            for process in self._processes:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            self._processes.clear()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -86,7 +87,7 @@ class GuestSshd:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
+            with connection, self._starting:
                 if self._running:
                     self._serve(connection.fileno())
                 else:
@@ -96,7 +97,7 @@ class GuestSshd:
         words = [PROGRAM, "-i", "-f", str(self.folder / "sshd_config")]
         other = {} if os.geteuid() else {"user": self._entry.pw_uid, "group": self._entry.pw_gid, "extra_groups": []}
         with open(self.folder / "sshd.log", "ab") as log:
-            process = subprocess.Popen([*words, "-e"], stdin=fd, stdout=fd, stderr=log, **other)  # type: ignore[call-overload]
+            process = subprocess.Popen([*words, "-e"], stdin=fd, stdout=fd, stderr=log, process_group=0, **other)  # type: ignore[call-overload]
         self._processes.append(process)
 
 

@@ -59,6 +59,11 @@ static void learn_own(struct listener *listener)
     listener->any6 = !ipv4;
 }
 
+static uint32_t interest_in(const struct listener *listener)
+{
+    return EPOLLIN | (listener->protocol == IPPROTO_TCP ? (uint32_t)EPOLLET : 0);
+}
+
 int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, const struct listener *listener)
 {
     if (slot >= LISTENERS_MAX)
@@ -69,8 +74,7 @@ int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, cons
         sys_setsockopt(listener->fd, IPPROTO_UDP, UDP_GRO, &one, sizeof(one));
         sys_setsockopt(listener->fd, SOL_SOCKET, SO_RCVBUF, &queue, sizeof(queue));
     }
-    uint32_t interest = EPOLLIN | (listener->protocol == IPPROTO_TCP ? (uint32_t)EPOLLET : 0);
-    int err = sys_epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, interest, table->source + slot);
+    int err = sys_epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener->fd, interest_in(listener), table->source + slot);
     if (err)
         return err;
     table->listener[slot] = *listener;
@@ -79,6 +83,14 @@ int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, cons
     if (table->used <= slot)
         table->used = slot + 1;
     return 0;
+}
+
+/* The same interest once more makes the kernel look at the socket anew (epoll_ctl(2), EPOLL_CTL_MOD), without a list of
+ * ours that would have to outlive the listener, and after what other sockets have had to say. */
+void listener_look_again(const struct listener_table *table, int epoll_fd, const struct listener *listener)
+{
+    sys_epoll_ctl(epoll_fd, EPOLL_CTL_MOD, listener->fd, interest_in(listener),
+                  table->source + listener_slot(table, listener));
 }
 
 void listener_close(struct listener_table *table, int epoll_fd, uint32_t slot)

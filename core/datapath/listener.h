@@ -14,7 +14,7 @@
 
 enum listener_limits {
     LISTENERS_MAX = LG_LISTEN_SLOTS, /* a table of addresses, whose pages the kernel fills as they are touched */
-    ACCEPTS_PER_TURN = 256,          /* of one socket: more than its backlog holds */
+    ACCEPTS_PER_TURN = 256,          /* of one socket, whose backlog holds 4096: then others have their turn */
 };
 
 struct engine;
@@ -41,6 +41,10 @@ void listener_table_free(struct listener_table *table);                 /* close
 
 /* Watches a socket from now on; it is the table's then. 0 or a negative errno. */
 int listener_add(struct listener_table *table, int epoll_fd, uint32_t slot, const struct listener *listener);
+
+/* Has epoll tell once more of whoever is still in the backlog of a TCP listener: to be called after a turn that has not
+ * taken all, since their edge has been. */
+void listener_look_again(const struct listener_table *table, int epoll_fd, const struct listener *listener);
 
 void listener_close(struct listener_table *table, int epoll_fd, uint32_t slot); /* if there is one */
 

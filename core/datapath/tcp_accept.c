@@ -95,6 +95,7 @@ void tcp_accept(struct engine *engine, const struct listener *listener)
         }
         take_connection(engine, listener, fd, &peer);
     }
+    listener_look_again(&engine->listeners, engine->epoll_fd, listener);
 }
 
 void tcp_accept_again(struct engine *engine)

@@ -105,6 +105,18 @@ for number in range(300):
     end.close()
 print("answered")
 """
+# More at once than are taken in one turn.
+ANSWERS_ALL = LISTENS + """
+listener.listen(4096)
+while True:
+    listener.accept()[0].sendall(b"hello")
+"""
+ASKS_ALL = """
+import socket, sys
+ends = [socket.create_connection((sys.argv[1], int(sys.argv[2])), 20) for _ in range(600)]
+print(len(ends), flush=True)
+print({end.recv(100) for end in ends})
+"""
 
 DIGESTS = " ".join(hashlib.sha256(unit * (BYTES // 10)).hexdigest() for unit in (b"0123456789", b"9876543210"))
 BOTH_FAMILIES = pytest.mark.parametrize("loopback", ["127.0.0.1", "::1"])
@@ -351,6 +363,21 @@ def test_a_control_that_hangs_costs_no_connection(ready: Start, host: Namespace,
         server, _ = serves(there, ANSWERS_MANY, "127.0.0.1", target)
         assert runs(here, ASKS_MANY, "127.0.0.1", port) == "answered"
         finishes(server)
+
+
+@pytest.mark.parametrize("to", ["127.0.0.1", "10.5.0.2"], ids=["loopback", "tap"])
+def test_all_of_many_peers_that_came_while_nobody_looked_are_served(
+    ready: Start, host: Namespace, container: Namespace, to: str
+) -> None:
+    """What tells of the first is all that tells of the last: a turn took 256, and the others waited for one more peer."""
+    pasta = ready("-t 5555:80 -u none")
+    server, _ = serves(container, ANSWERS_ALL, "0.0.0.0", 80)
+    (worker,) = [member for member in running.tree(pasta.pid) if running.name(member) == "pasta-worker"]
+    os.kill(worker, signal.SIGSTOP)
+    client, connected = serves(host, ASKS_ALL, to, 5555)
+    os.kill(worker, signal.SIGCONT)
+    assert (connected, client.communicate(timeout=PATIENCE)[0].strip()) == (600, "{b'hello'}")
+    ends(server)
 
 
 def test_another_worker_goes_on(ready: Start, host: Namespace, container: Namespace) -> None:

@@ -82,7 +82,7 @@ struct fake_socket {
     bool aborted;            /* ... with RST: SO_LINGER 0, or unread data */
 
     bool listening;
-    int backlog[8]; /* descriptors that accept() will hand out */
+    int backlog[512]; /* descriptors that accept() will hand out */
     unsigned backlog_count;
 
     /* of datagrams: UDP, or with a protocol, of echo requests */

@@ -397,7 +397,9 @@ class Control:
         if not changes:
             return
         before, self._view, self._version = self._view, view, self._version + 1
-        self._spawn(self._tell_network(self._worker))
+        device = None if self._start.inside is None else self._start.inside.device
+        seen = device.seen if device is not None and device.moved(view) else b""
+        self._spawn(self._tell_network(self._worker, seen=seen))
         if self._neighbours is not None:
             self._look_at_neighbours()  # perhaps of another interface
         self.emit("network.change", **{name: _shown(value) for name, value in changes.items()})
@@ -428,10 +430,15 @@ class Control:
         if self._neighbours is not None and self._neighbours.entries:
             await worker.neighbours(Mirror(self._neighbours.entries, self._view))
 
-    async def _tell_network(self, worker: WorkerChannels, new: Mapping[bytes, bytes] = MappingProxyType({})) -> None:
-        """Also the guest, of neighbours that are new: once the worker answers for them in the same way."""
+    async def _tell_network(
+        self, worker: WorkerChannels, new: Mapping[bytes, bytes] = MappingProxyType({}), seen: bytes = b""
+    ) -> None:
+        """Also the guest, of neighbours that are new: once the worker answers for them in the same way. `seen`: an
+        lg_seen, where the guest has moved without a word."""
         try:
             await worker.net_view(self._view.pack(self._version))
+            if seen:
+                await worker.seen(seen)
             if self._neighbours is not None:
                 await worker.neighbours(Mirror(self._neighbours.entries, self._view))
             for frame in neighbour.announcements(self._view, new) if self._attached else ():

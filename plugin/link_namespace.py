@@ -171,7 +171,8 @@ class NamespaceLink:
 
         device = None
         if self._tap >= 0:
-            device = inside.Device(self._tap, self._ready.offloads & _USO == _USO, channel.pack_seen(*self._seen))
+            uso, seen = self._ready.offloads & _USO == _USO, channel.pack_seen(*self._seen)
+            device = inside.Device(self._tap, uso, seen, ours=self._plan is not None)
         splices = not self._wanted.no_splice
         return {
             "link_fd": -1,

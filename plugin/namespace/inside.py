@@ -20,18 +20,31 @@ if TYPE_CHECKING:
 
     from lockgate.plugin.forward_rule import ForwardRule
     from lockgate.plugin.namespace.agent_records import Agent
+    from lockgate.plugin.netview import Assignments
     from lockgate.plugin.port_scan import Tables
 
 
 class Device:
     """A tap device that is set up: its descriptor, and what its namespace is seen by, before it has sent anything."""
 
-    __slots__ = ("fd", "seen", "uso")
+    __slots__ = ("_ours", "fd", "seen", "uso")
 
-    def __init__(self, fd: int, uso: bool, seen: bytes) -> None:
+    def __init__(self, fd: int, uso: bool, seen: bytes, *, ours: bool) -> None:
         self.fd = fd
         self.uso = uso  # it takes and gives several datagrams in one frame
         self.seen = seen  # a whole lg_seen
+        self._ours = ours  # it has the addresses that we gave it, and has others as soon as we say so
+
+    def moved(self, view: Assignments) -> bool:
+        """Whether it is seen by other addresses from now on. What serves, and never asks, is to be found there."""
+        from lockgate.core import channel
+
+        seen = channel.Seen(self.seen)
+        now = channel.pack_seen(seen.mac, view.guest4, view.guest6, seen.link_local)
+        if not self._ours or now == self.seen:
+            return False
+        self.seen = now
+        return True
 
 
 class Inside:

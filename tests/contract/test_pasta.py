@@ -17,8 +17,28 @@ from pathlib import Path
 
 import pytest
 from host_namespace import Namespace
-from pasta_caller import ASK, BYTES, CLIENT, ECHO, SERVER, Pasta, digest, runs, serves
-from running import PATIENCE, name, tree
+from pasta_caller import ASK, BYTES, CLIENT, ECHO, LISTENS, SERVER, Pasta, digest, runs, serves
+from running import PATIENCE, kill, name, tree
+
+# Tells each client where it has come; who is to come to an address tries until it does: the host has a new one a moment
+# before the container has, which has it a moment before it is looked for there.
+ANSWERS_SHORTLY = LISTENS + """
+while True:
+    end, peer = listener.accept()
+    end.sendall(end.getsockname()[0].encode())
+    end.close()
+"""
+TRIES_SHORTLY = """
+import socket, sys, time
+came, end_of_patience = "", time.monotonic() + 10
+while came != sys.argv[1] and time.monotonic() < end_of_patience:
+    try:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.5) as end:
+            came = end.recv(100).decode()
+    except OSError:
+        pass
+print(came)
+"""
 
 
 @pytest.fixture(name="start")
@@ -216,3 +236,21 @@ def test_the_hosts_changes_reach_the_container(pasta: Pasta, host: Namespace, co
         == f"10.6.0.7 {hashlib.sha256(b'0123456789' * 10).hexdigest()}"
     )
     assert server.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["", "other-worker"])
+def test_a_container_that_only_serves_is_reached_at_the_address_that_the_host_gives_it(
+    pasta: Pasta, host: Namespace, container: Namespace, killed: bool
+) -> None:
+    """It has sent nothing from there yet: until it did, it was looked for at the address that it had before."""
+    server, _ = serves(container, ANSWERS_SHORTLY, "0.0.0.0", 80)
+    assert runs(host, TRIES_SHORTLY, "10.5.0.2", 5555) == "10.5.0.2"
+    host.does("ip address add 10.6.0.7/24 dev cable; ip address del 10.5.0.2/24 dev cable")
+    host.does("ip route replace default via 10.6.0.1")
+    assert runs(host, TRIES_SHORTLY, "10.6.0.7", 5555) == "10.6.0.7"
+    if killed:
+        (worker,) = [member for member in tree(pasta.pid) if name(member) == "pasta-worker"]
+        kill(worker)
+        assert runs(host, TRIES_SHORTLY, "10.6.0.7", 5555) == "10.6.0.7"
+    server.kill()
+    server.communicate()

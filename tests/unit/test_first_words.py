@@ -100,7 +100,7 @@ class Agent(agent_records.Agent):
 
 def inside(fd: int, agent: Agent | None = None) -> Inside:
     """With a tap device, or without one and with an agent that is asked."""
-    device = None if agent else Device(fd, True, channel.pack_seen(b"\2\0\0\0\0\1", UNSET, UNSET, UNSET))
+    device = None if agent else Device(fd, True, channel.pack_seen(b"\2\0\0\0\0\1", UNSET, UNSET, UNSET), ours=True)
     return Inside(agent or Agent.__new__(Agent), device, agent is not None, None)
 
 

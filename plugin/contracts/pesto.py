@@ -177,7 +177,7 @@ class Message:
 
 
 def unpack_rule(data: bytes, rights: Rights, outward: bool = False, mixed: bool = False) -> ForwardRule:
-    """`outward`: it leads out of a namespace. `mixed`: connections that come by IPv6 may be led to an address of IPv4.
+    """`outward`: it leads out of a namespace. `mixed`: what comes by IPv6 may be led to an address of IPv4.
     Raises ProtocolError."""
     listen, target, name, first, last, to_first, protocol, flags = _RULE.unpack(data)
     if protocol not in PROTOCOL_NAMES:
@@ -189,7 +189,7 @@ def unpack_rule(data: bytes, rights: Rights, outward: bool = False, mixed: bool 
         raise ProtocolError(f"expected flags {known} at most, not {flags}")
     _check_ports(first, last, to_first)
     listen, dual_stack = _where(listen, bool(flags & FLAG_DUAL_STACK), rights)
-    _check_target(target, listen, dual_stack, mixed and protocol == TCP)
+    _check_target(target, listen, dual_stack, mixed)
     interface = _interface(name)
     if outward and (interface, target, address.is_unspecified(listen)) != (LOOPBACK, UNSET, True):
         raise ProtocolError(f"expected {LOOPBACK} as the interface of a port that leads out, and no addresses")

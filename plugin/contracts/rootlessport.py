@@ -13,7 +13,6 @@ from lockgate.plugin import address
 from lockgate.plugin.address import UNSET
 from lockgate.plugin.contracts import published
 from lockgate.plugin.contracts.forward_spec import RULES_MAX
-from lockgate.plugin.forward_rule import TCP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,8 +88,8 @@ def rules(config: Config, children: tuple[bytes, bytes], families: tuple[bool, b
 
 
 def _of_ipv6(mapping: dict[str, Any], child4: bytes) -> list[ForwardRule]:
-    """Who asks for localhost by IPv6 reaches a container of IPv4, too, with Podman's own, by TCP. It sees the host."""
-    more = [rule for rule in _of_ipv4(mapping, child4) if rule.protocol == TCP]
+    """Who asks for localhost by IPv6 reaches a container of IPv4, too, as with Podman's own. It sees the host."""
+    more = _of_ipv4(mapping, child4)
     for rule in more:
         rule.listen = UNSET
     return more

@@ -369,7 +369,7 @@ def test_a_control_that_hangs_costs_no_connection(ready: Start, host: Namespace,
 def test_all_of_many_peers_that_came_while_nobody_looked_are_served(
     ready: Start, host: Namespace, container: Namespace, to: str
 ) -> None:
-    """What tells of the first is all that tells of the last: a turn took 256, and the others waited for one more peer."""
+    """What tells of the first is all that tells of the last: a turn took 256, and others waited for one more peer."""
     pasta = ready("-t 5555:80 -u none")
     server, _ = serves(container, ANSWERS_ALL, "0.0.0.0", 80)
     (worker,) = [member for member in running.tree(pasta.pid) if running.name(member) == "pasta-worker"]

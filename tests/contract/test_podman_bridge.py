@@ -172,11 +172,14 @@ def test_a_port_is_reached_from_the_host_itself(host: PodmanHost, network: str, 
             sees(inside, kind, 80, host.sockets, (address, 8080), version)
 
 
-def test_localhost_by_ipv6_reaches_a_container_of_ipv4(host: PodmanHost) -> None:
-    """Podman's default network has no IPv6. The container sees the host, by a name that it can answer."""
-    with host.container("--network=podman", "-p", "8080:80") as container, container.sockets() as inside:
-        assert sees(inside, STREAM, 80, host.sockets, ("::1", 8080), 4) == HOST
-        sees(inside, STREAM, 80, host.sockets, ("127.0.0.1", 8080), 4)
+@pytest.mark.parametrize("kind", [STREAM, DATAGRAM])
+def test_localhost_by_ipv6_reaches_a_container_of_ipv4(host: PodmanHost, kind: socket.SocketKind) -> None:
+    """Podman's default network has no IPv6. The container sees the host, by a name that it can answer. Cause: datagrams
+    were refused, as it was believed of Podman's own."""
+    port = "8080:80/udp" if kind == DATAGRAM else "8080:80"
+    with host.container("--network=podman", "-p", port) as container, container.sockets() as inside:
+        assert sees(inside, kind, 80, host.sockets, ("::1", 8080), 4) == HOST
+        sees(inside, kind, 80, host.sockets, ("127.0.0.1", 8080), 4)
 
 
 def test_ports_of_a_range_lead_to_their_own_and_a_port_at_an_address_to_no_other(host: PodmanHost) -> None:

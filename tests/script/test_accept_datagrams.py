@@ -8,7 +8,7 @@ import struct
 import pytest
 from fake_core import ffi, lib
 from segments import address, checksum, ip_packet, pseudo_header
-from world import GUEST, MAPPED, PEER, World, mapped16
+from world import GATEWAY, GUEST, MAPPED, PEER, World, mapped16
 
 UDP = 17
 IPPROTO_IP, IP_PKTINFO, IPPROTO_IPV6, IPV6_RECVPKTINFO = 0, 8, 41, 49
@@ -86,6 +86,17 @@ def test_a_peers_datagram_and_the_guests_answer(port: Port) -> None:
     peer, here = mapped16(PEER[port.family]), mapped16(HERE[port.family])
     assert port.sent() == [(peer, PEER_PORT, here, b"answer"), (peer, PEER_PORT, here, b"more!!")]
     assert lib.fake_sockets_open() == 1
+
+
+def test_who_comes_by_ipv6_to_a_port_that_leads_to_ipv4_is_shown_as_the_host_and_answered(world: World) -> None:
+    """Two who have one port are told apart by another."""
+    port = Port(world, 4, target=mapped16(GUEST[4]))
+    for peer in (PEER[6], LOOPBACK[6]):
+        port.peer_sends(b"question", peer, here=HERE[6])
+    assert port.guest_gets() == [(GATEWAY[4], PEER_PORT + number, PORT, b"question") for number in range(2)]
+    for number, peer in enumerate((PEER[6], LOOPBACK[6])):
+        port.guest_sends(b"answer", to=GATEWAY[4], port=PEER_PORT + number)
+        assert port.sent() == [(peer, PEER_PORT, HERE[6], b"answer")]
 
 
 def test_an_answer_leaves_from_the_address_that_was_asked_last(port: Port) -> None:

@@ -94,6 +94,7 @@ def test_ranges_and_both_protocols_are_rules_of_their_own() -> None:
         "TCP 0.0.0.0:8080-8082 => 10.89.0.5:80-82",
         "UDP 0.0.0.0:8080-8082 => 10.89.0.5:80-82",
         "TCP [::]:8080-8082 => 10.89.0.5:80-82 (best effort)",
+        "UDP [::]:8080-8082 => 10.89.0.5:80-82 (best effort)",
     ]
 
 

@@ -301,8 +301,7 @@ static int run_listen_target(struct worker *worker, struct request *request)
 
 static int run_seen(struct worker *worker, struct request *request)
 {
-    worker->engine.seen = request->command->seen.seen;
-    worker->engine.seen_changed = true;
+    engine_place_guest(&worker->engine, &request->command->seen.seen);
     return 0;
 }
 

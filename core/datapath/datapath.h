@@ -138,7 +138,7 @@ struct lg_neighbours {
 #define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
 #define LG_CMD_LISTEN_CLOSE 18 /* lg_cmd_value: first slot | how many << 32, slots without a socket among them: closes
                                 * what is there. Connections go on, flows of their datagrams end. */
-#define LG_CMD_SEEN 19 /* lg_cmd_seen: what another worker, elsewhere, has seen of the guest that comes here */
+#define LG_CMD_SEEN 19 /* lg_cmd_seen: where the guest is, which this worker has not seen, or not yet */
 #define LG_CMD_FLOWS_FREEZE 20 /* lg_cmd_value: cursor; reply is lg_frozen_page and the sockets of its flows, in order */
 #define LG_CMD_FLOWS_THAW 21   /* lg_cmd_value: id of a frozen flow, 0 all of them: they go on where they stood */
 #define LG_CMD_FLOWS_FORGET 22 /* lg_cmd_value: the same; their sockets are closed, and the guest is not told */

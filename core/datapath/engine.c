@@ -162,6 +162,16 @@ static uint8_t *place_of(struct engine *engine, const address *a)
     return address_is_link_local(a) ? engine->seen.link_local : engine->seen.addr6;
 }
 
+void engine_place_guest(struct engine *engine, const struct lg_seen *seen)
+{
+    if (memcmp(engine->seen.addr4, seen->addr4, sizeof(seen->addr4)))
+        engine->former4 = address_from(engine->seen.addr4);
+    if (memcmp(engine->seen.addr6, seen->addr6, sizeof(seen->addr6)))
+        engine->former6 = address_from(engine->seen.addr6);
+    engine->seen = *seen;
+    engine->seen_changed = true;
+}
+
 static void see_address(struct engine *engine, const address *source, const uint8_t *mac)
 {
     uint8_t *known = place_of(engine, source);
@@ -176,7 +186,7 @@ static void see_address(struct engine *engine, const address *source, const uint
     const uint8_t *own = flag == LG_VIEW_FIXED4 ? view->guest4 : view->guest6;
     bool fixed = view->flags & flag && !memcmp(known, own, sizeof(source->byte));
 
-    if (known && !fixed)
+    if (known && !fixed && !address_equal(source, &engine->former4) && !address_equal(source, &engine->former6))
         see_bytes(engine, known, source->byte, sizeof(source->byte));
 }
 

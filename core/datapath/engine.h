@@ -75,7 +75,8 @@ struct engine {
     struct lg_neighbours neighbours;
     struct lg_seen seen;
     bool seen_changed;
-    uint64_t sought_ms; /* when the guest was asked for its MAC address; 0 never */
+    address former4, former6; /* of a guest that was moved: what still comes from there does not say where it is */
+    uint64_t sought_ms;       /* when the guest was asked for its MAC address; 0 never */
     uint64_t *counters;
     struct wheel wheel;
     uint64_t shared_ms; /* when timers that need not be exact will fire next: others that are due about then join in */
@@ -251,6 +252,10 @@ const uint8_t *neighbour_mac(const struct engine *engine, const address *of);
 /* The guest asks whether anybody has this address, which it is about to take: a guest that only ever answers says nothing
  * else of it. What it sends from counts more. */
 void engine_see_tentative(struct engine *engine, const address *target);
+
+/* Where the guest is from now on, which it has not shown itself. Connections that it has from before go on sending from
+ * where it was: that is no news any more. */
+void engine_place_guest(struct engine *engine, const struct lg_seen *seen);
 
 /* The addresses of a packet from `source`, which the guest knows the peer by, to `destination`. */
 void engine_path(const struct engine *engine, const address *source, const address *destination,

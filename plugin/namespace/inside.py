@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 class Device:
     """A tap device that is set up: its descriptor, and what its namespace is seen by, before it has sent anything."""
 
-    __slots__ = ("_ours", "fd", "seen", "uso")
+    __slots__ = ("_ours", "fd", "former", "seen", "uso")
 
     def __init__(self, fd: int, uso: bool, seen: bytes, *, ours: bool) -> None:
         self.fd = fd
         self.uso = uso  # it takes and gives several datagrams in one frame
         self.seen = seen  # a whole lg_seen
+        self.former = b""  # and that before, if it has been moved
         self._ours = ours  # it has the addresses that we gave it, and has others as soon as we say so
 
     def moved(self, view: Assignments) -> bool:
@@ -43,7 +44,7 @@ class Device:
         now = channel.pack_seen(seen.mac, view.guest4, view.guest6, seen.link_local)
         if not self._ours or now == self.seen:
             return False
-        self.seen = now
+        self.former, self.seen = self.seen, now
         return True
 
 

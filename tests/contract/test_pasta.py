@@ -20,8 +20,8 @@ from host_namespace import Namespace
 from pasta_caller import ASK, BYTES, CLIENT, ECHO, LISTENS, SERVER, Pasta, digest, runs, serves
 from running import PATIENCE, kill, name, tree
 
-# Tells each client where it has come; who is to come to an address tries until it does: the host has a new one a moment
-# before the container has, which has it a moment before it is looked for there.
+# Tells each client where it has come. Who is to come to an address, from another, tries until it does: the host has a
+# new one a moment before the container has, which has it a moment before it is looked for there.
 ANSWERS_SHORTLY = LISTENS + """
 while True:
     end, peer = listener.accept()
@@ -33,7 +33,7 @@ import socket, sys, time
 came, end_of_patience = "", time.monotonic() + 10
 while came != sys.argv[1] and time.monotonic() < end_of_patience:
     try:
-        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.5) as end:
+        with socket.create_connection((sys.argv[1], int(sys.argv[2])), 0.5, (sys.argv[3], 0)) as end:
             came = end.recv(100).decode()
     except OSError:
         pass
@@ -239,18 +239,25 @@ def test_the_hosts_changes_reach_the_container(pasta: Pasta, host: Namespace, co
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["", "other-worker"])
+@pytest.mark.parametrize(
+    ("old", "new", "router", "peer"),
+    [("10.5.0.2/24", "10.6.0.7/24", "10.6.0.1", "10.9.9.9"), ("fd05::2/64", "fd06::7/64", "fd06::1", "fd09::9")],
+    ids=["ipv4", "ipv6"],
+)
 def test_a_container_that_only_serves_is_reached_at_the_address_that_the_host_gives_it(
-    pasta: Pasta, host: Namespace, container: Namespace, killed: bool
+    pasta: Pasta, host: Namespace, container: Namespace, old: str, new: str, router: str, peer: str, killed: bool
 ) -> None:
     """It has sent nothing from there yet: until it did, it was looked for at the address that it had before."""
-    server, _ = serves(container, ANSWERS_SHORTLY, "0.0.0.0", 80)
-    assert runs(host, TRIES_SHORTLY, "10.5.0.2", 5555) == "10.5.0.2"
-    host.does("ip address add 10.6.0.7/24 dev cable; ip address del 10.5.0.2/24 dev cable")
-    host.does("ip route replace default via 10.6.0.1")
-    assert runs(host, TRIES_SHORTLY, "10.6.0.7", 5555) == "10.6.0.7"
+    before, after = old.partition("/")[0], new.partition("/")[0]
+    host.does(f"ip address add {peer} dev lo")
+    server, _ = serves(container, ANSWERS_SHORTLY, "::" if ":" in old else "0.0.0.0", 80)
+    assert runs(host, TRIES_SHORTLY, before, 5555, peer) == before
+    host.does(f"ip address add {new} dev cable nodad; ip address del {old} dev cable")
+    host.does(f"ip route replace default via {router}")
+    assert runs(host, TRIES_SHORTLY, after, 5555, peer) == after
     if killed:
         (worker,) = [member for member in tree(pasta.pid) if name(member) == "pasta-worker"]
         kill(worker)
-        assert runs(host, TRIES_SHORTLY, "10.6.0.7", 5555) == "10.6.0.7"
+        assert runs(host, TRIES_SHORTLY, after, 5555, peer) == after
     server.kill()
     server.communicate()

@@ -527,6 +527,11 @@ const struct lg_seen *script_seen(void)
     return &world.engine.seen;
 }
 
+void script_place_guest(const struct lg_seen *seen)
+{
+    engine_place_guest(&world.engine, seen);
+}
+
 bool script_memory_fault(void)
 {
     return world.engine.memory_fault;

@@ -336,6 +336,20 @@ def test_peers_reach_the_guest_where_it_was_seen_last(port: Port) -> None:
     assert destination(port) == used
 
 
+def test_a_guest_that_was_moved_is_not_where_its_old_connections_still_send_from(port: Port) -> None:
+    """A namespace gets other addresses without a word. What it shows by itself counts after that as before."""
+    world, placed = port.world, mapped16(HERE[port.family])
+    port.guest_sends(b"from where it was")
+    seen = ffi.new("struct lg_seen *", world.seen[0])
+    ffi.memmove(getattr(seen, f"addr{port.family}"), placed, 16)
+    lib.script_place_guest(seen)
+    port.guest_sends(b"from there, still")
+    assert mapped16(destination(port)) == placed
+    used = moves(world, port.family)
+    world.advance(31)
+    assert destination(port) == used
+
+
 def test_an_address_that_is_only_for_asking_for_another_is_not_the_guests(world: World) -> None:
     """muvm's guest makes one up for its DHCP; a server in it that waits for its first peer sends nothing after that."""
     made_up = address("169.254.1.1")

@@ -172,6 +172,11 @@ void engine_place_guest(struct engine *engine, const struct lg_seen *seen)
     engine->seen_changed = true;
 }
 
+static bool was_there(const struct engine *engine, const address *source)
+{
+    return address_equal(source, &engine->former4) || address_equal(source, &engine->former6);
+}
+
 static void see_address(struct engine *engine, const address *source, const uint8_t *mac)
 {
     uint8_t *known = place_of(engine, source);
@@ -186,7 +191,8 @@ static void see_address(struct engine *engine, const address *source, const uint
     const uint8_t *own = flag == LG_VIEW_FIXED4 ? view->guest4 : view->guest6;
     bool fixed = view->flags & flag && !memcmp(known, own, sizeof(source->byte));
 
-    if (known && !fixed && !address_equal(source, &engine->former4) && !address_equal(source, &engine->former6))
+    /* Almost every frame comes from where the last one did. */
+    if (known && !fixed && memcmp(known, source->byte, sizeof(source->byte)) && !was_there(engine, source))
         see_bytes(engine, known, source->byte, sizeof(source->byte));
 }
 

@@ -61,6 +61,8 @@ _IPV4 = b"\x08\x00"
 _NEXT_HEADER = slice(20, 21)  # of IPv6
 _UDP = bytes((PROTOCOL_UDP,))
 
+_FORMER_MAX = 8  # views; a worker remembers as many addresses
+
 
 def run(control: Control) -> int:
     """The life of the process; its exit status."""
@@ -82,6 +84,7 @@ class Control:
         self._start = start
         self._log = start.log
         self._view, self._version = start.view, 1
+        self._former: list[Assignments] = []  # whose addresses were taken from the guest; a new worker learns so which
         self._watch: HostWatch | None = None
         self._outage = Outage(start.reach)
         self._neighbours: Neighbours | None = None
@@ -262,7 +265,8 @@ class Control:
             self.emit("link.attach", link="tap")
 
     async def _configure(self, worker: WorkerChannels) -> None:
-        await worker.net_view(self._view.pack(self._version))
+        for view in (*self._former, self._view):
+            await worker.net_view(view.pack(self._version))
         await self._tell_neighbours(worker)
         await self._tell_agent(worker)
         await self._forwards.restore(worker)
@@ -398,8 +402,10 @@ class Control:
             return
         before, self._view, self._version = self._view, view, self._version + 1
         device = None if self._start.inside is None else self._start.inside.device
-        seen = device.seen if device is not None and device.moved(view) else b""
-        self._spawn(self._tell_network(self._worker, seen=seen))
+        if device is not None and device.ours and (before.guest4, before.guest6) != (view.guest4, view.guest6):
+            device.follow(view)
+            self._former = [*self._former, before][-_FORMER_MAX:]
+        self._spawn(self._tell_network(self._worker))
         if self._neighbours is not None:
             self._look_at_neighbours()  # perhaps of another interface
         self.emit("network.change", **{name: _shown(value) for name, value in changes.items()})
@@ -430,15 +436,10 @@ class Control:
         if self._neighbours is not None and self._neighbours.entries:
             await worker.neighbours(Mirror(self._neighbours.entries, self._view))
 
-    async def _tell_network(
-        self, worker: WorkerChannels, new: Mapping[bytes, bytes] = MappingProxyType({}), seen: bytes = b""
-    ) -> None:
-        """Also the guest, of neighbours that are new: once the worker answers for them in the same way. `seen`: an
-        lg_seen, where the guest has moved without a word."""
+    async def _tell_network(self, worker: WorkerChannels, new: Mapping[bytes, bytes] = MappingProxyType({})) -> None:
+        """Also the guest, of neighbours that are new: once the worker answers for them in the same way."""
         try:
             await worker.net_view(self._view.pack(self._version))
-            if seen:
-                await worker.seen(seen)
             if self._neighbours is not None:
                 await worker.neighbours(Mirror(self._neighbours.entries, self._view))
             for frame in neighbour.announcements(self._view, new) if self._attached else ():

@@ -184,11 +184,11 @@ class NamespaceLink:
     def make_spawner(self, warn: Callable[[str], None], may_reach: Callable[[int], bool]) -> None:
         """Nothing here needs ssh."""
 
-    def follow(self, host: HostNet, log: Log) -> None:
+    def follow(self, host: HostNet, before: Assignments, log: Log) -> None:
         """The host's network has changed: so does the namespace's."""
         if self._plan is None or self._agent is None:
             return
-        plan = interface_plan.plan(self._spec, host)
+        plan = interface_plan.plan(self._spec, host, (before.guest4, before.guest6))
         request = agent_records.pack_plan(plan)
         if request == agent_records.pack_plan(self._plan):
             return

@@ -134,7 +134,7 @@ class SocketLink:
     def make_spawner(self, warn: Callable[[str], None], may_reach: Callable[[int], bool]) -> None:
         """Nothing here needs ssh."""
 
-    def follow(self, host: HostNet, log: Log) -> None:
+    def follow(self, host: HostNet, before: Assignments, log: Log) -> None:
         """The host's network has changed: the guest is told of it over the link."""
 
     def settings(self) -> dict[str, Any]:

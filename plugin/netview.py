@@ -51,6 +51,7 @@ VIEW_FIXED6 = 2048
 VIEW_FREEBIND = 4096
 VIEW_SPLICE = 8192
 VIEW_SPLICE_LOOPBACK = 16384
+VIEW_PLACED = 262144
 
 _ALL_OF_IPV6 = VIEW_IPV6 | VIEW_NDP | VIEW_RA | VIEW_DHCPV6 | VIEW_MAP_ROUTER | VIEW_FIXED6
 
@@ -358,6 +359,7 @@ def _flags(spec: NetworkSpec, dhcp_impossible: bool, has_address6: bool) -> int:
         (VIEW_FREEBIND, spec.freebind),
         (VIEW_SPLICE, spec.namespace is not None and not spec.namespace.no_splice),
         (VIEW_SPLICE_LOOPBACK, spec.namespace is not None and spec.namespace.host_lo_to_ns_lo),
+        (VIEW_PLACED, spec.namespace is not None and spec.namespace.config_net),
     )
     return sum(flag for flag, on in chosen if on)
 

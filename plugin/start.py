@@ -362,7 +362,7 @@ class Start:
     def _reassign(self, before: Assignments) -> tuple[Assignments, int]:
         """In control, when something has changed on the host."""
         self.host = netview.look_again(self.spec, self.host)
-        self.link.follow(self.host, self.log)
+        self.link.follow(self.host, before, self.log)
         return netview.follow(self.spec, self.host, before), netview.reach(self.spec, self.host)
 
 

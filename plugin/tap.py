@@ -60,8 +60,6 @@ class TapServer:
         if self._device is None:
             return
         try:
-            if self._device.former:
-                await worker.seen(self._device.former)
             await worker.seen(self._device.seen)
             await worker.tap_attach(self._device.fd, self._device.uso)
         except WorkerGone:

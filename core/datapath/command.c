@@ -60,7 +60,7 @@ static int run_net_view(struct worker *worker, struct request *request)
 
     if (view->mtu < 68 || view->mtu > 65535) /* RFC 791, 3.2; a frame's length field */
         return -EINVAL;
-    worker->engine.view = *view;
+    engine_take_view(&worker->engine, view);
     return 0;
 }
 
@@ -301,7 +301,8 @@ static int run_listen_target(struct worker *worker, struct request *request)
 
 static int run_seen(struct worker *worker, struct request *request)
 {
-    engine_place_guest(&worker->engine, &request->command->seen.seen);
+    worker->engine.seen = request->command->seen.seen;
+    worker->engine.seen_changed = true;
     return 0;
 }
 

@@ -42,6 +42,7 @@
 #define LG_VIEW_VIRTUAL 32768     /* the network is made up: who cannot be reached resets, and whatever is in its subnet
                                    * is the gateway's, a guest's, or mapped below; of no other address is a guest */
 #define LG_VIEW_LINK_LOCAL4 65536 /* of such a network: 169.254.0.0/16 may be reached, and metadata by IPv6 */
+#define LG_VIEW_PLACED 262144     /* the guest has guest4 and guest6 as soon as they are told: they are set for it */
 #define LG_VIEW_HOST_PORTS 131072 /* and of the host's loopback no more than host_port */
 
 #define LG_SHARED_MAX 16
@@ -138,7 +139,7 @@ struct lg_neighbours {
 #define LG_CMD_LISTEN 17 /* lg_cmd_listen and that many listening sockets: what connects to them reaches the guest */
 #define LG_CMD_LISTEN_CLOSE 18 /* lg_cmd_value: first slot | how many << 32, slots without a socket among them: closes
                                 * what is there. Connections go on, flows of their datagrams end. */
-#define LG_CMD_SEEN 19 /* lg_cmd_seen: where the guest is, which this worker has not seen, or not yet */
+#define LG_CMD_SEEN 19 /* lg_cmd_seen: what another worker, elsewhere, has seen of the guest that comes here */
 #define LG_CMD_FLOWS_FREEZE 20 /* lg_cmd_value: cursor; reply is lg_frozen_page and the sockets of its flows, in order */
 #define LG_CMD_FLOWS_THAW 21   /* lg_cmd_value: id of a frozen flow, 0 all of them: they go on where they stood */
 #define LG_CMD_FLOWS_FORGET 22 /* lg_cmd_value: the same; their sockets are closed, and the guest is not told */

@@ -162,19 +162,37 @@ static uint8_t *place_of(struct engine *engine, const address *a)
     return address_is_link_local(a) ? engine->seen.link_local : engine->seen.addr6;
 }
 
-void engine_place_guest(struct engine *engine, const struct lg_seen *seen)
+static bool is_withdrawn(const struct engine *engine, const address *a)
 {
-    if (memcmp(engine->seen.addr4, seen->addr4, sizeof(seen->addr4)))
-        engine->former4 = address_from(engine->seen.addr4);
-    if (memcmp(engine->seen.addr6, seen->addr6, sizeof(seen->addr6)))
-        engine->former6 = address_from(engine->seen.addr6);
-    engine->seen = *seen;
-    engine->seen_changed = true;
+    for (unsigned i = 0; i < ENGINE_WITHDRAWN; i++)
+        if (address_equal(&engine->withdrawn[i], a))
+            return true;
+    return false;
 }
 
-static bool was_there(const struct engine *engine, const address *source)
+/* From `old` to `now`, of one family; unset: it has none. */
+static void move_guest(struct engine *engine, uint8_t seen[16], const uint8_t old[16], const uint8_t now[16])
 {
-    return address_equal(source, &engine->former4) || address_equal(source, &engine->former6);
+    const address from = address_from(old);
+
+    if (address_is(now, &from))
+        return;
+    for (unsigned i = 0; i < ENGINE_WITHDRAWN; i++)
+        if (address_is(now, &engine->withdrawn[i]))
+            engine->withdrawn[i] = (address){{0}};
+    if (!address_is_unset(&from))
+        engine->withdrawn[engine->withdrawn_next++ % ENGINE_WITHDRAWN] = from;
+    if (address_is(seen, &from))
+        see_bytes(engine, seen, now, sizeof(from.byte));
+}
+
+void engine_take_view(struct engine *engine, const struct lg_net_view *view)
+{
+    if (view->flags & LG_VIEW_PLACED) {
+        move_guest(engine, engine->seen.addr4, engine->view.guest4, view->guest4);
+        move_guest(engine, engine->seen.addr6, engine->view.guest6, view->guest6);
+    }
+    engine->view = *view;
 }
 
 static void see_address(struct engine *engine, const address *source, const uint8_t *mac)
@@ -192,7 +210,7 @@ static void see_address(struct engine *engine, const address *source, const uint
     bool fixed = view->flags & flag && !memcmp(known, own, sizeof(source->byte));
 
     /* Almost every frame comes from where the last one did. */
-    if (known && !fixed && memcmp(known, source->byte, sizeof(source->byte)) && !was_there(engine, source))
+    if (known && !fixed && memcmp(known, source->byte, sizeof(source->byte)) && !is_withdrawn(engine, source))
         see_bytes(engine, known, source->byte, sizeof(source->byte));
 }
 
@@ -522,5 +540,7 @@ uint64_t engine_next_ms(const struct engine *engine)
 
     if (!list_empty(&engine->ready))
         return engine->now_ms;
+    if (engine->accept_owed && engine->accept_ms < wanted)
+        wanted = engine->accept_ms;
     return timer < wanted ? timer : wanted;
 }

@@ -19,6 +19,7 @@
 enum engine_limits {
     EVENTS_PER_WAIT = 64,
     ENGINE_LISTENER_FIRST = 1 << 16, /* what epoll carries for the first listener; below it are the loop's own */
+    ENGINE_WITHDRAWN = 8,            /* the last ones; connections from such an address do not live for long */
     BATCHES_PER_STEP = 8,            /* then the sockets have their turn */
     UNREACHABLE_SLOTS = 64,
     /* A guest sends datagrams one way, each with a kick: after so many steps in a row, with so little time from one datagram
@@ -75,8 +76,9 @@ struct engine {
     struct lg_neighbours neighbours;
     struct lg_seen seen;
     bool seen_changed;
-    address former4, former6; /* of a guest that was moved: what still comes from there does not say where it is */
-    uint64_t sought_ms;       /* when the guest was asked for its MAC address; 0 never */
+    address withdrawn[ENGINE_WITHDRAWN]; /* from a guest: what still comes from there does not say where it is */
+    unsigned withdrawn_next;
+    uint64_t sought_ms; /* when the guest was asked for its MAC address; 0 never */
     uint64_t *counters;
     struct wheel wheel;
     uint64_t shared_ms; /* when timers that need not be exact will fire next: others that are due about then join in */
@@ -103,8 +105,9 @@ struct engine {
     struct datagram_arrivals arrivals;
     struct datagram_inbox relayed; /* empty between two steps: what is joined waits for nobody */
     bool no_ping_told;
-    bool accept_owed; /* a peer found no descriptor, while there were so many sockets of flows */
+    bool accept_owed; /* a peer found no descriptor, while there were so many sockets of flows; tried again then */
     uint32_t accept_sockets;
+    uint64_t accept_ms;
     uint64_t full_told_ms;       /* when it was told that the table is full; 0 never */
     uint64_t unanswered_told_ms; /* and that a guest took no connection */
     uint32_t icmp_left;          /* errors of datagrams that may be told in the second that began at icmp_ms */
@@ -253,9 +256,9 @@ const uint8_t *neighbour_mac(const struct engine *engine, const address *of);
  * else of it. What it sends from counts more. */
 void engine_see_tentative(struct engine *engine, const address *target);
 
-/* Where the guest is from now on, which it has not shown itself. Connections that it has from before go on sending from
- * where it was: that is no news any more. */
-void engine_place_guest(struct engine *engine, const struct lg_seen *seen);
+/* What holds from now on. A guest that has its addresses by us (LG_VIEW_PLACED) is where it is led to, unless it has
+ * shown another address, and no more at the one that was taken from it. */
+void engine_take_view(struct engine *engine, const struct lg_net_view *view);
 
 /* The addresses of a packet from `source`, which the guest knows the peer by, to `destination`. */
 void engine_path(const struct engine *engine, const address *source, const address *destination,

@@ -14,6 +14,7 @@
 
 enum listener_limits {
     LISTENERS_MAX = LG_LISTEN_SLOTS, /* a table of addresses, whose pages the kernel fills as they are touched */
+    ACCEPT_AGAIN_MS = 1000,          /* after there was no descriptor */
     ACCEPTS_PER_TURN = 256,          /* of one socket, whose backlog holds 4096: then others have their turn */
 };
 

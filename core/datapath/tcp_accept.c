@@ -71,12 +71,14 @@ static void take_connection(struct engine *engine, const struct listener *listen
         turn_away(engine, fd);
 }
 
-/* None is left: the backlog keeps who is there for the next edge, or until a flow has given one back. */
+/* None is left: the backlog keeps who is there for the next edge, or until a flow has given one back; and for a second at
+ * most, since what was short, and whose it is, is not told. */
 static void await_descriptor(struct engine *engine)
 {
     count(engine, C_tcp_accept_failed);
     engine->accept_owed = true;
     engine->accept_sockets = engine->flows.sockets;
+    engine->accept_ms = engine->now_ms + ACCEPT_AGAIN_MS;
 }
 
 void tcp_accept(struct engine *engine, const struct listener *listener)
@@ -100,7 +102,9 @@ void tcp_accept(struct engine *engine, const struct listener *listener)
 
 void tcp_accept_again(struct engine *engine)
 {
-    if (!engine->accept_owed || engine->flows.sockets >= engine->accept_sockets)
+    bool given_back = engine->flows.sockets < engine->accept_sockets;
+
+    if (!engine->accept_owed || !(given_back || engine->now_ms >= engine->accept_ms))
         return;
     engine->accept_owed = false;
     for (uint32_t slot = 0; slot < engine->listeners.used; slot++) {

@@ -27,25 +27,20 @@ if TYPE_CHECKING:
 class Device:
     """A tap device that is set up: its descriptor, and what its namespace is seen by, before it has sent anything."""
 
-    __slots__ = ("_ours", "fd", "former", "seen", "uso")
+    __slots__ = ("fd", "ours", "seen", "uso")
 
     def __init__(self, fd: int, uso: bool, seen: bytes, *, ours: bool) -> None:
         self.fd = fd
         self.uso = uso  # it takes and gives several datagrams in one frame
         self.seen = seen  # a whole lg_seen
-        self.former = b""  # and that before, if it has been moved
-        self._ours = ours  # it has the addresses that we gave it, and has others as soon as we say so
+        self.ours = ours  # it has the addresses that we gave it, and has others as soon as we say so
 
-    def moved(self, view: Assignments) -> bool:
-        """Whether it is seen by other addresses from now on. What serves, and never asks, is to be found there."""
+    def follow(self, view: Assignments) -> None:
+        """It has these now: the next worker is told so."""
         from lockgate.core import channel
 
         seen = channel.Seen(self.seen)
-        now = channel.pack_seen(seen.mac, view.guest4, view.guest6, seen.link_local)
-        if not self._ours or now == self.seen:
-            return False
-        self.former, self.seen = self.seen, now
-        return True
+        self.seen = channel.pack_seen(seen.mac, view.guest4, view.guest6, seen.link_local)
 
 
 class Inside:

@@ -79,9 +79,10 @@ def name(spec: NetworkSpec, host: hostnet.HostNet) -> str:
     return next((one.template.interface for one in families if one.template is not None), NAME_WITHOUT_TEMPLATE)
 
 
-def plan(spec: NetworkSpec, host: hostnet.HostNet) -> Plan:
-    """Raises hostnet.InterfaceError."""
-    families = _families(spec, host)
+def plan(spec: NetworkSpec, host: hostnet.HostNet, keep: tuple[bytes, bytes] = (UNSET, UNSET)) -> Plan:
+    """`keep` are the addresses of IPv4 and IPv6 by which it was known until now: it stays known by them as long as the
+    host has them, as netview.follow has it. Raises hostnet.InterfaceError."""
+    families = _families(spec, host, keep)
     alone = all(family.local for family in families)
     copies = spec.namespace or NamespaceSpec()
     for family in families:
@@ -93,14 +94,17 @@ def plan(spec: NetworkSpec, host: hostnet.HostNet) -> Plan:
     return Plan(spec.mtu, tuple(addresses[:ADDRESSES_MAX]), tuple(routes))
 
 
-def _families(spec: NetworkSpec, host: hostnet.HostNet) -> list[_Family]:
+def _families(
+    spec: NetworkSpec, host: hostnet.HostNet, keep: tuple[bytes, bytes] = (UNSET, UNSET)
+) -> list[_Family]:
     """Those that are wanted; without a template if the host's network is of no use to the namespace, which netview.py
     decides likewise."""
     families = []
-    for number, wanted in ((_socket.AF_INET, spec.ipv4), (_socket.AF_INET6, spec.ipv6)):
+    both = (_socket.AF_INET, spec.ipv4, keep[0]), (_socket.AF_INET6, spec.ipv6, keep[1])
+    for number, wanted, kept_address in both:
         if wanted.enabled:
             named = spec.interface or wanted.outbound_interface
-            template = hostnet.choose_template(*host.tables, number, named)
+            template = hostnet.choose_template(*host.tables, number, named, kept_address)
             kept = bool(named) and number == _socket.AF_INET
             if template is not None and template.address == wanted.address == UNSET and not kept:
                 template = None
@@ -136,9 +140,9 @@ def _copied_addresses(
     """A --netmask is about the address that the guest is known by. If all are of link scope, that one is copied."""
     copied = []
     for one in addresses:
-        if one.index != template.index or one.family != family.number or one.flags & _UNUSABLE:
-            continue
         known = one.address == template.address
+        if one.index != template.index or one.family != family.number or (one.flags & _UNUSABLE and not known):
+            continue
         if address.is_loopback(one.address) or (one.scope >= netlink.SCOPE_LINK and not known):
             continue
         prefix = one.prefix

@@ -527,9 +527,9 @@ const struct lg_seen *script_seen(void)
     return &world.engine.seen;
 }
 
-void script_place_guest(const struct lg_seen *seen)
+void script_take_view(const struct lg_net_view *view)
 {
-    engine_place_guest(&world.engine, seen);
+    engine_take_view(&world.engine, view);
 }
 
 bool script_memory_fault(void)

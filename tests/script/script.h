@@ -142,7 +142,7 @@ int script_gateway_serve(const uint8_t *head, uint32_t head_length, uint32_t len
 int script_gateway_dial(const uint8_t guest[16], uint16_t guest_port, uint16_t gateway_port, int fd);
 bool script_memory_fault(void);
 const struct lg_seen *script_seen(void);
-void script_place_guest(const struct lg_seen *seen);
+void script_take_view(const struct lg_net_view *view);
 
 /* What is still held, in words; empty: nothing, as it should be after the last flow. */
 const char *script_left(void);

@@ -325,6 +325,19 @@ def test_who_found_no_descriptor_is_let_in_once_a_flow_has_given_one_back(host: 
     assert not lib.fake_socket_at(waiting).closed
 
 
+def test_who_found_no_descriptor_is_let_in_after_a_while_if_no_flow_had_any(host: Host) -> None:
+    """Others hold them, or there was no memory: nothing tells when that is over, and nobody spins until then."""
+    world = host.world
+    world.fail_next("accept", errno.EMFILE)
+    host.peer_connects()
+    assert not world.inbox and world.next_ms - world.now_ms == 1000
+    world.fail_next("accept", errno.EMFILE)
+    world.advance(1)
+    assert not world.inbox and world.counter("tcp_accept_failed") == 2
+    world.advance(1)
+    assert host.segment().flags == SYN
+
+
 @pytest.mark.world(flow_limit=BACKLOG)
 def test_more_peers_at_once_than_one_turn_takes_are_all_served(host: Host) -> None:
     """The edge that told of the first was also that of the last."""

@@ -336,18 +336,37 @@ def test_peers_reach_the_guest_where_it_was_seen_last(port: Port) -> None:
     assert destination(port) == used
 
 
+def assign(world: World, family: int, guest: bytes) -> None:
+    """To a guest whose addresses are set for it."""
+    world.view.flags |= lib.LG_VIEW_PLACED
+    view = ffi.new("struct lg_net_view *", world.view[0])
+    ffi.memmove(getattr(view, f"guest{family}"), mapped16(guest), 16)
+    lib.script_take_view(view)
+
+
 def test_a_guest_that_was_moved_is_not_where_its_old_connections_still_send_from(port: Port) -> None:
-    """A namespace gets other addresses without a word. What it shows by itself counts after that as before."""
-    world, placed = port.world, mapped16(HERE[port.family])
+    """A namespace gets other addresses without a word, more than once. What it shows by itself counts as before."""
+    world, family = port.world, port.family
     port.guest_sends(b"from where it was")
-    seen = ffi.new("struct lg_seen *", world.seen[0])
-    ffi.memmove(getattr(seen, f"addr{port.family}"), placed, 16)
-    lib.script_place_guest(seen)
-    port.guest_sends(b"from there, still")
-    assert mapped16(destination(port)) == placed
-    used = moves(world, port.family)
+    for other in (HERE[family], MAPPED[family]):
+        assign(world, family, other)
+        port.guest_sends(b"from there, still")
+        assert destination(port) == other
+    used = moves(world, family)
     world.advance(31)
     assert destination(port) == used
+    assign(world, family, GUEST[family])
+    assert destination(port) == used
+    port.guest_sends(b"from where it is again")
+    assert destination(port) == GUEST[family]
+
+
+def test_an_address_that_a_guest_has_chosen_outlives_a_change_of_those_that_it_was_given(world: World) -> None:
+    """Of either family. Cause: both were placed when one had changed, and what was seen until then counted no more."""
+    used = {version: moves(world, version) for version in (4, 6)}
+    assign(world, 6, HERE[6])
+    for version in (4, 6):
+        assert destination(Port(world, version, version)) == used[version]
 
 
 def test_an_address_that_is_only_for_asking_for_another_is_not_the_guests(world: World) -> None:

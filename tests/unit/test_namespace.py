@@ -57,6 +57,21 @@ def test_all_that_an_ordinary_host_has_is_copied() -> None:
         one.protocol, one.priority = 0, 0
 
 
+@pytest.mark.parametrize("copy_addrs", [True, False])
+def test_a_namespace_stays_known_by_an_address_while_the_host_has_it(copy_addrs: bool) -> None:
+    """Even one that is deprecated, or that would not be chosen any more: peers are led there. Cause: they were, and the
+    namespace had another."""
+    known, fresh = own(ETH0, "2001:db8::7/64"), own(ETH0, "2001:db8::77/128")
+    known.flags |= netlink.ADDRESS_DEPRECATED
+    spec = asked(namespace=NamespaceSpec())
+    assert spec.namespace is not None
+    spec.namespace.copy_addrs = copy_addrs
+    records = host(known, fresh, route("::/0", (ETH0, "fe80::a")))
+    now = interface_plan.plan(spec, records, (UNSET, known.address))
+    assert f"{to_text(known.address)}/64" in addresses(now)
+    assert f"{to_text(known.address)}/64" not in addresses(interface_plan.plan(spec, records))
+
+
 def test_addresses_come_in_the_hosts_order() -> None:
     """Of IPv6 the last is added first, as the kernel puts each before the others. Labels and lifetimes are not kept."""
     plan = planned(

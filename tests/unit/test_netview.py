@@ -240,6 +240,14 @@ def test_the_hosts_loopback_leads_into_a_namespace(options: str, flags: int) -> 
     assert netview.assign(passt(), host(*ORDINARY)).flags & both == 0
 
 
+@pytest.mark.parametrize(("options", "flag"), [("", 0), ("--config-net", netview.VIEW_PLACED)])
+def test_a_namespace_that_is_configured_has_its_addresses_at_once(options: str, flag: int) -> None:
+    """Any other guest takes them when it likes."""
+    spec = pasta.parse(["--netns", "blue", *options.split()], "pasta")
+    assert netview.assign(spec, host(*ORDINARY)).flags & netview.VIEW_PLACED == flag
+    assert netview.assign(passt(), host(*ORDINARY)).flags & netview.VIEW_PLACED == 0
+
+
 def test_a_namespace_with_loopback_alone_is_given_nothing() -> None:
     """So that whoever comes from elsewhere is refused at once."""
     spec = pasta.parse("--netns blue --splice-only --dns-forward 192.0.2.53".split(), "pasta")
@@ -433,10 +441,10 @@ int main(void)
     FIELD(outbound4); FIELD(outbound6); FIELD(outbound_if4); FIELD(outbound_if6);
     FIELD(shared);
     printf("%zu ", sizeof(struct lg_net_view));
-    printf("%d %d %d %d %d %d %d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6,
+    printf("%d %d %d %d %d %d %d %d %d %d %d %d %d %d %d %d\\n", LG_VIEW_IPV4, LG_VIEW_IPV6,
            LG_VIEW_TCP, LG_VIEW_UDP, LG_VIEW_ICMP,
            LG_VIEW_NDP, LG_VIEW_DHCP, LG_VIEW_RA, LG_VIEW_DHCPV6, LG_VIEW_MAP_ROUTER, LG_VIEW_FIXED4, LG_VIEW_FIXED6,
-           LG_VIEW_FREEBIND, LG_VIEW_SPLICE, LG_VIEW_SPLICE_LOOPBACK);
+           LG_VIEW_FREEBIND, LG_VIEW_SPLICE, LG_VIEW_SPLICE_LOOPBACK, LG_VIEW_PLACED);
 }
 """
 
@@ -465,7 +473,7 @@ def test_the_packed_view_has_the_layout_of_the_header(tmp_path: Path) -> None:
     assert [packed[offset : offset + size] for offset, size in fields] == expected
     assert len(packed) == numbers[count]
     flags = ["IPV4", "IPV6", "TCP", "UDP", "ICMP", "NDP", "DHCP", "RA", "DHCPV6"]
-    flags += ["MAP_ROUTER", "FIXED4", "FIXED6", "FREEBIND", "SPLICE", "SPLICE_LOOPBACK"]
+    flags += ["MAP_ROUTER", "FIXED4", "FIXED6", "FREEBIND", "SPLICE", "SPLICE_LOOPBACK", "PLACED"]
     assert [getattr(netview, f"VIEW_{name}") for name in flags] == numbers[count + 1 :]
 
 

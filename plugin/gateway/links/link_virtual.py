@@ -111,7 +111,7 @@ class VirtualLink:
             warn(NOT_INSTALLED)
         return spawner
 
-    def follow(self, host: HostNet, log: Log) -> None:
+    def follow(self, host: HostNet, before: Assignments, log: Log) -> None:
         """The network is made up: nothing of it changes with the host's."""
 
     def settings(self) -> dict[str, Any]:

@@ -28,6 +28,22 @@ while True:
     end.sendall(end.getsockname()[0].encode())
     end.close()
 """
+# Sends one datagram from the address for each that comes to its port on loopback; of IPv6 also when it is gone.
+TALKS = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+asked, talks = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.socket(family, socket.SOCK_DGRAM)
+asked.bind(("127.0.0.1", 0))
+talks.bind((sys.argv[1], 0))
+print(asked.getsockname()[1], flush=True)
+while True:
+    _, peer = asked.recvfrom(100)
+    try:
+        talks.sendto(b"still here", ("fd0a::1" if ":" in sys.argv[1] else "10.10.10.10", 9))
+    except OSError:
+        pass
+    asked.sendto(b"sent", peer)
+"""
 TRIES_SHORTLY = """
 import socket, sys, time
 came, end_of_patience = "", time.monotonic() + 10
@@ -247,10 +263,11 @@ def test_the_hosts_changes_reach_the_container(pasta: Pasta, host: Namespace, co
 def test_a_container_that_only_serves_is_reached_at_the_address_that_the_host_gives_it(
     pasta: Pasta, host: Namespace, container: Namespace, old: str, new: str, router: str, peer: str, killed: bool
 ) -> None:
-    """It has sent nothing from there yet: until it did, it was looked for at the address that it had before."""
+    """It has sent nothing from there yet, and may have sockets that go on sending from where it was before."""
     before, after = old.partition("/")[0], new.partition("/")[0]
     host.does(f"ip address add {peer} dev lo")
     server, _ = serves(container, ANSWERS_SHORTLY, "::" if ":" in old else "0.0.0.0", 80)
+    talker, asked = serves(container, TALKS, before)
     assert runs(host, TRIES_SHORTLY, before, 5555, peer) == before
     host.does(f"ip address add {new} dev cable nodad; ip address del {old} dev cable")
     host.does(f"ip route replace default via {router}")
@@ -259,5 +276,8 @@ def test_a_container_that_only_serves_is_reached_at_the_address_that_the_host_gi
         (worker,) = [member for member in tree(pasta.pid) if name(member) == "pasta-worker"]
         kill(worker)
         assert runs(host, TRIES_SHORTLY, after, 5555, peer) == after
-    server.kill()
-    server.communicate()
+    assert runs(container, ASK, "127.0.0.1", asked) == "sent"
+    assert runs(host, TRIES_SHORTLY, after, 5555, peer) == after
+    for one in (server, talker):
+        one.kill()
+        one.communicate()
